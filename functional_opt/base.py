@@ -1,0 +1,125 @@
+"""The core type: a pure `(init, update)` pair over pytrees, which is also a value.
+
+State is a `NamedTuple` with Optax's field names. A step is::
+
+    updates, state = tx.update(grads, state, params)
+    params = apply_updates(params, updates)
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .tree import Tree, cast_like, is_nothing, narrow, widen, zip_leaves
+from .value import show, static, value
+
+transformation = value
+"""Decorates a subclass of `GradientTransformation`: a frozen dataclass, hyperparameters its leaves."""
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that keeps none."""
+
+
+class GradientTransformation:
+    """A pure `(init, update)` pair over pytrees; `init, update = tx` unpacks it.
+
+    `GradientTransformation(init, update)` makes one from two functions. Classes that `@transformation`
+    decorates are the usual way: their hyperparameters are leaves of the transformation itself.
+
+    >>> flip = GradientTransformation(lambda params: EmptyState(), lambda u, s, p=None: (jax.tree.map(jnp.negative, u), s))
+    >>> updates, state = flip.update({"w": jnp.ones(2)}, flip.init(None))
+    >>> updates["w"].tolist()
+    [-1.0, -1.0]
+    """
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(_Pair if cls is GradientTransformation else cls)
+
+    def __init__(self, init: Any = None, update: Any = None):
+        """Nothing here: `_Pair` keeps the two functions, a subclass its fields."""
+
+    def init(self, params: Tree) -> Any:
+        """The state before the first step, for `params` or anything of their shapes and dtypes."""
+        raise NotImplementedError
+
+    def update(self, updates: Tree, state: Any, params: Tree = None, **extra) -> tuple[Tree, Any]:
+        """One step: `(updates, state)`, to be added to the params and to be passed to the next step."""
+        raise NotImplementedError
+
+    def __iter__(self):
+        return iter((self.init, self.update))
+
+
+@transformation
+class _Pair(GradientTransformation):
+    """Two functions; the dtypes of their state are held fixed, and they get the extra arguments they take."""
+
+    init_fn: Callable = static()
+    update_fn: Callable = static()
+
+    def __init__(self, init: Callable, update: Callable):
+        for name, fn in (("init", init), ("update", update)):
+            if not callable(fn):
+                raise TypeError(f"{name} must be a function, got {fn!r}")
+        object.__setattr__(self, "init_fn", init)
+        object.__setattr__(self, "update_fn", update)
+
+    def init(self, params):
+        return self.init_fn(params)
+
+    def update(self, updates, state, params=None, **extra):
+        taken = inspect.signature(self.update_fn).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            extra = {name: x for name, x in extra.items() if name in taken}
+        updates, new_state = self.update_fn(updates, state, params, **extra)
+        return updates, cast_like(new_state, state)
+
+    def __repr__(self):
+        return f"GradientTransformation({show(self.init_fn)}, {show(self.update_fn)})"
+
+
+def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
+    """Ours as it is; anything else with `.init` and `.update` (an Optax transformation) wrapped."""
+    if isinstance(tx, GradientTransformation):
+        return tx
+    if callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None)) and not isinstance(tx, type):
+        return GradientTransformation(tx.init, tx.update)
+    hint = f"; call it: {tx.__name__}(...)" if callable(tx) and hasattr(tx, "__name__") else ""
+    raise TypeError(f"{name} must be a gradient transformation (init and update), got {tx!r}{hint}")
+
+
+def needs_params(params: Tree, who: GradientTransformation) -> None:
+    """Refuses a step without the params that a transformation reads."""
+    if params is None:
+        raise ValueError(f"{type(who).__name__} needs the params: call update(updates, state, params)")
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """`count + 1`, staying at the largest int32.
+
+    >>> int(increment(jnp.int32(2**31 - 1))) == 2**31 - 1
+    True
+    """
+    return jnp.where(count < jnp.iinfo(count.dtype).max, count + 1, count)
+
+
+def zero_count() -> jax.Array:
+    """A step count at its start: int32, shape ()."""
+    return jnp.zeros([], jnp.int32)
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """`params + updates`, leaf by leaf, in the dtype of the params.
+
+    A leaf whose update is None stays as it is. 16-bit leaves are added in float32 and rounded once.
+    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ.
+
+    >>> apply_updates({"w": jnp.ones(2), "b": jnp.zeros(1)}, {"w": jnp.full(2, 0.5), "b": None})["w"].tolist()
+    [1.5, 1.5]
+    """
+    treedef, rows = zip_leaves((updates, params), ("updates", "params"))
+    return treedef.unflatten([p if is_nothing(u) else narrow(widen(p) + widen(u), p) for u, p in rows])

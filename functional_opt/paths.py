@@ -1,0 +1,170 @@
+"""Rules by path into a pytree, for masks and labels.
+
+A path is written `encoder/layer_0/bias`. A rule's pattern matches the end of a path, one `*` or name a
+part and `**` any number of parts; a leading `/` ties it to the root:
+
+==================  =========================================================
+`bias`              every leaf named bias
+`*/bias`            the same, but not a bias that stands at the root itself
+`encoder/**`        everything below an `encoder`, at any depth
+`/head/kernel`      that one leaf
+`norm_[0-9]/*`      within a part, the wildcards of `fnmatch`
+==================  =========================================================
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+
+from .tree import Tree, is_nothing, paths
+from .value import Convert, static, value
+
+
+@value
+class PathRules:
+    """Values by path pattern, the first match wins: `PathRules({"*/bias": False, "head/**": True})`.
+
+    A dict whose keys have a `*` may stand for this wherever a mask or labels are taken; write the class
+    where no key has one. `resolve(tree)` gives the values in the shape of `tree`.
+
+    Raises ValueError if a rule matches no leaf (naming the nearest paths) or a leaf matches no rule and
+    there is no default.
+
+    >>> params = {"dense": {"kernel": 1.0, "bias": 0.0}, "head": {"bias": 0.0}}
+    >>> PathRules({"head/**": "slow", "*/bias": "off", "**": "on"}).resolve(params)
+    {'dense': {'bias': 'off', 'kernel': 'on'}, 'head': {'bias': 'slow'}}
+    """
+
+    rules: tuple[tuple[str, Any], ...] = static()
+
+    def __init__(self, rules: Any):
+        object.__setattr__(self, "rules", tuple(rules.items() if isinstance(rules, dict) else rules))
+
+    def resolve(self, tree: Tree, default: Any = None) -> Tree:
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_nothing)
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+        used, values = set(), []
+        for name in names:
+            hits = [(pattern, v) for pattern, v in self.rules if matches(pattern, name)]
+            used.update(pattern for pattern, _ in hits)
+            if not hits and default is None:
+                raise ValueError(f"no rule matches {name!r}; add a last rule '**' for all that is left")
+            values.append(hits[0][1] if hits else default)
+        for pattern, _ in self.rules:
+            if names and pattern not in used and pattern != "**":
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+                raise ValueError(f"rule {pattern!r} matches no leaf; the nearest paths are {', '.join(near)}")
+        return treedef.unflatten(values)
+
+    def __repr__(self):
+        return f"PathRules({dict(self.rules)!r})"
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a path written with `/`.
+
+    >>> matches("*/bias", "encoder/layer_0/bias"), matches("/*/bias", "encoder/layer_0/bias")
+    (True, False)
+    """
+    anchored = pattern.startswith("/")
+    parts = pattern.strip("/").split("/")
+    return _match(parts if anchored else ["**", *parts], path.split("/"))
+
+
+def _match(pattern: list[str], path: list[str]) -> bool:
+    if not pattern:
+        return not path
+    head, *tail = pattern
+    if head == "**":
+        return any(_match(tail, path[i:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], head) and _match(tail, path[1:])
+
+
+@value
+class Frozen:
+    """A pytree of plain values (bools, labels) held as structure: hashable and never traced."""
+
+    leaves: tuple = static()
+    treedef: Any = static()
+
+    def thaw(self) -> Tree:
+        return self.treedef.unflatten(self.leaves)
+
+    def __repr__(self):
+        return repr(self.thaw())
+
+
+def _selection(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> Any:
+    """A mask or labels as given, in a hashable form; `leaf` checks each value."""
+    if x is None or isinstance(x, PathRules | Frozen) or callable(x):
+        return x
+    if isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str)):
+        return PathRules({pattern: leaf(f"{name}[{pattern!r}]", v) for pattern, v in x.items()})
+    leaves, treedef = jax.tree.flatten(x)
+    return Frozen(tuple(leaf(name + p, v) for p, v in zip(paths(x), leaves, strict=True)), treedef)
+
+
+def _mask_leaf(name: str, x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer) or np.shape(x) != () or np.asarray(x).dtype != bool:
+        raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}")
+    return bool(x)
+
+
+def _label_leaf(name: str, x: Any) -> Any:
+    try:
+        hash(x)
+    except TypeError as e:
+        raise TypeError(f"{name} must be a hashable label such as a string, got {x!r}") from e
+    return x
+
+
+Mask = Annotated[Any, Convert(lambda name, x: _selection(name, x, _mask_leaf))]
+"""A tree of bools (or a prefix of one), a function from params to one, or path rules. True: transformed.
+
+Leaves that no rule of a mask matches are the opposite of the rules where these all say the same, so
+`{"*/bias": False}` is all but the biases and `{"*/kernel": True}` the kernels only.
+"""
+
+Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf))]
+"""A tree of labels (or a prefix of one), a function from params to one, or path rules."""
+
+
+def resolve_mask(mask: Any, tree: Tree) -> Tree:
+    """The mask as one bool for each leaf of `tree`, None counted as a leaf."""
+    default = None
+    if isinstance(mask, PathRules) and len(said := {v for _, v in mask.rules}) == 1:
+        default = not said.pop()
+    return _resolve("mask", mask, tree, _mask_leaf, default)
+
+
+def resolve_labels(labels: Any, tree: Tree) -> Tree:
+    """The labels as one for each leaf of `tree`, None counted as a leaf."""
+    return _resolve("param_labels", labels, tree, _label_leaf, None)
+
+
+def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any) -> Tree:
+    if callable(selection):
+        selection = _selection(name, selection(tree), leaf)
+    if isinstance(selection, PathRules):
+        return selection.resolve(tree, default)
+    prefix, treedef = selection.leaves, selection.treedef
+    try:
+        subtrees = treedef.flatten_up_to(tree)
+    except (ValueError, TypeError) as e:
+        have, want = paths(selection.thaw()), paths(tree, is_nothing)
+        lost = [p for p in want if not any(p.startswith(h) for h in have)]
+        if lost:
+            leaves = dict(zip(want, jax.tree.leaves(tree, is_leaf=is_nothing), strict=True))
+            raise ValueError(
+                f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
+            ) from e
+        strange = [h for h in have if not any(p.startswith(h) for p in want)]
+        raise ValueError(f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none") from e
+    spread = [
+        jax.tree.map(lambda _, v=v: v, sub, is_leaf=is_nothing) for v, sub in zip(prefix, subtrees, strict=True)
+    ]
+    return treedef.unflatten(spread)

@@ -1,0 +1,260 @@
+"""Values: frozen dataclasses that are pytrees, their numbers the leaves.
+
+Everything the library hands out (transformations, schedules, path rules) is such a value. It can be
+closed over or passed to a jitted function, mapped by `jax.vmap`, differentiated by `jax.grad`,
+compared, hashed, pickled, edited with `dataclasses.replace` and printed as the code that made it.
+
+What may stand in a field is said once, by its annotation::
+
+    @value
+    class scale_by_adam(GradientTransformation):
+        b1: Decay = 0.9                   # a leaf, checked to lie in [0, 1)
+        nesterov: bool = static(False)    # part of the tree's structure, never traced
+
+`checked` holds the arguments of a plain function to its annotations in the same way.
+"""
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import typing
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+
+import jax
+import numpy as np
+
+Scalar = float | jax.Array | np.ndarray
+"""A number: of Python, of NumPy, or a 0-d array, which may be traced."""
+
+_T = TypeVar("_T")
+
+
+class Range:
+    """Annotates a number that must lie in an interval, written as in a paper: `Range("[0, 1)")`.
+
+    Only numbers whose value is known are held to it: an array or a tracer passes.
+
+    >>> Range("[0, 1)").check("b2", 0.999)
+    0.999
+    >>> Range("[0, 1)").check("b2", 1.5)
+    Traceback (most recent call last):
+    ValueError: b2 must be in [0, 1), got 1.5
+    >>> Range("[0, 1)").check("b2", "0.9")
+    Traceback (most recent call last):
+    TypeError: b2 must be a number in [0, 1), got '0.9' (str)
+    """
+
+    def __init__(self, interval: str):
+        low, high = interval[1:-1].split(",")
+        self.interval, self.low, self.high = interval, float(low), float(high)
+        self.open_low, self.open_high = interval[0] == "(", interval[-1] == ")"
+
+    def check(self, name: str, x: Any) -> Any:
+        if isinstance(x, str | bytes | bool | complex | list | tuple | dict | set) or (
+            callable(x) and not isinstance(x, jax.Array)
+        ):
+            raise TypeError(f"{name} must be a number in {self.interval}, got {x!r} ({type(x).__name__})")
+        if isinstance(x, numbers.Real):
+            above = x > self.low if self.open_low else x >= self.low
+            below = x < self.high if self.open_high else x <= self.high
+            if not (above and below):
+                raise ValueError(f"{name} must be in {self.interval}, got {x}")
+        return x
+
+
+class Integer(Range):
+    """Annotates a whole number in an interval: a count of steps, say."""
+
+    def check(self, name: str, x: Any) -> Any:
+        if isinstance(x, numbers.Real) and not isinstance(x, bool) and x != int(x):
+            raise TypeError(f"{name} must be a whole number in {self.interval}, got {x!r}")
+        return super().check(name, x)
+
+
+class Convert:
+    """Annotates a field whose values are put in one form, or refused: `Convert(function of name and value)`."""
+
+    def __init__(self, check: Callable[[str, Any], Any]):
+        self.check = check
+
+
+def _to_dtype(name: str, x: Any) -> Any:
+    try:
+        return np.dtype(jax.dtypes.canonicalize_dtype(x))
+    except TypeError as e:
+        raise TypeError(f"{name} must be a dtype such as 'bfloat16', got {x!r}") from e
+
+
+Real = Annotated[Scalar, Range("[-inf, inf]")]
+Decay = Annotated[Scalar, Range("[0, 1)")]
+Fraction = Annotated[Scalar, Range("[0, 1]")]
+NonNegative = Annotated[Scalar, Range("[0, inf]")]
+Positive = Annotated[Scalar, Range("(0, inf]")]
+Count = Annotated[int, Integer("[0, inf)")]
+PositiveInt = Annotated[int, Integer("[1, inf)")]
+DType = Annotated[Any, Convert(_to_dtype)]
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field that is structure, not a number: it belongs to the treedef and must be hashable."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
+def value(cls: type[_T]) -> type[_T]:
+    """Makes a class a frozen dataclass and a pytree, its annotated fields checked.
+
+    Equality and hash go by value, also of arrays; only tracers go by identity. Rebuilding a value from
+    leaves (inside `jax.jit`, `jax.tree.map` ...) runs no checks, so leaves may be anything.
+
+    >>> @value
+    ... class shift:
+    ...     by: NonNegative
+    ...     mode: Literal["up", "down"] = static("up")
+    >>> shift(2.0, mode="down")
+    shift(2.0, mode='down')
+    >>> shift(2.0) == shift(2.0), hash(shift(2.0)) == hash(shift(2.0))
+    (True, True)
+    >>> jax.tree.map(lambda x: x + 1, shift(2.0))
+    shift(3.0)
+    """
+    own_init = "__init__" in vars(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
+    statics = tuple(f.name for f in fields if f.metadata.get("static"))
+    checks = _checks(cls)
+    if checks and not own_init:
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def checked_init(self, *args, **kwargs):
+            init(self, *args, **kwargs)
+            for name, check in checks.items():
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+
+        setattr(cls, "__init__", checked_init)  # noqa: B010
+
+    def flatten(x):
+        d = x.__dict__
+        return [d[n] for n in leaves], tuple(d[n] for n in statics)
+
+    def flatten_with_keys(x):
+        d = x.__dict__
+        return [(jax.tree_util.GetAttrKey(n), d[n]) for n in leaves], tuple(d[n] for n in statics)
+
+    def unflatten(aux, children):
+        x = object.__new__(cls)
+        x.__dict__.update(zip(statics, aux, strict=True))
+        x.__dict__.update(zip(leaves, children, strict=True))
+        return x
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    for method in (_repr, _eq, _hash):
+        name = f"_{method.__name__}__"
+        if name not in vars(cls):
+            setattr(cls, name, method)
+    return cls
+
+
+def checked(fn: Callable[..., _T]) -> Callable[..., _T]:
+    """Holds a function's arguments to their annotations, as `value` does a class's fields.
+
+    >>> @checked
+    ... def double(rate: NonNegative, up: bool = True):
+    ...     return 2 * rate
+    >>> double(-1.0)
+    Traceback (most recent call last):
+    ValueError: rate must be in [0, inf], got -1.0
+    """
+    checks, signature = _checks(fn), inspect.signature(fn)
+
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        for name, x in bound.arguments.items():
+            if name in checks:
+                bound.arguments[name] = checks[name](name, x)
+        return fn(*bound.args, **bound.kwargs)
+
+    return wrapper
+
+
+def _checks(obj: Any) -> dict[str, Callable[[str, Any], Any]]:
+    hints = typing.get_type_hints(obj, include_extras=True)
+    checks = {name: _check(hint) for name, hint in hints.items() if name != "return"}
+    return {name: check for name, check in checks.items() if check is not None}
+
+
+def _check(hint: Any) -> Callable[[str, Any], Any] | None:
+    """The check an annotation asks for, or None."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        (rule,) = (m for m in hint.__metadata__ if hasattr(m, "check"))
+        return rule.check
+    if origin in (Union, UnionType):
+        alternatives = get_args(hint)
+        found = [c for c in map(_check, alternatives) if c is not None]
+        if not found:
+            return None
+        (check,) = found
+        if type(None) in alternatives:
+            return lambda name, x: None if x is None else check(name, x)
+        return check
+    if origin is Literal:
+        return lambda name, x: _one_of(name, x, get_args(hint))
+    if hint is bool:
+        return lambda name, x: _one_of(name, x, (False, True))
+    return None
+
+
+def _one_of(name: str, x: Any, choices: tuple) -> Any:
+    if not any(x is c or (isinstance(x, str) and x == c) for c in choices):
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {x!r}")
+    return x
+
+
+def _repr(self) -> str:
+    parts, positional = [], True
+    for f in dataclasses.fields(self):
+        x = getattr(self, f.name)
+        if f.default is not dataclasses.MISSING:
+            positional = False
+            if _key(x) == _key(f.default):
+                continue
+        parts.append(show(x) if positional else f"{f.name}={show(x)}")
+    return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def show(x: Any) -> str:
+    """A field as one would type it: a dtype by its name, a function by its own."""
+    if isinstance(x, np.dtype):
+        return repr(x.name)
+    if inspect.isfunction(x):
+        return x.__qualname__
+    return repr(x)
+
+
+def _eq(self, other) -> Any:
+    return _key(self) == _key(other) if type(self) is type(other) else NotImplemented
+
+
+def _hash(self) -> int:
+    return hash(_key(self))
+
+
+def _key(x: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(x)
+    return treedef, tuple(map(_leaf_key, leaves))
+
+
+def _leaf_key(x: Any) -> Any:
+    if isinstance(x, jax.core.Tracer):
+        return id(x)
+    if isinstance(x, np.ndarray | jax.Array):
+        x = np.asarray(x)
+        return x.shape, x.dtype.name, x.tobytes()
+    return x
