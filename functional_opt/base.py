@@ -8,13 +8,13 @@ State is a `NamedTuple` with Optax's field names. A step is::
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self, cast
 
 import jax
 import jax.numpy as jnp
 
 from .tree import Tree, cast_like, is_nothing, narrow, widen, zip_leaves
-from .value import show, static, value
+from .value import Convert, Static, show, value
 
 transformation = value
 """Decorates a subclass of `GradientTransformation`: a frozen dataclass, hyperparameters its leaves."""
@@ -30,14 +30,18 @@ class GradientTransformation:
     `GradientTransformation(init, update)` makes one from two functions. Classes that `@transformation`
     decorates are the usual way: their hyperparameters are leaves of the transformation itself.
 
-    >>> flip = GradientTransformation(lambda params: EmptyState(), lambda u, s, p=None: (jax.tree.map(jnp.negative, u), s))
+    >>> def init(params):
+    ...     return EmptyState()
+    >>> def update(updates, state, params=None):
+    ...     return jax.tree.map(jnp.negative, updates), state
+    >>> flip = GradientTransformation(init, update)
     >>> updates, state = flip.update({"w": jnp.ones(2)}, flip.init(None))
     >>> updates["w"].tolist()
     [-1.0, -1.0]
     """
 
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(_Pair if cls is GradientTransformation else cls)
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        return object.__new__(cast(type[Self], _Pair) if cls is GradientTransformation else cls)
 
     def __init__(self, init: Any = None, update: Any = None):
         """Nothing here: `_Pair` keeps the two functions, a subclass its fields."""
@@ -58,8 +62,8 @@ class GradientTransformation:
 class _Pair(GradientTransformation):
     """Two functions; the dtypes of their state are held fixed, and they get the extra arguments they take."""
 
-    init_fn: Callable = static()
-    update_fn: Callable = static()
+    init_fn: Static[Callable]
+    update_fn: Static[Callable]
 
     def __init__(self, init: Callable, update: Callable):
         for name, fn in (("init", init), ("update", update)):
@@ -90,6 +94,10 @@ def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
         return GradientTransformation(tx.init, tx.update)
     hint = f"; call it: {tx.__name__}(...)" if callable(tx) and hasattr(tx, "__name__") else ""
     raise TypeError(f"{name} must be a gradient transformation (init and update), got {tx!r}{hint}")
+
+
+Transformation = Annotated[GradientTransformation, Convert(lambda name, x: as_transformation(x, name))]
+"""A field or argument that holds a transformation; a foreign one is wrapped."""
 
 
 def needs_params(params: Tree, who: GradientTransformation) -> None:

@@ -19,9 +19,10 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax import core
 
 from .tree import Tree, is_nothing, paths
-from .value import Convert, static, value
+from .value import Convert, Static, value
 
 
 @value
@@ -39,7 +40,7 @@ class PathRules:
     {'dense': {'bias': 'off', 'kernel': 'on'}, 'head': {'bias': 'slow'}}
     """
 
-    rules: tuple[tuple[str, Any], ...] = static()
+    rules: Static[tuple[tuple[str, Any], ...]]
 
     def __init__(self, rules: Any):
         object.__setattr__(self, "rules", tuple(rules.items() if isinstance(rules, dict) else rules))
@@ -88,8 +89,8 @@ def _match(pattern: list[str], path: list[str]) -> bool:
 class Frozen:
     """A pytree of plain values (bools, labels) held as structure: hashable and never traced."""
 
-    leaves: tuple = static()
-    treedef: Any = static()
+    leaves: Static[tuple]
+    treedef: Static[Any]
 
     def thaw(self) -> Tree:
         return self.treedef.unflatten(self.leaves)
@@ -109,7 +110,7 @@ def _selection(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> Any:
 
 
 def _mask_leaf(name: str, x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer) or np.shape(x) != () or np.asarray(x).dtype != bool:
+    if isinstance(x, core.Tracer) or np.shape(x) != () or np.asarray(x).dtype != bool:
         raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}")
     return bool(x)
 
@@ -168,3 +169,13 @@ def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any
         jax.tree.map(lambda _, v=v: v, sub, is_leaf=is_nothing) for v, sub in zip(prefix, subtrees, strict=True)
     ]
     return treedef.unflatten(spread)
+
+
+def keep(mask: Tree, tree: Tree, nothing: Any = None) -> Tree:
+    """`tree` with `nothing` in place of the leaves that a resolved mask leaves out."""
+    return jax.tree.map(lambda chosen, x: x if chosen else nothing, mask, tree)
+
+
+def merge(mask: Tree, chosen: Tree, rest: Tree) -> Tree:
+    """The leaves of `chosen` where a resolved mask is True, of `rest` where it is not."""
+    return jax.tree.map(lambda m, x, y: x if m else y, mask, chosen, rest)

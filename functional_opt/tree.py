@@ -78,10 +78,7 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
                 what = "no leaf" if x is None else f"a {type(x).__name__}"
                 raise ValueError(f"{name} has {what} at {_path(first, i)}, where {names[0]} has one of shape {shape}")
             if same_shape and np.shape(x) != shape:
-                raise ValueError(
-                    f"{names[0]}{_path(first, i)} has shape {shape}, but {name} has {np.shape(x)} there; "
-                    "make the state with init(params) from params of the same shapes"
-                )
+                raise ValueError(f"{names[0]}{_path(first, i)} has shape {shape}, but {name} has {np.shape(x)} there")
     return treedef, rows
 
 
@@ -123,9 +120,8 @@ def _mismatch(first: Tree, second: Tree, first_name: str, second_name: str) -> s
     a, b = paths(first, is_nothing), paths(second, is_nothing)
     shapes = dict(zip(b, map(np.shape, jax.tree.leaves(second, is_leaf=is_nothing)), strict=True))
     if missing := [p for p in b if p not in set(a)]:
-        return (
-            f"{first_name} has no leaf at {missing[0] or 'the root'}; {second_name} has one of shape {shapes[missing[0]]}"
-        )
+        where = missing[0] or "the root"
+        return f"{first_name} has no leaf at {where}; {second_name} has one of shape {shapes[missing[0]]}"
     if extra := [p for p in a if p not in set(b)]:
         return f"{first_name} has a leaf at {extra[0] or 'the root'}, where {second_name} has none"
     kinds = [jax.tree.structure(t, is_leaf=is_nothing) for t in (first, second)]
@@ -141,9 +137,15 @@ def widen(x: Any) -> Any:
     return jnp.asarray(x, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else x
 
 
-def widen_tree(tree: Tree) -> Tree:
-    """`widen` on every leaf."""
-    return jax.tree.map(lambda x: x if is_nothing(x) else widen(x), tree)
+def widen_tree(tree: Tree, name: str) -> Tree:
+    """`widen` on every leaf. Raises TypeError, naming it, for a leaf that is no array."""
+    return map_with_path(lambda path, x: x if is_nothing(x) else widen(as_array(x, lambda: name + path())), tree)
+
+
+def map_with_path(fn: Callable[[Callable[[], str], Any], Any], tree: Tree) -> Tree:
+    """`jax.tree.map` of a function that also gets a way to find the leaf's path, for its errors."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([fn(lambda i=i: paths(tree)[i], x) for i, x in enumerate(leaves)])
 
 
 def narrow(x: Any, like: Any) -> jax.Array:
@@ -175,7 +177,8 @@ def full_like(tree: Tree, fill: Any, dtype: Any = None, real: bool = False) -> T
     (dtype('float32'), dtype(bfloat16))
     """
 
-    def leaf(x):
+    def leaf(path, x):
+        x = as_array(x, lambda: "params" + path())
         own = jnp.result_type(x)
         if not jnp.issubdtype(own, jnp.inexact):
             own = jnp.dtype(jnp.float32)
@@ -184,7 +187,7 @@ def full_like(tree: Tree, fill: Any, dtype: Any = None, real: bool = False) -> T
             wide = jnp.dtype(dtype) if dtype is not None else jnp.promote_types(wide, jnp.float32)
         return jnp.full_like(x, fill, dtype=wide)
 
-    return jax.tree.map(leaf, tree)
+    return map_with_path(leaf, tree)
 
 
 def zeros_like(tree: Tree, dtype: Any = None, real: bool = False) -> Tree:
@@ -212,10 +215,10 @@ def sums_of_squares(tree: Tree) -> jax.Array:
     return jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums]) if sums else jnp.zeros(0)
 
 
-def norm(tree: Tree) -> jax.Array:
+def global_norm(tree: Tree) -> jax.Array:
     """The Euclidean norm of all leaves as one vector, summed in float32; its gradient at 0 is 0.
 
-    >>> float(norm({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
+    >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
     5.0
     """
     return safe_sqrt(jnp.sum(sums_of_squares(tree)))

@@ -9,7 +9,7 @@ What may stand in a field is said once, by its annotation::
     @value
     class scale_by_adam(GradientTransformation):
         b1: Decay = 0.9                   # a leaf, checked to lie in [0, 1)
-        nesterov: bool = static(False)    # part of the tree's structure, never traced
+        nesterov: Static[bool] = False    # part of the tree's structure, never traced
 
 `checked` holds the arguments of a plain function to its annotations in the same way.
 """
@@ -17,7 +17,6 @@ What may stand in a field is said once, by its annotation::
 import dataclasses
 import functools
 import inspect
-import numbers
 import typing
 from collections.abc import Callable
 from types import UnionType
@@ -25,11 +24,20 @@ from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform,
 
 import jax
 import numpy as np
+from jax import core
 
 Scalar = float | jax.Array | np.ndarray
 """A number: of Python, of NumPy, or a 0-d array, which may be traced."""
 
-_T = TypeVar("_T")
+T = TypeVar("T")
+
+
+class _Structure:
+    """Marks a field as structure."""
+
+
+Static = Annotated[T, _Structure]
+"""A field that is structure, not a number: it belongs to the treedef and must be hashable."""
 
 
 class Range:
@@ -53,11 +61,9 @@ class Range:
         self.open_low, self.open_high = interval[0] == "(", interval[-1] == ")"
 
     def check(self, name: str, x: Any) -> Any:
-        if isinstance(x, str | bytes | bool | complex | list | tuple | dict | set) or (
-            callable(x) and not isinstance(x, jax.Array)
-        ):
+        if isinstance(x, bool) or not (isinstance(x, int | float) or hasattr(x, "dtype")):
             raise TypeError(f"{name} must be a number in {self.interval}, got {x!r} ({type(x).__name__})")
-        if isinstance(x, numbers.Real):
+        if isinstance(x, int | float | np.integer | np.floating):
             above = x > self.low if self.open_low else x >= self.low
             below = x < self.high if self.open_high else x <= self.high
             if not (above and below):
@@ -69,7 +75,7 @@ class Integer(Range):
     """Annotates a whole number in an interval: a count of steps, say."""
 
     def check(self, name: str, x: Any) -> Any:
-        if isinstance(x, numbers.Real) and not isinstance(x, bool) and x != int(x):
+        if isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool) and x != int(x):
             raise TypeError(f"{name} must be a whole number in {self.interval}, got {x!r}")
         return super().check(name, x)
 
@@ -103,8 +109,8 @@ def static(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
-def value(cls: type[_T]) -> type[_T]:
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def value(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree, its annotated fields checked.
 
     Equality and hash go by value, also of arrays; only tracers go by identity. Rebuilding a value from
@@ -113,7 +119,7 @@ def value(cls: type[_T]) -> type[_T]:
     >>> @value
     ... class shift:
     ...     by: NonNegative
-    ...     mode: Literal["up", "down"] = static("up")
+    ...     mode: Static[Literal["up", "down"]] = "up"
     >>> shift(2.0, mode="down")
     shift(2.0, mode='down')
     >>> shift(2.0) == shift(2.0), hash(shift(2.0)) == hash(shift(2.0))
@@ -124,9 +130,12 @@ def value(cls: type[_T]) -> type[_T]:
     own_init = "__init__" in vars(cls)
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
-    statics = tuple(f.name for f in fields if f.metadata.get("static"))
-    checks = _checks(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    statics = tuple(
+        f.name for f in fields if _Structure in getattr(hints[f.name], "__metadata__", ()) or f.metadata.get("static")
+    )
+    leaves = tuple(f.name for f in fields if f.name not in statics)
+    checks = _checks(hints)
     if checks and not own_init:
         init = cls.__init__
 
@@ -160,7 +169,7 @@ def value(cls: type[_T]) -> type[_T]:
     return cls
 
 
-def checked(fn: Callable[..., _T]) -> Callable[..., _T]:
+def checked(fn: Callable[..., T]) -> Callable[..., T]:
     """Holds a function's arguments to their annotations, as `value` does a class's fields.
 
     >>> @checked
@@ -170,7 +179,7 @@ def checked(fn: Callable[..., _T]) -> Callable[..., _T]:
     Traceback (most recent call last):
     ValueError: rate must be in [0, inf], got -1.0
     """
-    checks, signature = _checks(fn), inspect.signature(fn)
+    checks, signature = _checks(typing.get_type_hints(fn, include_extras=True)), inspect.signature(fn)
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
@@ -183,8 +192,7 @@ def checked(fn: Callable[..., _T]) -> Callable[..., _T]:
     return wrapper
 
 
-def _checks(obj: Any) -> dict[str, Callable[[str, Any], Any]]:
-    hints = typing.get_type_hints(obj, include_extras=True)
+def _checks(hints: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
     checks = {name: _check(hint) for name, hint in hints.items() if name != "return"}
     return {name: check for name, check in checks.items() if check is not None}
 
@@ -193,8 +201,8 @@ def _check(hint: Any) -> Callable[[str, Any], Any] | None:
     """The check an annotation asks for, or None."""
     origin = get_origin(hint)
     if origin is Annotated:
-        (rule,) = (m for m in hint.__metadata__ if hasattr(m, "check"))
-        return rule.check
+        rules = [m.check for m in hint.__metadata__ if hasattr(m, "check")]
+        return rules[0] if rules else _check(get_args(hint)[0])
     if origin in (Union, UnionType):
         alternatives = get_args(hint)
         found = [c for c in map(_check, alternatives) if c is not None]
@@ -252,7 +260,7 @@ def _key(x: Any) -> Any:
 
 
 def _leaf_key(x: Any) -> Any:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, core.Tracer):
         return id(x)
     if isinstance(x, np.ndarray | jax.Array):
         x = np.asarray(x)

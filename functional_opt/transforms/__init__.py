@@ -1,0 +1,1 @@
+"""Gradient transformers: one idea a file."""

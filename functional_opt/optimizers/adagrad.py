@@ -1,0 +1,77 @@
+"""Adagrad: steps scaled by the root of all squares so far."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, transformation
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, abs_sq, full_like, map_leaves
+from ..value import DType, NonNegative, Static, checked
+
+
+class ScaleByRssState(NamedTuple):
+    """`sum_of_squares`: Σ|g|² over the steps, a leaf for each param."""
+
+    sum_of_squares: Tree
+
+
+@transformation
+class scale_by_rss(GradientTransformation):
+    """Adagrad's direction: s ← s + |g|²; u = g / √(s + eps), 0 where s is 0.
+
+    Args:
+        initial_accumulator_value: what s starts with, ≥ 0.
+        eps: added inside the root, ≥ 0; outside it with `eps_in_sqrt=False`, √s + eps, as Keras 2 does.
+        eps_in_sqrt: where eps stands.
+        state_dtype: how s is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Duchi, Hazan & Singer 2011, JMLR 12.
+
+    >>> tx = scale_by_rss(initial_accumulator_value=0.0)
+    >>> u, state = tx.update({"w": 3.0}, tx.init({"w": 0.0}))
+    >>> u, state = tx.update({"w": 4.0}, state)
+    >>> round(u["w"].item(), 3), state.sum_of_squares["w"].item()
+    (0.8, 25.0)
+    """
+
+    initial_accumulator_value: NonNegative = 0.1
+    eps: NonNegative = 1e-7
+    eps_in_sqrt: Static[bool] = True
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        return ScaleByRssState(full_like(params, self.initial_accumulator_value, self.state_dtype, real=True))
+
+    def update(self, updates, state, params=None, **extra):
+        def leaf(g, s):
+            s = s + abs_sq(g)
+            root = jnp.sqrt(s + self.eps) if self.eps_in_sqrt else jnp.sqrt(s) + self.eps
+            return jnp.where(s > 0, g / jnp.where(s > 0, root, 1.0), 0.0), s
+
+        updates, s = map_leaves(leaf, updates, state.sum_of_squares, params=params)
+        return updates, ScaleByRssState(s)
+
+
+@checked
+def adagrad(
+    learning_rate: Rate,
+    initial_accumulator_value: NonNegative = 0.1,
+    eps: NonNegative = 1e-7,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Adagrad: w ← w − learning_rate · g / √(Σ|g|² + eps). See `scale_by_rss`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-1 to 1e-2 is usual.
+
+    Duchi, Hazan & Singer 2011, JMLR 12.
+
+    >>> adagrad(0.1)
+    chain(scale_by_rss(), scale_by_learning_rate(0.1))
+    """
+    rule = scale_by_rss(initial_accumulator_value, eps, state_dtype=state_dtype)
+    return chain(rule, scale_by_learning_rate(learning_rate))

@@ -1,0 +1,169 @@
+"""RMSprop: steps scaled by a running root mean square."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..schedules import Rate
+from ..transforms.chain import chain, identity
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.moments import trace
+from ..tree import Tree, abs_sq, full_like, map_leaves, zeros_like
+from ..value import Decay, DType, Fraction, NonNegative, Static, checked
+
+
+class ScaleByRmsState(NamedTuple):
+    """`nu`: running mean of |g|²."""
+
+    nu: Tree
+
+
+class ScaleByRmsWithCountState(NamedTuple):
+    """`count`: steps done. `nu`: running mean of |g|²."""
+
+    count: jax.Array
+    nu: Tree
+
+
+@transformation
+class scale_by_rms(GradientTransformation):
+    """RMSprop's direction: v ← decay·v + (1 − decay)·|g|²; u = g / √(v + eps).
+
+    Args:
+        decay: decay of the mean, in [0, 1).
+        eps: ≥ 0, inside the root; outside it with `eps_in_sqrt=False`: √v + eps.
+        initial_scale: what v starts with, ≥ 0.
+        eps_in_sqrt: where eps stands.
+        bias_correction: whether v is divided by 1 − decayᵗ.
+        state_dtype: how v is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Hinton 2012, Neural Networks for Machine Learning, lecture 6e.
+
+    >>> tx = scale_by_rms(decay=0.75)
+    >>> round(tx.update({"w": 3.0}, tx.init({"w": 0.0}))[0]["w"].item(), 3)
+    2.0
+    """
+
+    decay: Decay = 0.9
+    eps: NonNegative = 1e-8
+    initial_scale: NonNegative = 0.0
+    eps_in_sqrt: Static[bool] = True
+    bias_correction: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        nu = full_like(params, self.initial_scale, self.state_dtype, real=True)
+        return ScaleByRmsWithCountState(zero_count(), nu) if self.bias_correction else ScaleByRmsState(nu)
+
+    def update(self, updates, state, params=None, **extra):
+        count, weight = _weight(self.bias_correction, self.decay, state)
+
+        def leaf(g, v):
+            v = self.decay * v + (1 - self.decay) * abs_sq(g)
+            return g * _inverse_root(v / weight, self.eps, self.eps_in_sqrt), v
+
+        updates, nu = map_leaves(leaf, updates, state.nu, params=params)
+        return updates, state._replace(nu=nu, **count)
+
+
+class ScaleByRStdDevState(NamedTuple):
+    """`mu`, `nu`: running means of g and |g|²."""
+
+    mu: Tree
+    nu: Tree
+
+
+class ScaleByRStdDevWithCountState(NamedTuple):
+    """`count`: steps done. `mu`, `nu`: running means of g and |g|²."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_stddev(GradientTransformation):
+    """Centered RMSprop's direction: u = g / √(v − |m|² + eps), m and v running means of g and |g|².
+
+    Args: as in `scale_by_rms`.
+
+    Graves 2013, arXiv:1308.0850, section 4.2.
+
+    >>> tx = scale_by_stddev(decay=0.5, eps=0.0)
+    >>> round(tx.update({"w": 3.0}, tx.init({"w": 0.0}))[0]["w"].item(), 3)
+    2.0
+    """
+
+    decay: Decay = 0.9
+    eps: NonNegative = 1e-8
+    initial_scale: NonNegative = 0.0
+    eps_in_sqrt: Static[bool] = True
+    bias_correction: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu = zeros_like(params, self.state_dtype)
+        nu = full_like(params, self.initial_scale, self.state_dtype, real=True)
+        if self.bias_correction:
+            return ScaleByRStdDevWithCountState(zero_count(), mu, nu)
+        return ScaleByRStdDevState(mu, nu)
+
+    def update(self, updates, state, params=None, **extra):
+        count, weight = _weight(self.bias_correction, self.decay, state)
+
+        def leaf(g, m, v):
+            m = self.decay * m + (1 - self.decay) * g
+            v = self.decay * v + (1 - self.decay) * abs_sq(g)
+            variance = v / weight - abs_sq(m / weight)
+            return g * _inverse_root(variance, self.eps, self.eps_in_sqrt), m, v
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        return updates, state._replace(mu=mu, nu=nu, **count)
+
+
+def _weight(bias_correction: bool, decay: Any, state: Any) -> tuple[dict, Any]:
+    """The new count, if one is kept, and what t steps have given a mean that starts at zero."""
+    if not bias_correction:
+        return {}, 1.0
+    t = increment(state.count)
+    return {"count": t}, 1 - decay**t
+
+
+def _inverse_root(v: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:
+    return jax.lax.rsqrt(v + eps) if eps_in_sqrt else 1 / (jnp.sqrt(v) + eps)
+
+
+@checked
+def rmsprop(
+    learning_rate: Rate,
+    decay: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    initial_scale: NonNegative = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: Fraction | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """RMSprop: w ← w − t with t ← learning_rate · g / √(v + eps) + momentum·t.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count.
+        centered: whether v − m² stands in place of v. See `scale_by_rms`, `scale_by_stddev`.
+        momentum: in [0, 1]; None keeps no trace. The learning rate is inside it. See `trace`.
+
+    Hinton 2012, lecture 6e; Graves 2013, arXiv:1308.0850.
+
+    >>> rmsprop(0.1, momentum=0.9)
+    chain(scale_by_rms(), scale_by_learning_rate(0.1), trace(0.9))
+    """
+    rule = scale_by_stddev if centered else scale_by_rms
+    return chain(
+        rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction, state_dtype),
+        scale_by_learning_rate(learning_rate),
+        identity() if momentum is None else trace(momentum, nesterov, state_dtype),
+    )

@@ -1,0 +1,42 @@
+"""Stochastic gradient descent, with momentum."""
+
+from typing import Any
+
+from ..schedules import Rate
+from ..transforms.chain import chain, identity
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.moments import trace
+from ..value import Fraction, checked
+
+
+@checked
+def sgd(
+    learning_rate: Rate,
+    momentum: Fraction | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Gradient descent: w ← w − learning_rate · t with t ← g + momentum·t; t = g without momentum.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count.
+        momentum: in [0, 1]; None keeps no trace at all.
+        nesterov: whether t looks one step ahead: g + momentum·t. Without momentum it changes nothing.
+        accumulator_dtype, state_dtype: how t is stored (two names of one thing); see `trace`.
+
+    Robbins & Monro 1951; Polyak 1964; Sutskever et al. 2013, ICML.
+
+    >>> tx = sgd(0.1, momentum=0.9)
+    >>> tx
+    chain(trace(0.9), scale_by_learning_rate(0.1))
+    >>> u, state = tx.update({"w": 1.0}, tx.init({"w": 0.0}))
+    >>> u, state = tx.update({"w": 1.0}, state)
+    >>> round(u["w"].item(), 3)
+    -0.19
+
+    Differs from Keras, where the learning rate stands inside the trace.
+    """
+    first = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype or state_dtype)
+    return chain(first, scale_by_learning_rate(learning_rate))

@@ -1,0 +1,125 @@
+"""MultiSteps: one update from the gradients of several mini-steps."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..schedules import Schedule, as_schedule
+from ..tree import Tree, all_finite, cast_like, map_leaves, sums_of_squares, zeros_like
+from ..value import Convert, DType, Integer, Static
+from .guard import update_if
+
+
+class MultiStepsState(NamedTuple):
+    """`mini_step`: gradients in the present window. `gradient_step`: updates done. `acc_grads`: their mean or sum."""
+
+    mini_step: jax.Array
+    gradient_step: jax.Array
+    inner_opt_state: Any
+    acc_grads: Tree
+    skip_state: Any = ()
+
+
+def _steps(name: str, x: Any) -> Any:
+    x = as_schedule(name, x)
+    return x if isinstance(x, Schedule) else Integer("[1, inf)").check(name, x)
+
+
+@transformation
+class MultiSteps(GradientTransformation):
+    """Accumulates gradients over k mini-steps and updates once, with their mean.
+
+    a ← a + (g − a)/(n + 1) for the n-th mini-step, n = 0 … k−1; after the last, u = opt(a) and a ← 0;
+    otherwise u = 0. The inner transformation runs only then, under a real `cond`.
+
+    Args:
+        opt: the transformation that gets the accumulated gradients.
+        every_k_schedule: k ≥ 1, or a function of the number of updates done.
+        use_grad_mean: the mean if True, else the sum.
+        should_skip_update_fn: `f(updates, gradient_step, params) -> (skip, info)`: where `skip`, a bool
+            scalar, is True the mini-step is left out altogether; `info` is kept in the state.
+        accumulator_dtype: how `acc_grads` is stored.
+
+    >>> from functional_opt import sgd
+    >>> tx = MultiSteps(sgd(1.0), every_k_schedule=2)
+    >>> state = tx.init({"w": 0.0})
+    >>> u, state = tx.update({"w": 1.0}, state)
+    >>> v, state = tx.update({"w": 3.0}, state)
+    >>> u["w"].item(), v["w"].item(), bool(tx.has_updated(state))
+    (0.0, -2.0, True)
+
+    Differs from Optax: there the inner update is computed at every mini-step and thrown away.
+    """
+
+    opt: Transformation
+    every_k_schedule: Annotated[Any, Convert(_steps)]
+    use_grad_mean: Static[bool] = True
+    should_skip_update_fn: Static[Callable | None] = None
+    accumulator_dtype: Static[DType] = "float32"
+
+    def init(self, params):
+        acc = zeros_like(params, self.accumulator_dtype)
+        skip_state = ()
+        if self.should_skip_update_fn is not None:
+            _, skip_state = self.should_skip_update_fn(cast_like(acc, params), zero_count(), params)
+        return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state)
+
+    def update(self, updates, state, params=None, **extra):
+        n, acc, skip, skip_state = state.mini_step, state.acc_grads, jnp.array(False), ()
+        if self.should_skip_update_fn is not None:
+            skip, skip_state = self.should_skip_update_fn(updates, state.gradient_step, params)
+            if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
+                raise ValueError(f"should_skip_update_fn must return a bool scalar first, got {skip!r}")
+
+        def add(g, a):
+            a = jnp.where(skip, a, a + (g - a) / (n + 1) if self.use_grad_mean else a + g)
+            return a, a
+
+        mean, acc = map_leaves(add, updates, acc, params=acc)
+        k = self.every_k_schedule
+        k = k(state.gradient_step) if isinstance(k, Schedule) else k
+        emit = ~skip & (n + 1 >= k)
+        new, inner_state = update_if(emit, self.opt, mean, state.inner_opt_state, params, extra)
+        new_state = MultiStepsState(
+            mini_step=jnp.where(emit, 0, jnp.where(skip, n, n + 1)),
+            gradient_step=jnp.where(emit, increment(state.gradient_step), state.gradient_step),
+            inner_opt_state=inner_state,
+            acc_grads=map_leaves(lambda a: jnp.where(emit, 0, a), acc),
+            skip_state=skip_state,
+        )
+        return cast_like(new, updates if params is None else params), new_state
+
+    def has_updated(self, state: MultiStepsState) -> jax.Array:
+        """Whether the last mini-step closed a window: bool, shape ()."""
+        return (state.mini_step == 0) & (state.gradient_step > 0)
+
+    def gradient_transformation(self) -> GradientTransformation:
+        """Itself; for scripts written for Optax's class."""
+        return self
+
+
+def skip_not_finite(updates: Tree, gradient_step: jax.Array, params: Tree = None) -> tuple[jax.Array, dict]:
+    """For `should_skip_update_fn`: skips a mini-step with an inf or NaN in its gradients.
+
+    >>> bool(skip_not_finite({"w": jnp.array([1.0, jnp.inf])}, zero_count())[0])
+    True
+    """
+    counts = [jnp.sum(~jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
+    skip = ~all_finite(updates)
+    return skip, {"should_skip": skip, "num_not_finite": sum(counts, jnp.zeros([], jnp.int32))}
+
+
+def skip_large_updates(
+    updates: Tree, gradient_step: jax.Array, params: Tree = None, max_squared_norm: Any = jnp.inf
+) -> tuple[jax.Array, dict]:
+    """For `should_skip_update_fn`, with `functools.partial`: skips where ‖g‖² ≥ max_squared_norm, or is NaN.
+
+    >>> bool(skip_large_updates({"w": 3.0}, zero_count(), max_squared_norm=4.0)[0])
+    True
+    """
+    squared = jnp.sum(sums_of_squares(updates))
+    skip = ~(squared < max_squared_norm)
+    return skip, {"should_skip": skip, "norm_squared": squared}

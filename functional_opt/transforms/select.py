@@ -1,0 +1,162 @@
+"""masked, partition, freeze: a transformation for some of the leaves."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
+from ..paths import Labels, Mask, keep, merge, resolve_labels, resolve_mask
+from ..tree import Tree, map_leaves, paths
+from ..value import Static
+
+
+class MaskedNode(NamedTuple):
+    """Stands where a masked transformation sees no leaf."""
+
+
+class MaskedState(NamedTuple):
+    """`inner_state`: the state of the inner transformation, `MaskedNode()` at the leaves left out."""
+
+    inner_state: Any
+
+
+@transformation
+class masked(GradientTransformation):
+    """Transforms the leaves where the mask is True and passes the others through as they are.
+
+    Args:
+        inner: a gradient transformation.
+        mask: a tree of bools (or a prefix of one), a function from params to one, or path rules such as
+            `{"encoder/**": False}`. It is resolved on the params; on the updates where there are none.
+        mask_compatible_extra_args: whether extra arguments of the same structure as the updates are
+            masked too.
+
+    Raises ValueError naming the leaf where the mask does not fit, TypeError for a mask that is not bools.
+
+    >>> from functional_opt import scale
+    >>> tx = masked(scale(-1.0), {"w": True, "b": False})
+    >>> tx.update({"w": 1.0, "b": 1.0}, tx.init({"w": 0.0, "b": 0.0}))[0]["b"]
+    1.0
+
+    Differs from Optax: path rules. True means transformed, as there; leaves left out are not frozen.
+    """
+
+    inner: Transformation
+    mask: Static[Mask]
+    mask_compatible_extra_args: Static[bool] = False
+
+    def init(self, params):
+        return MaskedState(self.inner.init(keep(resolve_mask(self.mask, params), params, MaskedNode())))
+
+    def update(self, updates, state, params=None, **extra):
+        chosen = resolve_mask(self.mask, updates if params is None else params)
+        extra = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
+        return _on_some(self.inner, chosen, updates, updates, state, params, extra)
+
+
+class PartitionState(NamedTuple):
+    """`inner_states`: by label, the `MaskedState` of that label's transformation."""
+
+    inner_states: dict[Any, MaskedState]
+
+
+@transformation
+class partition(GradientTransformation):
+    """Sends each leaf to the transformation of its label.
+
+    Args:
+        transforms: a dict from label to gradient transformation.
+        param_labels: a tree of labels (or a prefix of one), a function from params to one, or path rules
+            such as `{"head/**": "adam", "**": "sgd"}`.
+        mask_compatible_extra_args: whether extra arguments of the same structure as the updates are split
+            along with them.
+
+    Raises ValueError naming a leaf whose label has no transformation.
+
+    >>> from functional_opt import scale
+    >>> tx = partition({"up": scale(1.0), "down": scale(-1.0)}, {"*/bias": "up", "**": "down"})
+    >>> params = {"dense": {"bias": 1.0, "kernel": 1.0}}
+    >>> jax.tree.map(float, tx.update(params, tx.init(params))[0])
+    {'dense': {'bias': 1.0, 'kernel': -1.0}}
+    """
+
+    transforms: dict[Any, GradientTransformation]
+    param_labels: Static[Labels]
+    mask_compatible_extra_args: Static[bool] = False
+
+    def __post_init__(self):
+        if not isinstance(self.transforms, dict):
+            raise TypeError(f"transforms must be a dict from label to transformation, got {self.transforms!r}")
+        wrapped = {label: as_transformation(t, f"transforms[{label!r}]") for label, t in self.transforms.items()}
+        object.__setattr__(self, "transforms", wrapped)
+
+    def init(self, params):
+        labels = self._labels(params)
+        states = {}
+        for label, tx in self.transforms.items():
+            chosen = jax.tree.map(lambda own, label=label: own == label, labels)
+            states[label] = MaskedState(tx.init(keep(chosen, params, MaskedNode())))
+        return PartitionState(states)
+
+    def update(self, updates, state, params=None, **extra):
+        labels = self._labels(updates if params is None else params)
+        new_updates, states = updates, {}
+        for label, tx in self.transforms.items():
+            chosen = jax.tree.map(lambda own, label=label: own == label, labels)
+            more = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
+            new_updates, states[label] = _on_some(
+                tx, chosen, updates, new_updates, state.inner_states[label], params, more
+            )
+        return new_updates, PartitionState(states)
+
+    def _labels(self, params: Tree) -> Tree:
+        labels = resolve_labels(self.param_labels, params)
+        for path, label in zip(paths(labels), jax.tree.leaves(labels), strict=True):
+            if label not in self.transforms:
+                raise ValueError(
+                    f"params{path} has the label {label!r}, which has no transformation; there are "
+                    f"{list(self.transforms)}"
+                )
+        return labels
+
+
+def _on_some(
+    tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
+) -> tuple[Tree, MaskedState]:
+    """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
+    inner_updates = keep(chosen, updates, MaskedNode())
+    inner_params = None if params is None else keep(chosen, params, MaskedNode())
+    new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
+    return merge(chosen, new, rest), MaskedState(inner_state)
+
+
+def _mask_extra(chosen: Tree, updates: Tree, extra: dict) -> dict:
+    like = jax.tree.structure(updates)
+    return {k: keep(chosen, x, MaskedNode()) if jax.tree.structure(x) == like else x for k, x in extra.items()}
+
+
+@transformation
+class set_to_zero(GradientTransformation):
+    """u = 0: the params stay as they are.
+
+    >>> set_to_zero().update({"w": 3.0}, EmptyState())[0]["w"].item()
+    0.0
+    """
+
+    def init(self, params):
+        return EmptyState()
+
+    def update(self, updates, state, params=None, **extra):
+        return map_leaves(jax.numpy.zeros_like, updates, params=params), state
+
+
+def freeze(mask: Any) -> GradientTransformation:
+    """Zero updates where the mask is True: last in a chain it holds these leaves still.
+
+    >>> tx = freeze({"encoder/*": True})
+    >>> params = {"encoder": {"w": 1.0}, "head": {"w": 1.0}}
+    >>> u, _ = tx.update(params, tx.init(params))
+    >>> u["encoder"]["w"].item(), u["head"]["w"]
+    (0.0, 1.0)
+    """
+    return masked(set_to_zero(), mask)
