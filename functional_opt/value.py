@@ -20,7 +20,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ Scalar = float | jax.Array | np.ndarray
 """A number: of Python, of NumPy, or a 0-d array, which may be traced."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class _Structure:
@@ -75,9 +76,10 @@ class Integer(Range):
     """Annotates a whole number in an interval: a count of steps, say."""
 
     def check(self, name: str, x: Any) -> Any:
-        if isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool) and x != int(x):
+        super().check(name, x)
+        if isinstance(x, float | np.floating) and not float(x).is_integer():
             raise TypeError(f"{name} must be a whole number in {self.interval}, got {x!r}")
-        return super().check(name, x)
+        return x
 
 
 class Convert:
@@ -104,11 +106,6 @@ PositiveInt = Annotated[int, Integer("[1, inf)")]
 DType = Annotated[Any, Convert(_to_dtype)]
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field that is structure, not a number: it belongs to the treedef and must be hashable."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def value(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree, its annotated fields checked.
@@ -127,25 +124,20 @@ def value(cls: type[T]) -> type[T]:
     >>> jax.tree.map(lambda x: x + 1, shift(2.0))
     shift(3.0)
     """
-    own_init = "__init__" in vars(cls)
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not own_init)(cls)
-    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     hints = typing.get_type_hints(cls, include_extras=True)
-    statics = tuple(
-        f.name for f in fields if _Structure in getattr(hints[f.name], "__metadata__", ()) or f.metadata.get("static")
-    )
-    leaves = tuple(f.name for f in fields if f.name not in statics)
-    checks = _checks(hints)
-    if checks and not own_init:
-        init = cls.__init__
+    checks, then = _checks(hints), vars(cls).get("__post_init__")
 
-        @functools.wraps(init)
-        def checked_init(self, *args, **kwargs):
-            init(self, *args, **kwargs)
-            for name, check in checks.items():
-                object.__setattr__(self, name, check(name, getattr(self, name)))
+    def check_fields(self):
+        for name, check in checks.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if then is not None:
+            then(self)
 
-        setattr(cls, "__init__", checked_init)  # noqa: B010
+    setattr(cls, "__post_init__", check_fields)  # noqa: B010
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False, init="__init__" not in vars(cls))(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    statics = tuple(n for n in names if _Structure in getattr(hints[n], "__metadata__", ()))
+    leaves = tuple(n for n in names if n not in statics)
 
     def flatten(x):
         d = x.__dict__
@@ -169,7 +161,7 @@ def value(cls: type[T]) -> type[T]:
     return cls
 
 
-def checked(fn: Callable[..., T]) -> Callable[..., T]:
+def checked(fn: Callable[P, T]) -> Callable[P, T]:
     """Holds a function's arguments to their annotations, as `value` does a class's fields.
 
     >>> @checked
@@ -182,7 +174,7 @@ def checked(fn: Callable[..., T]) -> Callable[..., T]:
     checks, signature = _checks(typing.get_type_hints(fn, include_extras=True)), inspect.signature(fn)
 
     @functools.wraps(fn)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs)
         for name, x in bound.arguments.items():
             if name in checks:

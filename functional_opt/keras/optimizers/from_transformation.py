@@ -1,0 +1,61 @@
+"""FromTransformation: the facade over any chain."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ...base import as_transformation
+from ...transforms.chain import chain
+from ...transforms.learning_rate import scale_by_learning_rate
+from .base import Optimizer
+from .slots import fields
+
+
+class FromTransformation(Optimizer):
+    """An optimizer over a gradient transformation, of this library or of Optax.
+
+    Args:
+        tx: the transformation.
+        name: of the optimizer.
+        learning_rate: if given, `scale_by_learning_rate` of it becomes the last link. If not, and `tx` has
+            exactly one such link, that one's rate is `learning_rate`; with none, there is no such attribute.
+        kwargs: as in `Optimizer`.
+
+    Slots are named as the fields of the state are. Path rules see the variables' paths.
+
+    >>> from functional_opt import keras, lion
+    >>> opt = keras.optimizers.Optimizer.from_transformation(lion(0.1, weight_decay=0.0))
+    >>> v = keras.Variable(1.0, name="v")
+    >>> opt.minimize(lambda: v**2, [v]).numpy(), round(float(v), 3), opt.get_slot_names()
+    (array(1, dtype=int32), 0.9, ['mu'])
+    """
+
+    def __init__(self, tx: Any, name: str = "Optimizer", learning_rate: Any = None, **kwargs: Any):
+        super().__init__(name, **kwargs)
+        tx = as_transformation(tx)
+        if learning_rate is not None:
+            tx = chain(tx, scale_by_learning_rate(learning_rate))
+        self._tx = tx
+        rates = [x for x in jax.tree.leaves(tx, is_leaf=_is_rate) if _is_rate(x)]
+        if len(rates) == 1:
+            self._set_hyper("learning_rate", rates[0].learning_rate)
+
+    def transform(self, hyper):
+        if "learning_rate" not in self._hyper:
+            return self._tx
+
+        def renew(x):
+            return dataclasses.replace(x, learning_rate=hyper.learning_rate) if _is_rate(x) else x
+
+        return jax.tree.map(renew, self._tx, is_leaf=_is_rate)
+
+    def _slot_fields(self):
+        return ((name, name) for name in fields(self._state))
+
+    def get_config(self):
+        raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")
+
+
+def _is_rate(x: Any) -> bool:
+    return isinstance(x, scale_by_learning_rate) and x.learning_rate is not None

@@ -1,0 +1,103 @@
+"""Hyperparameters: numbers, arrays, variables, schedules and callables, assignable at any time."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...schedules import Schedule, as_schedule
+from ...value import value
+from ..variable import Variable
+from .schedules import LearningRateSchedule, serialize
+
+
+class Hyperparameters:
+    """Gives a class attributes that are numbers, schedules or callables: made by `_set_hyper`, then plain to assign.
+
+    A number is kept in a float32 `Variable`, as Keras does, so that `opt.learning_rate.assign(x)` works too.
+    """
+
+    _hyper: dict[str, Any]
+
+    def _set_hyper(self, name: str, x: Any) -> None:
+        """Makes or reassigns a hyperparameter. Raises TypeError for what cannot be one."""
+        if isinstance(x, str | bool) or x is None or not callable(x) and not isinstance(x, Variable) and np.ndim(x):
+            raise TypeError(f"{name} must be a number, a schedule or a callable, got {x!r}")
+        known = self.__dict__.setdefault("_hyper", {})
+        if callable(x) or isinstance(x, Variable):
+            known[name] = x
+        elif isinstance(known.get(name), Variable):
+            known[name].assign(x)
+        else:
+            known[name] = Variable(x, trainable=False, dtype=jnp.float32, name=name)
+
+    def _get_hyper(self, name: str, dtype: Any = None) -> Any:
+        """A schedule as it is, anything else as its present value."""
+        x = self._hyper[name]
+        if isinstance(x, LearningRateSchedule | Schedule):
+            return x
+        x = present(x)
+        return x if dtype is None else jnp.asarray(x, dtype)
+
+    def _serialize_hyperparameter(self, name: str) -> Any:
+        """Plain JSON: a number, or a schedule as its config."""
+        x = self._hyper[name]
+        if isinstance(x, LearningRateSchedule):
+            return serialize(x)
+        if isinstance(x, Schedule):
+            raise TypeError(
+                f"{name} is {x!r}; a config takes a schedule of functional_opt.keras.optimizers.schedules"
+            )
+        x = x() if callable(x) else x
+        # the shortest number that float32 tells apart: 0.01, not 0.009999999776482582
+        return float(np.format_float_scientific(np.float32(x)))
+
+    def __getattr__(self, name: str) -> Any:
+        name = "learning_rate" if name == "lr" else name
+        if name in self.__dict__.get("_hyper", {}):
+            return self._hyper[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, x: Any) -> None:
+        name = "learning_rate" if name == "lr" else name
+        if name in self.__dict__.get("_hyper", {}):
+            self._set_hyper(name, x)
+        else:
+            object.__setattr__(self, name, x)
+
+    def __dir__(self):
+        return [*super().__dir__(), *self._hyper, "lr"]
+
+
+def present(x: Any) -> Any:
+    """What to compute with: a float32 array, or a schedule of the core where it depends on the step."""
+    if isinstance(x, Variable):
+        return x.value
+    if isinstance(x, LearningRateSchedule):
+        return x.core()
+    if isinstance(x, Schedule):
+        return x
+    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else as_schedule("", x)
+
+
+def _takes_nothing(fn: Callable) -> bool:
+    """Whether it is called without arguments, as a Keras hyperparameter is; if not, it takes the step."""
+    try:
+        inspect.signature(fn).bind()
+    except TypeError:
+        return False
+    return True
+
+
+@value
+class decayed(Schedule):
+    """A learning rate over 1 + decay · count: Keras's `decay`, which composes with any schedule."""
+
+    learning_rate: Any
+    decay: Any
+
+    def __call__(self, count):
+        rate = self.learning_rate(count) if isinstance(self.learning_rate, Schedule) else self.learning_rate
+        return rate / (1 + self.decay * count)

@@ -1,0 +1,239 @@
+"""Keras's learning-rate schedules, in its words, over those of the core."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ... import schedules as core
+from ...value import Scalar, value
+
+
+class LearningRateSchedule:
+    """A learning rate that depends on the step. Subclass it with `__call__(step)` and `get_config()`.
+
+    Constructor arguments are attributes of the same names, which is what `get_config` reads.
+    """
+
+    def __call__(self, step: Any) -> jax.Array:
+        return self.core()(step)
+
+    def core(self) -> core.Schedule:
+        """The schedule of the core that this one is."""
+        return core.as_schedule(type(self).__name__, self.__call__)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain JSON."""
+        return dict(self.__dict__)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LearningRateSchedule":
+        return cls(**config)
+
+
+class ExponentialDecay(LearningRateSchedule):
+    """initial_learning_rate · decay_rate^(step / decay_steps); with staircase the exponent is rounded down.
+
+    >>> round(float(ExponentialDecay(0.1, 10, 0.5)(20)), 4)
+    0.025
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = None,
+    ):
+        self.initial_learning_rate, self.decay_steps, self.decay_rate = initial_learning_rate, decay_steps, decay_rate
+        self.staircase, self.name = staircase, name
+
+    def core(self):
+        return core.exponential_decay(
+            self.initial_learning_rate, self.decay_steps, self.decay_rate, staircase=self.staircase
+        )
+
+
+class InverseTimeDecay(LearningRateSchedule):
+    """initial_learning_rate / (1 + decay_rate · step / decay_steps); with staircase the quotient is rounded down.
+
+    >>> round(float(InverseTimeDecay(0.1, 10, 0.5)(20)), 4)
+    0.05
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = None,
+    ):
+        self.initial_learning_rate, self.decay_steps, self.decay_rate = initial_learning_rate, decay_steps, decay_rate
+        self.staircase, self.name = staircase, name
+
+    def core(self):
+        return core.inverse_time_decay(
+            self.initial_learning_rate, self.decay_steps, self.decay_rate, staircase=self.staircase
+        )
+
+
+class PiecewiseConstantDecay(LearningRateSchedule):
+    """values[i] while step ≤ boundaries[i], the last value after that.
+
+    Raises ValueError unless there is one value more than boundaries.
+
+    >>> [round(float(PiecewiseConstantDecay([2], [0.1, 0.01])(t)), 3) for t in (2, 3)]
+    [0.1, 0.01]
+    """
+
+    def __init__(self, boundaries: Sequence[int], values: Sequence[float], name: str | None = None):
+        if len(boundaries) != len(values) - 1:
+            raise ValueError(
+                "The length of boundaries should be 1 less than the length of values. "
+                f"Received: boundaries={boundaries} of length {len(boundaries)}, and values={values} of "
+                f"length {len(values)}."
+            )
+        self.boundaries, self.values, self.name = list(boundaries), list(values), name
+
+    def core(self):
+        # the core's pieces begin at their boundary, Keras's after it
+        pieces = [core.constant_schedule(v) for v in self.values]
+        return core.join_schedules(pieces, [b + 1 for b in self.boundaries])
+
+
+class PolynomialDecay(LearningRateSchedule):
+    """(initial_learning_rate − end_learning_rate) · (1 − step/decay_steps)^power + end_learning_rate.
+
+    After decay_steps it stays at the end; with cycle, decay_steps grows to its next multiple instead.
+
+    >>> round(float(PolynomialDecay(0.1, 10, 0.0)(5)), 3)
+    0.05
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        end_learning_rate: float = 0.0001,
+        power: float = 1.0,
+        cycle: bool = False,
+        name: str | None = None,
+    ):
+        self.initial_learning_rate, self.decay_steps = initial_learning_rate, decay_steps
+        self.end_learning_rate, self.power, self.cycle, self.name = end_learning_rate, power, cycle, name
+
+    def core(self):
+        make = _cycle if self.cycle else core.polynomial_schedule
+        return make(self.initial_learning_rate, self.end_learning_rate, self.power, self.decay_steps)
+
+
+@value
+class _cycle(core.Schedule):
+    """A polynomial decay whose length is the next multiple of `steps` at every count."""
+
+    init_value: Scalar
+    end_value: Scalar
+    power: Scalar
+    steps: Scalar
+
+    def __call__(self, count):
+        multiple = jnp.maximum(1.0, jnp.ceil(count / self.steps))
+        left = 1 - count / (self.steps * multiple)
+        return (self.init_value - self.end_value) * left**self.power + self.end_value
+
+
+class CosineDecay(LearningRateSchedule):
+    """Half a cosine from initial_learning_rate to alpha times it over decay_steps.
+
+    With warmup_target, first a line from initial_learning_rate to warmup_target over warmup_steps, then the
+    cosine down from there. Loshchilov & Hutter 2016, arXiv:1608.03983.
+
+    >>> round(float(CosineDecay(0.1, 10)(5)), 3)
+    0.05
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        alpha: float = 0.0,
+        name: str | None = None,
+        warmup_target: float | None = None,
+        warmup_steps: int = 0,
+    ):
+        self.initial_learning_rate, self.decay_steps, self.alpha = initial_learning_rate, decay_steps, alpha
+        self.name, self.warmup_target, self.warmup_steps = name, warmup_target, warmup_steps
+
+    def core(self):
+        if self.warmup_target is None or self.warmup_steps == 0:
+            return core.cosine_decay_schedule(self.initial_learning_rate, self.decay_steps, self.alpha)
+        rise = core.linear_schedule(self.initial_learning_rate, self.warmup_target, self.warmup_steps)
+        fall = core.cosine_decay_schedule(self.warmup_target, self.decay_steps, self.alpha)
+        return core.join_schedules([rise, fall], [self.warmup_steps])
+
+
+class CosineDecayRestarts(LearningRateSchedule):
+    """Cosine decays one after another, each t_mul times as long and m_mul times as high as the one before.
+
+    Loshchilov & Hutter 2016, arXiv:1608.03983.
+
+    >>> [round(float(CosineDecayRestarts(0.1, 10)(t)), 3) for t in (5, 10, 20)]
+    [0.05, 0.1, 0.05]
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        first_decay_steps: int,
+        t_mul: float = 2.0,
+        m_mul: float = 1.0,
+        alpha: float = 0.0,
+        name: str | None = None,
+    ):
+        self.initial_learning_rate, self.first_decay_steps = initial_learning_rate, first_decay_steps
+        self.t_mul, self.m_mul, self.alpha, self.name = t_mul, m_mul, alpha, name
+
+    def core(self):
+        return core.cosine_restarts_schedule(
+            self.initial_learning_rate, self.first_decay_steps, self.t_mul, self.m_mul, self.alpha
+        )
+
+
+MODULE = "keras.optimizers.schedules"
+_CLASSES: dict[str, type[LearningRateSchedule]] = {
+    c.__name__: c
+    for c in (
+        CosineDecay,
+        CosineDecayRestarts,
+        ExponentialDecay,
+        InverseTimeDecay,
+        PiecewiseConstantDecay,
+        PolynomialDecay,
+    )
+}
+
+
+def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
+    """A schedule as plain JSON, in Keras's format: module, class_name, config, registered_name."""
+    kind, config = type(schedule), schedule.get_config()
+    if kind.__name__ in _CLASSES:
+        return {"module": MODULE, "class_name": kind.__name__, "config": config, "registered_name": None}
+    return {"module": None, "class_name": kind.__name__, "config": config, "registered_name": kind.__name__}
+
+
+def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> LearningRateSchedule:
+    """The schedule that `serialize` described, or one of the older `{class_name, config}` format.
+
+    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, a dict by name.
+
+    >>> rate = deserialize(serialize(ExponentialDecay(0.1, 10, 0.5)))
+    >>> type(rate).__name__, rate.decay_steps
+    ('ExponentialDecay', 10)
+    """
+    known = _CLASSES | (custom_objects or {})
+    if config.get("class_name") not in known:
+        raise ValueError(f"Unknown learning-rate schedule {config.get('class_name')!r}; known are {sorted(known)}")
+    return known[config["class_name"]].from_config(config["config"])

@@ -1,0 +1,107 @@
+"""Slots: what an optimizer keeps for each variable, seen as variables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...state import get_all_with_path
+from ..variable import Variable
+from .step import is_by_variable
+
+
+class Slot(Variable):
+    """A view of one variable's part of one field of an optimizer's state; to assign to it changes the state."""
+
+    def __init__(self, optimizer: Any, field: str, key: str, name: str):
+        self._optimizer, self._field, self._key, self._name = optimizer, field, key, name
+        self.trainable, self.constraint = False, None
+
+    @property
+    def _value(self) -> jax.Array:
+        return find(self._optimizer._state, self._field)[self._key]
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        find(self._optimizer._state, self._field)[self._key] = x
+
+
+def find(state: Any, field: str) -> dict[str, jax.Array]:
+    """The one field of that name that is kept by variable. Raises KeyError if there is none, or several."""
+    found = [x for _, x in get_all_with_path(state, field) if is_by_variable(x)]
+    if len(found) != 1:
+        raise KeyError(f"the state has {len(found) or 'no'} fields {field!r}; there are {fields(state)}")
+    return found[0]
+
+
+def fields(state: Any) -> list[str]:
+    """The names of the fields that are kept by variable, in order, each once."""
+    paths = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable)
+    names = [str(getattr(p[-1], "name", p[-1])) for p, x in paths if is_by_variable(x) and p]
+    return list(dict.fromkeys(names))
+
+
+class Slots:
+    """The part of an optimizer that shows its state as variables: slots and weights."""
+
+    slot_fields: dict[str, str] = {}
+    """Slot names, in the order in which Keras makes them, and the fields of the state they are views of."""
+
+    _name: str
+    _state: Any
+    _iterations: Variable
+    _variables: dict[str, Variable]
+    _keys: dict[int, str]
+    _pending_weights: list[np.ndarray] | None
+
+    def get_slot_names(self) -> list[str]:
+        """The names of the slots there are; none before the first step."""
+        return [] if self._state is None else [n for n, field in self._slot_fields() if self._has(field)]
+
+    def get_slot(self, var: Variable, slot_name: str) -> Variable:
+        """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
+        field = dict(self._slot_fields()).get(slot_name)
+        key = self._keys.get(id(var))
+        if key is None or field is None or not self._has(field):
+            raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
+        return Slot(self, field, key, f"{self._name}/{key}/{slot_name}")
+
+    def _slot_fields(self) -> Iterable[tuple[str, str]]:
+        return self.slot_fields.items()
+
+    def _has(self, field: str) -> bool:
+        try:
+            return bool(find(self._state, field)) or True
+        except KeyError:
+            return False
+
+    @property
+    def weights(self) -> list[Variable]:
+        """`iterations`, then the slots, slot by slot."""
+        slots = [self.get_slot(v, name) for name in self.get_slot_names() for v in self._variables.values()]
+        return [self._iterations, *slots]
+
+    def get_weights(self) -> list[np.ndarray]:
+        """The values of `weights`."""
+        return [w.numpy() for w in self.weights]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assigns `weights`; kept until the slots are made where they are not yet.
+
+        Raises ValueError for another length or a shape that differs; nothing is changed then.
+        """
+        if self._state is None:
+            self._pending_weights = [np.asarray(w) for w in weights]
+            return
+        own = self.weights
+        if len(weights) != len(own):
+            raise ValueError(
+                f"You called `set_weights(weights)` on optimizer {self._name} with a weight list of length "
+                f"{len(weights)}, but the optimizer was expecting {len(own)} weights."
+            )
+        for w, x in zip(own, weights, strict=True):
+            if np.shape(x) != w.shape:
+                raise ValueError(f"Optimizer weight {w.name} has shape {w.shape}; it cannot be set to {np.shape(x)}")
+        for w, x in zip(own, weights, strict=True):
+            w.assign(x)

@@ -1,0 +1,202 @@
+"""Variable: a named array that is assigned to, as Keras and TensorFlow have it, on JAX."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+
+from . import tracing
+
+
+def _operator(op: Callable, swapped: bool = False) -> Callable:
+    def method(self, other):
+        other = other.value if isinstance(other, Variable) else other
+        return op(other, self.value) if swapped else op(self.value, other)
+
+    return method
+
+
+class Variable:
+    """A named, mutable array. JAX functions and operators take it as the array it holds.
+
+    The array itself is never written to: an assignment puts another in its place. Whoever took
+    `v.value` keeps what was there; an optimizer reuses the memory only where nobody did.
+
+    Args:
+        initial_value: an array, anything `jnp.asarray` takes, or a function of no arguments that returns
+            it; with `shape`, a function of `(shape, dtype)`, as a Keras initializer is.
+        trainable: whether it is among those that `minimize` finds by itself.
+        name: what slots, errors and path rules call it; `dense/kernel` is matched part by part.
+        dtype: of the array; by `initial_value` if None.
+        constraint: a function of the array, applied after each update by an optimizer.
+        shape: of the array, where `initial_value` is an initializer.
+
+    >>> v = Variable([1.0, 2.0], name="v")
+    >>> v.assign_add([1.0, 1.0])
+    Variable('v', shape=(2,), dtype=float32, value=[2., 3.])
+    >>> (v * 2).tolist(), jnp.sum(v).item()
+    ([4.0, 6.0], 5.0)
+
+    Differs from Keras in that the array is read as `v.value`, without a call.
+    """
+
+    def __init__(
+        self,
+        initial_value: Any,
+        trainable: bool = True,
+        *,
+        name: str = "Variable",
+        dtype: Any = None,
+        constraint: Callable[[jax.Array], jax.Array] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
+        if shape is not None and callable(initial_value):
+            initial_value = initial_value(tuple(shape), dtype or jnp.float32)
+        elif callable(initial_value):
+            initial_value = initial_value()
+        # a copy: the caller may write to a NumPy array, or hold on to a JAX one
+        self._value = jnp.array(initial_value, dtype=dtype)
+        if shape is not None and self._value.shape != tuple(shape):
+            raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self._value.shape}")
+        self.trainable = trainable
+        self.constraint = constraint
+        self._name = name.removesuffix(":0")
+
+    @property
+    def value(self) -> jax.Array:
+        """The array now held."""
+        tracing.note_read(self)
+        return self._value
+
+    @property
+    def name(self) -> str:
+        """The name with TensorFlow's `:0`."""
+        return f"{self._name}:0"
+
+    @property
+    def path(self) -> str:
+        """The name alone, as path rules see it."""
+        return self._name
+
+    shape = property(lambda self: self._value.shape)
+    dtype = property(lambda self: self._value.dtype)
+    ndim = property(lambda self: self._value.ndim)
+    size = property(lambda self: self._value.size)
+    T = property(lambda self: self.value.T)
+
+    def assign(self, value: Any) -> "Variable":
+        """Puts another array in place; ValueError if its shape differs. The dtype stays."""
+        # a NumPy array is copied, as it may be written to; a JAX array cannot be
+        value = jnp.asarray(value) if isinstance(value, jax.Array | Variable) else jnp.array(value)
+        if value.shape != self.shape:
+            raise ValueError(f"{self._name!r} has shape {self.shape}; it cannot be assigned {value.shape}")
+        tracing.note_write(self)
+        self._value = value.astype(self.dtype)
+        return self
+
+    def assign_add(self, delta: Any) -> "Variable":
+        """`assign(value + delta)`."""
+        return self.assign(self.value + jnp.asarray(delta))
+
+    def assign_sub(self, delta: Any) -> "Variable":
+        """`assign(value - delta)`."""
+        return self.assign(self.value - jnp.asarray(delta))
+
+    def read_value(self) -> jax.Array:
+        """The array, as `value`."""
+        return self.value
+
+    def numpy(self) -> np.ndarray:
+        """A NumPy copy."""
+        return np.array(self.value)
+
+    def astype(self, dtype: Any) -> jax.Array:
+        return self.value.astype(dtype)
+
+    def __jax_array__(self):
+        return self.value
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.value, dtype=dtype)
+
+    def __getitem__(self, index):
+        return self.value[index]
+
+    def __len__(self):
+        return len(self._value)
+
+    def __iter__(self):
+        return iter(self.value)
+
+    def __bool__(self):
+        return bool(self.value)
+
+    def __int__(self):
+        return int(self.value)
+
+    def __float__(self):
+        return float(self.value)
+
+    def __index__(self):
+        return operator.index(self.value)
+
+    def __format__(self, spec):
+        return format(self.value, spec) if spec else str(self)
+
+    def __neg__(self):
+        return -self.value
+
+    def __abs__(self):
+        return abs(self.value)
+
+    def __invert__(self):
+        return ~self.value
+
+    __add__, __radd__ = _operator(operator.add), _operator(operator.add, swapped=True)
+    __sub__, __rsub__ = _operator(operator.sub), _operator(operator.sub, swapped=True)
+    __mul__, __rmul__ = _operator(operator.mul), _operator(operator.mul, swapped=True)
+    __truediv__, __rtruediv__ = _operator(operator.truediv), _operator(operator.truediv, swapped=True)
+    __floordiv__, __rfloordiv__ = _operator(operator.floordiv), _operator(operator.floordiv, swapped=True)
+    __mod__, __rmod__ = _operator(operator.mod), _operator(operator.mod, swapped=True)
+    __pow__, __rpow__ = _operator(operator.pow), _operator(operator.pow, swapped=True)
+    __matmul__, __rmatmul__ = _operator(operator.matmul), _operator(operator.matmul, swapped=True)
+    __and__, __rand__ = _operator(operator.and_), _operator(operator.and_, swapped=True)
+    __or__, __ror__ = _operator(operator.or_), _operator(operator.or_, swapped=True)
+    __xor__, __rxor__ = _operator(operator.xor), _operator(operator.xor, swapped=True)
+    __lt__ = _operator(operator.lt)
+    __le__ = _operator(operator.le)
+    __gt__ = _operator(operator.gt)
+    __ge__ = _operator(operator.ge)
+    __eq__ = _operator(operator.eq)
+    __ne__ = _operator(operator.ne)
+
+    def __hash__(self):
+        return id(self)
+
+    def __repr__(self):
+        traced = isinstance(self._value, core.Tracer)
+        value = "…" if traced else np.array2string(np.asarray(self._value), separator=", ", threshold=8)
+        return f"Variable({self._name!r}, shape={self.shape}, dtype={self.dtype}, value={value})"
+
+    def __deepcopy__(self, memo):
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # arrays are immutable, and an optimizer copies before it reuses one
+        return twin
+
+
+def _flatten(v: Variable):
+    return (v.value,), (v._name, v.trainable, v.constraint)
+
+
+def _unflatten(aux, children):
+    v = object.__new__(Variable)
+    (v._value,), (v._name, v.trainable, v.constraint) = children, aux
+    return v
+
+
+# One leaf: jnp functions, which no longer take a bare `__jax_array__`, do take a pytree that also has it.
+jax.tree_util.register_pytree_node(Variable, _flatten, _unflatten)
