@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,7 @@ class Optimizer(Hyperparameters, Slots):
         self._variables: dict[str, Variable] = {}  # by the key under which the state has them
         self._keys: dict[int, str] = {}  # of each variable, by id
         self._state: Any = None
+        self._structure: Any = None  # of the transformation that the state belongs to
         self._pending_weights: list[np.ndarray] | None = None
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{name}/iter")
 
@@ -203,7 +205,8 @@ class Optimizer(Hyperparameters, Slots):
 
     def build(self, var_list: Iterable[Variable]) -> None:
         """Makes the slots of the variables now, rather than at the first step."""
-        _, self._state = self._prepare(list(var_list))
+        with self._undone_on_error():
+            _, self._state = self._prepare(list(var_list))
 
     # The step
 
@@ -241,20 +244,35 @@ class Optimizer(Hyperparameters, Slots):
             queues.setdefault(id(v), []).append(g)
         return [queues[id(v)].pop(0) if queues.get(id(v)) else None for v in variables]
 
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
+        before = dict(self._variables), dict(self._keys), self._structure, self._pending_weights
+        try:
+            yield
+        except BaseException:
+            self._variables, self._keys, self._structure, self._pending_weights = before
+            raise
+
     def _prepare(self, variables: Sequence[Variable]) -> tuple[GradientTransformation, Any]:
         """The transformation as it is now, and the state with slots for these variables."""
         tx, state = self._transformation(), self._state
+        structure = jax.tree.structure(tx)  # a schedule in the place of a number, say, has a state of its own
         new = [v for v in variables if id(v) not in self._keys]
-        if new or state is None:
+        if new or structure != self._structure:
+            self._structure = structure
             for v in new:
                 key = self._unused_key(v)
                 self._variables[key], self._keys[id(v)] = v, key
             everything = self._by_variable(self._variables.values(), [v._value for v in self._variables.values()])
             state = grow(tx, state, everything)
             if self._pending_weights is not None:
-                self._state, pending, self._pending_weights = state, self._pending_weights, None
-                self.set_weights(pending)
-                state = self._state
+                before, self._state = self._state, state
+                try:
+                    self._assign_weights(self._pending_weights)
+                finally:
+                    self._state = before
+                self._pending_weights = None
         return tx, state
 
     def _unused_key(self, v: Variable) -> str:
@@ -271,18 +289,19 @@ class Optimizer(Hyperparameters, Slots):
     def _apply(self, pairs: list[tuple], advance: bool) -> None:
         """One compiled step for variables that differ."""
         variables = [v for _, v in pairs]
-        tx, state = self._prepare(variables)
-        grads = self._by_variable(variables, [jnp.asarray(g) for g, _ in pairs])
-        values = self._by_variable(variables, to_donate([v._value for v in variables]))
-        values, self._state, self._iterations._value = jitted_step(
-            tx,
-            donated_tree(state),
-            values,
-            grads,
-            *to_donate([self._iterations._value]),
-            constraints=self._constraints(variables),
-            advance=advance,
-        )
+        with self._undone_on_error():
+            tx, state = self._prepare(variables)
+            grads = self._by_variable(variables, [g if isinstance(g, jax.Array) else jnp.asarray(g) for g, _ in pairs])
+            values = self._by_variable(variables, to_donate([v._value for v in variables]))
+            values, self._state, self._iterations._value = jitted_step(
+                tx,
+                donated_tree(state),
+                values,
+                grads,
+                *to_donate([self._iterations._value]),
+                constraints=self._constraints(variables),
+                advance=advance,
+            )
         for v in variables:
             v._value = values[self._keys[id(v)]]
 

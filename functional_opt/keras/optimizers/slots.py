@@ -92,8 +92,11 @@ class Slots:
         Raises ValueError for another length or a shape that differs; nothing is changed then.
         """
         if self._state is None:
-            self._pending_weights = [np.asarray(w) for w in weights]
-            return
+            self._pending_weights = [np.array(w) for w in weights]
+        else:
+            self._assign_weights(weights)
+
+    def _assign_weights(self, weights: Sequence[Any]) -> None:
         own = self.weights
         if len(weights) != len(own):
             raise ValueError(

@@ -32,15 +32,14 @@ def is_by_variable(x: Any) -> bool:
 
 
 def grow(tx: GradientTransformation, state: Any, values: ByVariable) -> Any:
-    """The state for all of `values`: fresh where `state`, which may be None, has nothing for a variable."""
-    new = tx.init(values)
-    if state is None:
-        return new
+    """The state of `tx` for all of `values`: what `state`, which may be None, has there, else as at the start."""
+    old = dict(jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable))
 
-    def join(fresh, old):
-        return ByVariable(fresh | old) if is_by_variable(fresh) else old
+    def carry(path, fresh):
+        kept = old.get(path, fresh)
+        return ByVariable(fresh | kept) if is_by_variable(fresh) else kept
 
-    return jax.tree.map(join, new, state, is_leaf=is_by_variable)
+    return jax.tree_util.tree_map_with_path(carry, tx.init(values), is_leaf=is_by_variable)
 
 
 Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]

@@ -26,12 +26,13 @@ class TrainStep:
         plan = self._plans.get(signature)
         if plan is None:
             plan = self._plans[signature] = self._plan(*batch)
-        tx, state = opt._prepare(plan.trained)
-        values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))
-        others = [v._value for v in plan.others]
-        out, values, opt._state, opt._iterations._value, written = plan.program(
-            tx, donated_tree(state), values, others, *to_donate([opt._iterations._value]), batch
-        )
+        with opt._undone_on_error():
+            tx, state = opt._prepare(plan.trained)
+            values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))
+            others = [v._value for v in plan.others]
+            out, values, opt._state, opt._iterations._value, written = plan.program(
+                tx, donated_tree(state), values, others, *to_donate([opt._iterations._value]), batch
+            )
         for v in plan.trained:
             v._value = values[opt._keys[id(v)]]
         for v, x in zip(plan.written, written, strict=True):
