@@ -291,13 +291,15 @@ class Optimizer(Hyperparameters, Slots):
         variables = [v for _, v in pairs]
         with self._undone_on_error():
             tx, state = self._prepare(variables)
-            grads = self._by_variable(variables, [g if isinstance(g, jax.Array) else jnp.asarray(g) for g, _ in pairs])
+            grads = self._by_variable(
+                variables, [g if isinstance(g, jax.Array) else jnp.asarray(g) for g, _ in pairs]
+            )
             values = self._by_variable(variables, to_donate([v._value for v in variables]))
             values, self._state, self._iterations._value = jitted_step(
                 tx,
                 donated_tree(state),
                 values,
-                grads,
+                self._by_variable(variables, grads),
                 *to_donate([self._iterations._value]),
                 constraints=self._constraints(variables),
                 advance=advance,

@@ -1,0 +1,42 @@
+"""Schedules: functions of the step count, and values too, so that their numbers can be traced.
+
+A schedule sees the count before it is incremented: 0 at the first step. Wherever one is taken, a plain
+function of the count is too; it is held as structure, so a new function means a new compilation.
+
+Names and arguments are Optax's, and so are the numbers. In all of them
+
+- `t` is the count: whole and not negative, a number or an array of any shape, which the result then has;
+- `..._steps`, `transition_begin` and boundaries are in steps, `..._value` is in units of the result;
+- the result is float32 (float64 under x64), and past its last step a schedule stays where it is;
+- no steps (`transition_steps=0`), negative steps, and numbers out of range raise ValueError, what is no
+  number TypeError. Optax takes most of them, and stays at the initial value. Steps of a warm-up may be 0.
+
+Steps are leaves like any number: to differentiate with respect to them, give them as floats (`100.0`).
+
+>>> import jax, jax.numpy as jnp
+>>> decays = jax.tree.map(lambda *x: jnp.stack(x), cosine_decay_schedule(0.1, 100), cosine_decay_schedule(0.2, 50))
+>>> print(jax.vmap(lambda schedule: schedule(25))(decays).round(3))
+[0.085 0.1  ]
+"""
+
+from .base import Rate as Rate
+from .base import Schedule as Schedule
+from .base import as_schedule as as_schedule
+from .decay import constant_schedule as constant_schedule
+from .decay import cosine_decay_schedule as cosine_decay_schedule
+from .decay import cosine_restarts_schedule as cosine_restarts_schedule
+from .decay import exponential_decay as exponential_decay
+from .decay import inverse_sqrt_schedule as inverse_sqrt_schedule
+from .decay import inverse_time_decay as inverse_time_decay
+from .decay import linear_schedule as linear_schedule
+from .decay import polynomial_schedule as polynomial_schedule
+from .decay import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from .pieces import cosine_onecycle_schedule as cosine_onecycle_schedule
+from .pieces import join_schedules as join_schedules
+from .pieces import linear_onecycle_schedule as linear_onecycle_schedule
+from .pieces import piecewise_constant_schedule as piecewise_constant_schedule
+from .pieces import piecewise_interpolate_schedule as piecewise_interpolate_schedule
+from .pieces import sgdr_schedule as sgdr_schedule
+from .pieces import warmup_constant_schedule as warmup_constant_schedule
+from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
+from .pieces import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
