@@ -291,9 +291,7 @@ class Optimizer(Hyperparameters, Slots):
         variables = [v for _, v in pairs]
         with self._undone_on_error():
             tx, state = self._prepare(variables)
-            grads = self._by_variable(
-                variables, [g if isinstance(g, jax.Array) else jnp.asarray(g) for g, _ in pairs]
-            )
+            grads = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g, _ in pairs]
             values = self._by_variable(variables, to_donate([v._value for v in variables]))
             values, self._state, self._iterations._value = jitted_step(
                 tx,
