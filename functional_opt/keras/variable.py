@@ -44,6 +44,8 @@ class Variable:
     Differs from Keras in that the array is read as `v.value`, without a call.
     """
 
+    __array_priority__ = 100  # numpy_array @ variable asks the variable, as it would a JAX array
+
     def __init__(
         self,
         initial_value: Any,

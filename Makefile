@@ -1,0 +1,36 @@
+# make demo: sets everything up and trains on real data.  make test: sets everything up and tests.
+# make check: ruff, pyright and the doctests.  make bench: speed, side by side with peers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check bench clean
+demo: $(VENV)/demo
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest -n auto
+
+check: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.step
+
+# One environment; each stamp adds the packages that its job needs.
+$(VENV)/demo: EXTRA = examples
+$(VENV)/test: EXTRA = test
+$(VENV)/bench: EXTRA = bench
+$(VENV)/%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
