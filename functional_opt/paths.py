@@ -150,6 +150,8 @@ def resolve_labels(labels: Any, tree: Tree) -> Tree:
 def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any) -> Tree:
     if callable(selection):
         selection = _selection(name, selection(tree), leaf)
+    if selection is None:
+        raise TypeError(f"`{name}` must be a tree, a function from params to one, or path rules, got None")
     if isinstance(selection, PathRules):
         return selection.resolve(tree, default)
     prefix, treedef = selection.leaves, selection.treedef

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+
 
 class Scope:
     """What code that ran in it read and assigned: variables by id, in order."""
@@ -20,15 +22,20 @@ class Scope:
 _scopes: list[Scope] = []
 
 
+def active() -> bool:
+    """Whether anything is being recorded."""
+    return bool(_scopes)
+
+
 def note_read(variable: Any) -> None:
     """Called by a variable when its value is taken."""
-    for scope in _scopes:
+    for scope in _scopes if not variable._stand_in else ():
         scope.reads.setdefault(id(variable), variable)
 
 
 def note_write(variable: Any) -> None:
     """Called by a variable before another value is put in place."""
-    for scope in _scopes:
+    for scope in _scopes if not variable._stand_in else ():
         scope.before.setdefault(id(variable), (variable, variable._value))
 
 
@@ -56,6 +63,6 @@ def call(fn: Callable, variables: Sequence[Any], values: Sequence[Any], *args: A
             note_write(variable)
             variable._value = value
         given = {id(v): x for v, x in zip(variables, values, strict=True)}
-        out = fn(*args)
+        out = jax.tree.map(lambda x: x, fn(*args))  # a variable in it, with what it holds now
         written = {id(v): (v, v._value) for v in scope.writes if v._value is not given.get(id(v))}
         return out, scope.reads, written

@@ -45,6 +45,11 @@ class Variable:
     """
 
     __array_priority__ = 100  # numpy_array @ variable asks the variable, as it would a JAX array
+    _stand_in = False  # whether JAX made it, as a pytree, in code that is recorded: it is none of the user's
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_pytree_node(cls, _flatten, _unflatten)
 
     def __init__(
         self,
@@ -61,7 +66,8 @@ class Variable:
         elif callable(initial_value):
             initial_value = initial_value()
         # a copy: the caller may write to a NumPy array, or hold on to a JAX one
-        self._value = jnp.array(initial_value, dtype=dtype)
+        value = jnp.array(initial_value, dtype=dtype)
+        self._value = value.astype(value.dtype)  # no weak type, which a step would turn into a strong one
         if shape is not None and self._value.shape != tuple(shape):
             raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self._value.shape}")
         self.trainable = trainable
@@ -197,6 +203,7 @@ def _flatten(v: Variable):
 def _unflatten(aux, children):
     v = object.__new__(Variable)
     (v._value,), (v._name, v.trainable, v.constraint) = children, aux
+    v._stand_in = tracing.active() or isinstance(v._value, core.Tracer)
     return v
 
 

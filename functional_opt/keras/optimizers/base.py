@@ -20,7 +20,7 @@ from . import schedules
 from .hyper import Hyperparameters, decayed, present
 from .slots import Slots
 from .step import ByVariable, Constraints, donated_tree, grow, jitted_step, to_donate
-from .train_step import TrainStep
+from .train_step import TrainStep, check_loss, check_not_trained
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Optimizer(Hyperparameters, Slots):
         self._set_hyper("decay", kwargs.get("decay", 0.0))
         self._variables: dict[str, Variable] = {}  # by the key under which the state has them
         self._keys: dict[int, str] = {}  # of each variable, by id
-        self._state: Any = None
+        self._state: Any = None  # a State, from the first step on
         self._structure: Any = None  # of the transformation that the state belongs to
         self._pending_weights: list[np.ndarray] | None = None
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{name}/iter")
@@ -137,10 +137,21 @@ class Optimizer(Hyperparameters, Slots):
 
         Raises RuntimeError for a loss that is an array already, ValueError for what is no variable.
         """
-        return self.apply_gradients(self.compute_gradients(loss, var_list, grad_loss), name=name)
+        pairs, assigned = self._differentiate(loss, var_list, grad_loss)
+        iterations = self.apply_gradients(pairs, name=name)
+        for v, x in assigned:
+            v.assign(x)
+        return iterations
 
     def compute_gradients(self, loss: Callable[[], Any], var_list: Any = None, grad_loss: Any = None) -> list[tuple]:
         """The (gradient, variable) pairs, None for a variable that is not read. Arguments as in `minimize`."""
+        pairs, assigned = self._differentiate(loss, var_list, grad_loss)
+        for v, x in assigned:
+            v.assign(x)
+        return pairs
+
+    def _differentiate(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any) -> tuple[list, list]:
+        """The pairs, and what the loss assigns to variables that are not trained: (variable, value)."""
         if not callable(loss):
             raise RuntimeError(
                 "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
@@ -153,14 +164,20 @@ class Optimizer(Hyperparameters, Slots):
         seen: dict = {}
 
         def of(values):
-            out, reads, written = tracing.call(loss, variables, values)
-            seen.update(reads=reads)
-            return out, [(v, x) for v, x in written.values()]
+            out, reads, assigned = tracing.call(loss, variables, values)
+            check_loss(out)
+            seen.update(reads=reads, written=[v for v, _ in assigned.values()])
+            return jnp.asarray(out), [x for _, x in assigned.values()]
 
-        out, vjp, _ = jax.vjp(of, [v._value for v in variables], has_aux=True)
+        out, vjp, new = jax.vjp(of, [v._value for v in variables], has_aux=True)
+        check_not_trained(seen["written"], variables)
         cotangent = jnp.ones_like(out) if grad_loss is None else jnp.broadcast_to(jnp.asarray(grad_loss), out.shape)
         (grads,) = vjp(cotangent.astype(out.dtype))
-        return [(g if id(v) in seen["reads"] else None, v) for g, v in zip(grads, variables, strict=True)]
+        grads = [
+            g if id(v) in seen["reads"] and g.dtype != jax.dtypes.float0 else None
+            for g, v in zip(grads, variables, strict=True)
+        ]
+        return list(zip(grads, variables, strict=True)), list(zip(seen["written"], new, strict=True))
 
     def apply_gradients(
         self, grads_and_vars: Iterable[tuple], name: str | None = None, experimental_aggregate_gradients: bool = True
@@ -184,9 +201,11 @@ class Optimizer(Hyperparameters, Slots):
         todo = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         with jax.named_scope(name or self._name):
             while todo:
-                first = {id(v): (g, v) for g, v in reversed(todo)}
-                rest = [pair for pair in todo if pair[0] is not first[id(pair[1])][0]]
-                self._apply(list(first.values())[::-1], advance=not rest)
+                first, rest = {}, []
+                for pair in todo:
+                    if first.setdefault(id(pair[1]), pair) is not pair:
+                        rest.append(pair)
+                self._apply(list(first.values()), advance=not rest)
                 todo = rest
         return self._iterations
 
@@ -237,8 +256,8 @@ class Optimizer(Hyperparameters, Slots):
         for fn in (*functions, *self.gradient_transformers):
             present_pairs = _pairs(fn(present_pairs))
         for g, v in present_pairs:
-            if jnp.shape(g) != v.shape:
-                raise ValueError(f"the gradient of {v.name} has shape {jnp.shape(g)}, the variable has {v.shape}")
+            if np.shape(g) != v.shape:
+                raise ValueError(f"the gradient of {v.name} has shape {np.shape(g)}, the variable has {v.shape}")
         queues: dict[int, list] = {}
         for g, v in present_pairs:
             queues.setdefault(id(v), []).append(g)
@@ -248,10 +267,13 @@ class Optimizer(Hyperparameters, Slots):
     def _undone_on_error(self) -> Iterator[None]:
         """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
         before = dict(self._variables), dict(self._keys), self._structure, self._pending_weights
+        iterations = None if self._pending_weights is None else self._iterations._value
         try:
             yield
         except BaseException:
             self._variables, self._keys, self._structure, self._pending_weights = before
+            if iterations is not None:
+                self._iterations._value = iterations
             raise
 
     def _prepare(self, variables: Sequence[Variable]) -> tuple[GradientTransformation, Any]:
@@ -286,6 +308,11 @@ class Optimizer(Hyperparameters, Slots):
         given = {self._keys[id(v)]: x for v, x in zip(variables, values, strict=True)}
         return ByVariable((key, given.get(key)) for key in self._variables)
 
+    def _idle(self, variables: Iterable[Variable]) -> ByVariable:
+        """The values of all variables but these."""
+        busy = {id(v) for v in variables}
+        return ByVariable((key, None if id(v) in busy else v._value) for key, v in self._variables.items())
+
     def _apply(self, pairs: list[tuple], advance: bool) -> None:
         """One compiled step for variables that differ."""
         variables = [v for _, v in pairs]
@@ -297,6 +324,7 @@ class Optimizer(Hyperparameters, Slots):
                 tx,
                 donated_tree(state),
                 values,
+                self._idle(variables),
                 self._by_variable(variables, grads),
                 *to_donate([self._iterations._value]),
                 constraints=self._constraints(variables),
@@ -336,8 +364,10 @@ class Optimizer(Hyperparameters, Slots):
                 "Cannot set `iterations` to a new Variable after the Optimizer weights have been created; "
                 "assign to the present one: optimizer.iterations.assign(...)"
             )
-        if not isinstance(variable, Variable):
-            raise TypeError(f"iterations must be a Variable, got {variable!r}")
+        if not (
+            isinstance(variable, Variable) and variable.shape == () and jnp.issubdtype(variable.dtype, jnp.integer)
+        ):
+            raise TypeError(f"iterations must be a Variable that holds one integer, got {variable!r}")
         self._iterations = variable
 
 

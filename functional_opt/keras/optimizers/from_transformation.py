@@ -19,10 +19,11 @@ class FromTransformation(Optimizer):
         tx: the transformation.
         name: of the optimizer.
         learning_rate: if given, `scale_by_learning_rate` of it becomes the last link. If not, and `tx` has
-            exactly one such link, that one's rate is `learning_rate`; with none, there is no such attribute.
+            exactly one such link, that one's rate is `learning_rate`; otherwise there is no such attribute.
         kwargs: as in `Optimizer`.
 
     Slots are named as the fields of the state are. Path rules see the variables' paths.
+    Raises ValueError for a learning rate where `tx` has one.
 
     >>> from functional_opt import keras, lion
     >>> opt = keras.optimizers.Optimizer.from_transformation(lion(0.1, weight_decay=0.0))
@@ -32,14 +33,21 @@ class FromTransformation(Optimizer):
     """
 
     def __init__(self, tx: Any, name: str = "Optimizer", learning_rate: Any = None, **kwargs: Any):
-        super().__init__(name, **kwargs)
+        super().__init__(name, learning_rate=learning_rate, **kwargs)
         tx = as_transformation(tx)
-        if learning_rate is not None:
-            tx = chain(tx, scale_by_learning_rate(learning_rate))
+        rates = [x.learning_rate for x in jax.tree.leaves(tx, is_leaf=_is_rate) if _is_rate(x)]
+        if "learning_rate" in self._hyper:
+            if rates:
+                raise ValueError(f"learning_rate must not be given where tx has one: {tx!r}")
+            tx = chain(tx, scale_by_learning_rate(0.0))
+        elif len(rates) == 1:
+            self._set_hyper("learning_rate", rates[0])
         self._tx = tx
-        rates = [x for x in jax.tree.leaves(tx, is_leaf=_is_rate) if _is_rate(x)]
-        if len(rates) == 1:
-            self._set_hyper("learning_rate", rates[0].learning_rate)
+
+    def __setattr__(self, name, x):
+        if name in ("lr", "learning_rate") and "learning_rate" not in self._hyper:
+            raise AttributeError(f"there is no one learning rate to assign in {self._tx!r}")
+        super().__setattr__(name, x)
 
     def transform(self, hyper):
         if "learning_rate" not in self._hyper:

@@ -23,7 +23,7 @@ class Hyperparameters:
 
     def _set_hyper(self, name: str, x: Any) -> None:
         """Makes or reassigns a hyperparameter. Raises TypeError for what cannot be one."""
-        if isinstance(x, str | bool) or x is None or not callable(x) and not isinstance(x, Variable) and np.ndim(x):
+        if isinstance(x, str | bool) or x is None or not callable(x) and np.ndim(x):
             raise TypeError(f"{name} must be a number, a schedule or a callable, got {x!r}")
         known = self.__dict__.setdefault("_hyper", {})
         if callable(x) or isinstance(x, Variable):
@@ -46,13 +46,12 @@ class Hyperparameters:
         x = self._hyper[name]
         if isinstance(x, LearningRateSchedule):
             return serialize(x)
-        if isinstance(x, Schedule):
+        if isinstance(x, Schedule) or callable(x) and not _takes_nothing(x):
             raise TypeError(
                 f"{name} is {x!r}; a config takes a schedule of functional_opt.keras.optimizers.schedules"
             )
-        x = x() if callable(x) else x
         # the shortest number that float32 tells apart: 0.01, not 0.009999999776482582
-        return float(np.format_float_scientific(np.float32(x)))
+        return float(np.format_float_scientific(np.float32(self._get_hyper(name))))
 
     def __getattr__(self, name: str) -> Any:
         name = "learning_rate" if name == "lr" else name
@@ -74,7 +73,7 @@ class Hyperparameters:
 def present(x: Any) -> Any:
     """What to compute with: a float32 array, or a schedule of the core where it depends on the step."""
     if isinstance(x, Variable):
-        return x.value
+        return x.value if x.dtype == jnp.float32 else x.value.astype(jnp.float32)
     if isinstance(x, LearningRateSchedule):
         return x.core()
     if isinstance(x, Schedule):

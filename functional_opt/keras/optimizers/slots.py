@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...state import get_all_with_path
 from ..variable import Variable
-from .step import is_by_variable
+from .step import State, field_name, is_by_variable
 
 
 class Slot(Variable):
@@ -20,26 +19,29 @@ class Slot(Variable):
 
     @property
     def _value(self) -> jax.Array:
-        return find(self._optimizer._state, self._field)[self._key]
+        return find(self._optimizer._state, self._field, self._key)[self._key]
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:
-        find(self._optimizer._state, self._field)[self._key] = x
+        find(self._optimizer._state, self._field, self._key)[self._key] = x
 
 
-def find(state: Any, field: str) -> dict[str, jax.Array]:
-    """The one field of that name that is kept by variable. Raises KeyError if there is none, or several."""
-    found = [x for _, x in get_all_with_path(state, field) if is_by_variable(x)]
+def find(state: State, field: str, key: str) -> dict[str, jax.Array]:
+    """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
+    found = [x for name, x in _tables(state) if name == field and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
-        raise KeyError(f"the state has {len(found) or 'no'} fields {field!r}; there are {fields(state)}")
+        raise KeyError(f"the state has {len(found) or 'no'} fields {field!r} of {key!r}; there are {fields(state)}")
     return found[0]
 
 
-def fields(state: Any) -> list[str]:
+def fields(state: State) -> list[str]:
     """The names of the fields that are kept by variable, in order, each once."""
-    paths = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable)
-    names = [str(getattr(p[-1], "name", p[-1])) for p, x in paths if is_by_variable(x) and p]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for name, _ in _tables(state) if name))
+
+
+def _tables(state: State) -> list[tuple[str, dict]]:
+    found = jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable)
+    return [(field_name(path), x) for path, x in found if is_by_variable(x)]
 
 
 class Slots:
@@ -57,29 +59,39 @@ class Slots:
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots there are; none before the first step."""
-        return [] if self._state is None else [n for n, field in self._slot_fields() if self._has(field)]
+        if self._state is None:
+            return []
+        return [name for name, field in self._slot_fields() if any(self._has(field, key) for key in self._variables)]
 
     def get_slot(self, var: Variable, slot_name: str) -> Variable:
         """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
         field = dict(self._slot_fields()).get(slot_name)
         key = self._keys.get(id(var))
-        if key is None or field is None or not self._has(field):
+        if key is None or field is None or not self._has(field, key):
             raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
         return Slot(self, field, key, f"{self._name}/{key}/{slot_name}")
 
     def _slot_fields(self) -> Iterable[tuple[str, str]]:
         return self.slot_fields.items()
 
-    def _has(self, field: str) -> bool:
+    def _has(self, field: str, key: str) -> bool:
         try:
-            return bool(find(self._state, field)) or True
+            find(self._state, field, key)
         except KeyError:
             return False
+        return True
 
     @property
     def weights(self) -> list[Variable]:
         """`iterations`, then the slots, slot by slot."""
-        slots = [self.get_slot(v, name) for name in self.get_slot_names() for v in self._variables.values()]
+        if self._state is None:
+            return [self._iterations]
+        slots = [
+            self.get_slot(v, name)
+            for name, field in self._slot_fields()
+            for key, v in self._variables.items()
+            if self._has(field, key)
+        ]
         return [self._iterations, *slots]
 
     def get_weights(self) -> list[np.ndarray]:

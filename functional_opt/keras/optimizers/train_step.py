@@ -1,13 +1,15 @@
 """TrainStep: loss, gradients and update as one compiled program over variables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from ...base import increment
 from .. import tracing
+from ..variable import Variable
 from .step import donated_tree, pure_step, to_donate
 
 
@@ -31,7 +33,13 @@ class TrainStep:
             values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))
             others = [v._value for v in plan.others]
             out, values, opt._state, opt._iterations._value, written = plan.program(
-                tx, donated_tree(state), values, others, *to_donate([opt._iterations._value]), batch
+                tx,
+                donated_tree(state),
+                values,
+                opt._idle(plan.trained),
+                others,
+                *to_donate([opt._iterations._value]),
+                batch,
             )
         for v in plan.trained:
             v._value = values[opt._keys[id(v)]]
@@ -41,17 +49,22 @@ class TrainStep:
 
     def _plan(self, *batch: Any) -> "_Plan":
         """Runs the loss once without computing, to see which variables it reads and assigns."""
-        found: dict[str, dict] = {}
+        found: dict[str, Any] = {}
 
         def dry_run(*batch):
-            out, found["reads"], found["writes"] = tracing.call(self._loss_fn, (), (), *batch)
-            _check_loss(out[0] if self._has_aux else out)
+            out, reads, writes = tracing.call(self._loss_fn, (), (), *batch)
+            check_loss(out[0] if self._has_aux else out)
+            trained = self._optimizer._resolve(self._var_list, reads)
+            pairs = [(jnp.zeros_like(v._value), v) for v in trained]
+            _, more, _ = tracing.call(self._optimizer._gradients, (), (), pairs, trained)
+            found.update(reads=reads, more=more, written=[v for v, _ in writes.values()], trained=trained)
 
         jax.eval_shape(dry_run, *batch)
-        reads, writes = found["reads"], found["writes"]
-        trained = self._optimizer._resolve(self._var_list, reads)
-        others = [v for i, v in reads.items() if not any(v is t for t in trained)]
-        written = [v for v, _ in writes.values() if not any(v is t for t in trained)]
+        reads, trained, written = found["reads"], found["trained"], found["written"]
+        check_made_before(reads.values())
+        check_not_trained(written, trained)
+        ours = {id(v) for v in trained}
+        others = [v for i, v in (reads | found["more"]).items() if i not in ours]
         return _Plan(self, trained, others, written, [id(v) in reads for v in trained])
 
 
@@ -61,27 +74,48 @@ class _Plan:
     def __init__(self, step: TrainStep, trained: list, others: list, written: list, connected: Sequence[bool]):
         self.trained, self.others, self.written = trained, others, written
         opt, loss_fn, has_aux = step._optimizer, step._loss_fn, step._has_aux
-        constraints = opt._constraints(trained)
 
-        def program(tx, state, values, others, iterations, batch):
+        def program(tx, state, values, idle, others, iterations, batch):
             keys = [opt._keys[id(v)] for v in trained]
 
-            def loss(values):
+            def call(fn, values, *args):
                 inputs = [*(values[key] for key in keys), *others]
-                out, _, assigned = tracing.call(loss_fn, [*trained, *self.others], inputs, *batch)
-                total = _check_loss(out[0] if has_aux else out)
+                return tracing.call(fn, [*trained, *self.others], inputs, *args)
+
+            def loss(values):
+                out, _, assigned = call(loss_fn, values, *batch)
+                total = check_loss(out[0] if has_aux else out)
                 return total, (out, [assigned[id(v)][1] for v in written])
 
-            grads, (out, new) = jax.grad(loss, has_aux=True)(values)
-            pairs = [(grads[k] if read else None, v) for k, read, v in zip(keys, connected, trained, strict=True)]
-            grads = opt._by_variable(trained, opt._gradients(pairs, trained))
-            values, state = pure_step(tx, state, values, grads, iterations, constraints)
+            grads, (out, new) = jax.grad(loss, has_aux=True, allow_int=True)(values)
+            pairs = [
+                (grads[key] if read and grads[key].dtype != jax.dtypes.float0 else None, v)
+                for key, read, v in zip(keys, connected, trained, strict=True)
+            ]
+            grads, _, _ = call(opt._gradients, values, pairs, trained)
+            grads, constraints = opt._by_variable(trained, grads), opt._constraints(trained)
+            values, state = pure_step(tx, state, values, idle, grads, iterations, constraints)
             return out, values, state, increment(iterations), new
 
-        self.program = jax.jit(program, donate_argnums=(1, 2, 4))
+        self.program = jax.jit(program, donate_argnums=(1, 2, 5))
 
 
-def _check_loss(loss: Any) -> jax.Array:
+def check_made_before(variables: Iterable[Variable]) -> None:
+    """Refuses variables that the loss made itself while it was traced: what they hold cannot be used after."""
+    for v in variables:
+        if isinstance(v._value, core.Tracer):
+            raise RuntimeError(
+                f"{v.name} was made in the loss; make it before, or call the loss once before the step"
+            )
+
+
+def check_not_trained(written: Iterable[Variable], trained: Sequence[Variable]) -> None:
+    """Refuses a loss that assigns to what it is differentiated by."""
+    if both := [v.name for v in written if any(v is t for t in trained)]:
+        raise ValueError(f"the loss assigns to {both}, which are being trained; assign to them after the step")
+
+
+def check_loss(loss: Any) -> jax.Array:
     """The sum of a loss that is an array of floats; TypeError for anything else."""
     if not hasattr(loss, "dtype") or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"the loss must be an array of floats, got {loss!r}")

@@ -1,0 +1,210 @@
+"""What holds for every transformation, whatever it computes: dtypes, shapes, shardings, odd leaves, counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from functional_opt import apply_updates
+
+from ..helpers import (
+    INT32_MAX,
+    assert_close,
+    assert_finite,
+    assert_same_types,
+    at,
+    make_grads,
+    make_params,
+    structs,
+    train,
+    train_eagerly,
+    without_bias,
+)
+from .cases import OPTIMIZERS, each_case
+
+dtypes = pytest.mark.parametrize(
+    "dtype, grads_dtype",
+    [
+        ("float32", "float32"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+    ],
+)
+
+
+@each_case
+@dtypes
+def test_types_are_fixed_at_init(case, dtype, grads_dtype):
+    params, grads = make_params(dtype), at(make_grads(1, grads_dtype), 0)
+
+    def step(tx, params, grads):
+        before = tx.init(params)
+        updates, after = tx.update(grads, before, params)
+        either = jax.lax.cond(True, lambda s: tx.update(grads, s, params)[1], lambda s: s, before)
+        return before, updates, after, either
+
+    before, updates, after, either = jax.eval_shape(step, case.tx(), params, grads)
+    assert_same_types(after, before)
+    assert_same_types(either, before)
+    if case in OPTIMIZERS:
+        assert_same_types(updates, params)
+
+
+@each_case
+@dtypes
+def test_scans_and_reads_nothing_back(case, dtype, grads_dtype):
+    """Under a trace of the transformation itself too, where reading a number to the host raises."""
+    jax.eval_shape(train, case.tx(), make_params(dtype), make_grads(2, grads_dtype))
+
+
+def sharded(mesh, tree):
+    def leaf(x):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec("data") if jnp.ndim(x) else PartitionSpec()))
+
+    return jax.tree.map(leaf, tree)
+
+
+@each_case
+def test_sharding_is_kept_and_buffers_donated(case):
+    """Over four devices with automatic sharding; a donated buffer that could not be used would warn."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    params, grads = sharded(mesh, make_params()), sharded(mesh, at(make_grads(1), 0))
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def step(tx, params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return apply_updates(params, updates), state
+
+    tx = case.tx()
+    with jax.transfer_guard_device_to_host("disallow"):  # the CPU has nothing to guard, an accelerator has
+        state = tx.init(params)
+        before = jax.tree.map(lambda x: x.sharding, (params, state))
+        new = step(tx, params, state, grads)
+        new = step(tx, *new, grads)
+    for x, sharding in zip(jax.tree.leaves(new), jax.tree.leaves(before), strict=True):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim) or x.ndim == 0
+
+
+@each_case
+def test_sharding_in_types_is_kept(case):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params, grads = sharded(mesh, make_params()), sharded(mesh, at(make_grads(1), 0))
+        tx = case.tx()
+        before = jax.eval_shape(tx.init, params)
+        updates, after = jax.eval_shape(tx.update, grads, before, params)
+    assert specs(after) == specs(before)
+    assert specs(updates) == specs(params)
+
+
+def specs(tree):
+    """How every axis of every leaf is sharded, with the leaf's path."""
+    return {
+        jax.tree_util.keystr(path): [*(x.sharding.spec if x.sharding else ()), None, None][: x.ndim]
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@each_case
+@pytest.mark.parametrize("dtype, rtol", [("bfloat16", 0.01), ("float16", 0.001)])
+def test_16_bit_is_close_to_float32(case, dtype, rtol):
+    params, grads = make_params(dtype), make_grads(3, dtype)
+    exact = functools.partial(jax.tree.map, lambda x: x.astype("float32"))
+    updates, state = train_eagerly(case.tx(), params, grads, steps=3)
+    expected, expected_state = train_eagerly(case.tx(), exact(params), exact(grads), steps=3)
+    assert_close(updates, expected, rtol=rtol)
+    assert_close(state, expected_state, rtol=rtol)
+
+
+@each_case
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_zero_gradients(case, dtype):
+    params, grads = make_params(dtype), jax.tree.map(jnp.zeros_like, make_grads(2, dtype))
+    assert_finite(train_eagerly(case.tx(), params, grads, steps=2))
+    nowhere = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = train_eagerly(case.tx(), nowhere, grads, steps=2)
+    assert_close(updates, jax.tree.map(jnp.zeros_like, updates))
+
+
+@each_case
+def test_none_in_gradients_is_no_update(case):
+    tx, params, grads = case.tx(), make_params(), make_grads(2)
+    _, state = train_eagerly(tx, params, grads)
+    updates, after = tx.update(without_bias(at(grads, 1)), state, params)
+    assert updates["dense"]["bias"] is None
+    assert_close(apply_updates(params, updates)["dense"]["bias"], params["dense"]["bias"])
+    slots = [
+        [x for path, x in jax.tree_util.tree_leaves_with_path(s) if "'bias'" in jax.tree_util.keystr(path)]
+        for s in (state, after)
+    ]
+    assert_close(slots[1], slots[0])
+    assert_same_types(after, state)
+
+
+@each_case
+def test_none_in_params(case):
+    params, grads = without_bias(make_params()), without_bias(make_grads(2))
+    updates, state = train_eagerly(case.tx(), params, grads, steps=2)
+    assert updates["dense"]["bias"] is None
+    assert_finite((updates, state))
+
+
+@each_case
+@pytest.mark.parametrize("empty", [{}, (), {"dense": {}}], ids=repr)
+def test_empty_trees(case, empty):
+    tx = case.tx()
+    updates, state = tx.update(empty, tx.init(empty), empty)
+    assert updates == empty
+    assert_same_types(state, tx.init(empty))
+
+
+@each_case
+def test_abstract_trees(case):
+    tx, params, grads = case.tx(), make_params(), at(make_grads(1), 0)
+    state = tx.init(params)
+    assert_same_types(jax.eval_shape(tx.init, params), state)
+    assert_close(tx.init(structs(params)), state)
+    updates, after = jax.eval_shape(tx.update, structs(grads), structs(state), structs(params))
+    assert_same_types(structs(updates), structs(params))
+    assert_same_types(structs(after), structs(state))
+
+
+@each_case
+def test_complex_turns_with_the_plane(case):
+    """Rotated params and gradients give rotated updates: second moments are of |g|², signs are g/|g|."""
+    tx, turn = case.tx(), np.exp(0.7j).astype(np.complex64)
+
+    def run(turn):
+        rotate = functools.partial(jax.tree.map, lambda x: x * turn)
+        return train_eagerly(tx, rotate(make_params()), rotate(make_grads(2)), steps=2)
+
+    expected, _ = run(1.0)
+    updates, state = run(turn)
+    assert_same_types(state, tx.init(jax.tree.map(lambda x: x * turn, make_params())))
+    if case.name == "scale_by_lion-smooth" or case.name.endswith("bf16"):
+        assert_finite(updates)  # tanh does not turn; a state_dtype is for real leaves
+    else:
+        assert_close(updates, jax.tree.map(lambda u: turn * u, expected), rtol=1e-4, atol=1e-5)
+
+
+@each_case
+def test_counts_saturate(case):
+    tx, params, grads = case.tx(), make_params(), at(make_grads(1), 0)
+
+    def at_the_end(path, x):
+        return jnp.full_like(x, INT32_MAX) if is_count(path) else x
+
+    state = jax.tree_util.tree_map_with_path(at_the_end, tx.init(params))
+    updates, after = tx.update(grads, state, params)
+    assert_finite(updates)
+    for path, x in jax.tree_util.tree_leaves_with_path(after):
+        assert not is_count(path) or (x.dtype == jnp.int32 and x in (0, INT32_MAX))
+
+
+def is_count(path):
+    return jax.tree_util.keystr(path[-1:]) in (".count", ".gradient_step", ".notfinite_count", ".total_notfinite")

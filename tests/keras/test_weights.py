@@ -1,0 +1,194 @@
+"""Slots, weights and iterations: views of the state that can be assigned to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from functional_opt.keras import Variable
+from functional_opt.keras.optimizers import SGD, Adam, RMSprop
+
+from .helpers import KERNEL, assert_close, assert_same, make_gradients, make_variables, no_compilation, train
+
+
+def test_names_before_and_after():
+    a, b = make_variables()
+    opt = Adam()
+    assert opt.get_slot_names() == []
+    assert [w.name for w in opt.weights] == ["Adam/iter:0"]
+    assert_same(opt.get_weights(), [0])
+    with pytest.raises(KeyError):
+        opt.get_slot(a, "m")
+    opt.build([a, b])
+    assert opt.get_slot_names() == ["m", "v"]
+    assert [w.name for w in opt.weights] == [
+        "Adam/iter:0",
+        "Adam/dense/kernel/m:0",
+        "Adam/dense/bias/m:0",
+        "Adam/dense/kernel/v:0",
+        "Adam/dense/bias/v:0",
+    ]
+    assert_same(opt.get_weights(), [0, np.zeros(3), np.zeros(1), np.zeros(3), np.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("opt", "names"),
+    [
+        (SGD(), []),
+        (SGD(momentum=0.9), ["momentum"]),
+        (SGD(momentum=lambda: 0.0), ["momentum"]),
+        (RMSprop(), ["rms"]),
+        (RMSprop(momentum=0.9, centered=True), ["rms", "momentum", "mg"]),
+        (Adam(amsgrad=True, name="mine"), ["m", "v", "vhat"]),
+    ],
+)
+def test_slot_names(opt, names):
+    (a, _) = make_variables()
+    opt.build([a])
+    assert opt.get_slot_names() == names
+    assert [w.name for w in opt.weights[1:]] == [f"{opt.get_config()['name']}/dense/kernel/{n}:0" for n in names]
+
+
+def test_get_slot_of_what_is_not_there():
+    a, b = make_variables()
+    opt = Adam()
+    opt.build([a])
+    for v, name in ((b, "m"), (a, "momentum"), (a, "mu"), (a, "")):
+        with pytest.raises(KeyError, match=f"there is no slot {name!r} of"):
+            opt.get_slot(v, name)
+
+
+def test_a_slot_is_a_view():
+    (a, _), opt = make_variables(), Adam(0.1)
+    opt.build([a])
+    m = opt.get_slot(a, "m")
+    assert isinstance(m, Variable)
+    assert (m.shape, m.dtype, m.trainable) == ((3,), jnp.float32, False)
+    opt.apply_gradients([(np.ones(3), a)])
+    np.testing.assert_allclose(m.value, 0.1, rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(m) + jax.jit(jnp.sum)(2 * m), 0.9, rtol=1e-6)
+    m.assign(np.zeros(3)).assign_add(np.full(3, 10.0))
+    assert opt.get_slot(a, "m").value.tolist() == [10.0] * 3
+    before = a.numpy()
+    opt.apply_gradients([(np.zeros(3), a)])
+    assert (a.value < before - 1.0).all()
+    np.testing.assert_allclose(m.value, 9.0, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"'Adam/dense/kernel/m' has shape \(3,\)"):
+        m.assign(1.0)
+
+
+def test_weights_go_from_one_optimizer_to_another():
+    gradients, (variables, others) = make_gradients(6), (make_variables(), make_variables())
+    opt, other = Adam(0.1), Adam(0.1)
+    train(opt, variables, gradients[:3])
+    for v, w in zip(variables, others, strict=True):
+        w.assign(v)
+    other.set_weights(opt.get_weights())  # kept until it has slots
+    assert (int(other.iterations), other.get_slot_names()) == (0, [])
+    train(opt, variables, gradients[3:])
+    assert_same(train(other, others, gradients[3:]), [v.numpy() for v in variables])
+    assert_same(other.get_weights(), opt.get_weights())
+    with no_compilation():
+        other.set_weights([np.zeros_like(w) for w in other.get_weights()])
+        assert_same(train(other, make_variables(), []), [v.numpy() for v in make_variables()])
+        assert int(other.iterations) == 0
+        others[0].assign(KERNEL)
+        other.apply_gradients(zip(gradients[0], others, strict=True))
+    np.testing.assert_allclose(others[0].value, KERNEL - 0.1 * np.sign(gradients[0][0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_weights_that_do_not_fit(built):
+    variables, opt = make_variables(), Adam(0.1)
+    good = [2, np.ones(3), np.ones(1), np.ones(3), np.ones(1)]
+
+    def put(weights):
+        opt.set_weights(weights)
+        opt.build(variables)
+
+    if built:
+        opt.build(variables)
+    before = opt.get_weights()
+    for wrong in ([], good[:-1], [*good, np.ones(1)]):
+        with pytest.raises(ValueError, match=f"weight list of length {len(wrong)}, but .* was expecting 5 weights"):
+            put(wrong)
+        assert_same(opt.get_weights(), before)
+    with pytest.raises(ValueError, match=r"Adam/dense/bias/v:0 has shape \(1,\); it cannot be set to \(2,\)"):
+        put([*good[:-1], np.ones(2)])
+    assert_same(opt.get_weights(), before)
+    put(good)
+    assert_same(opt.get_weights(), good)
+
+
+def test_weights_are_copies():
+    (a, _), opt = make_variables(), Adam(0.1)
+    opt.apply_gradients([(np.ones(3), a)])
+    weights = opt.get_weights()
+    given = [w.copy() for w in weights]
+    opt.set_weights(given)
+    weights[1][:] = given[1][:] = 7.0
+    np.testing.assert_allclose(opt.get_slot(a, "m").value, 0.1, rtol=1e-6)
+
+
+def move_by_assign(opt, n):
+    opt.iterations.assign(n)
+
+
+def move_by_weights(opt, n):
+    opt.set_weights([n, *opt.get_weights()[1:]])
+
+
+def move_before_the_start(opt, n):
+    opt.iterations = Variable(n, name="mine")
+
+
+@pytest.mark.parametrize("move", [move_by_assign, move_by_weights, move_before_the_start])
+def test_iterations_move_the_bias_correction_and_the_schedule(move):
+    v = Variable(1.0, name="v")
+    opt = Adam(lambda t: jnp.where(t == 4, 0.5, 0.25), epsilon=1e-20)
+    if move is not move_before_the_start:
+        opt.build([v])
+    move(opt, 4)
+    opt.apply_gradients([(1.0, v)])
+    m_hat, v_hat = 0.1 / (1 - 0.9**5), 0.001 / (1 - 0.999**5)
+    np.testing.assert_allclose(v.value, 1 - 0.5 * m_hat / v_hat**0.5, rtol=1e-4)
+    assert int(opt.iterations) == 5
+
+
+def test_iterations_can_go_back():
+    v, opt = Variable(0.0, name="v"), Adam(0.5, epsilon=1e-20)
+    for _ in range(3):
+        opt.apply_gradients([(1.0, v)])
+    before = v.numpy()
+    opt.set_weights([0, 0.0, 0.0])
+    opt.apply_gradients([(1.0, v)])
+    np.testing.assert_allclose(v.value - before, -0.5, rtol=1e-4)
+
+
+def test_iterations_shared_by_two_optimizers():
+    a, b, shared = Variable(0.0, name="a"), Variable(0.0, name="a"), Variable(0, name="step")
+    first, second = Adam(0.5), Adam(0.5)
+    first.iterations = second.iterations = shared
+    assert first.apply_gradients([(1.0, a)]) is shared
+    second.apply_gradients([(1.0, b)])
+    assert int(shared) == 2
+    np.testing.assert_allclose(b.value, -0.5 * 0.1 / (1 - 0.81) / (0.001 / (1 - 0.999**2)) ** 0.5, rtol=1e-4)
+
+
+def test_what_iterations_cannot_be():
+    opt = Adam()
+    for wrong in (3, None, jnp.int32(3), Variable(1.0), Variable([1, 2])):
+        with pytest.raises(TypeError, match="iterations must be a Variable that holds one integer, got"):
+            opt.iterations = wrong
+    opt.build([Variable(1.0)])
+    with pytest.raises(RuntimeError, match="Cannot set `iterations` to a new Variable after"):
+        opt.iterations = Variable(3)
+    assert int(opt.iterations) == 0
+
+
+def test_build_twice_keeps_what_is_there():
+    (a, b), opt = make_variables(), Adam(0.1)
+    opt.apply_gradients([(np.ones(3), a)])
+    opt.build([a, b])
+    opt.build([])
+    assert_close(opt.get_weights(), [1, np.full(3, 0.1), np.zeros(1), np.full(3, 0.001), np.zeros(1)])
