@@ -11,6 +11,7 @@ from ...schedules import Schedule, as_schedule
 from ...value import value
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
+from .step import of_step
 
 
 class Hyperparameters:
@@ -75,10 +76,10 @@ def present(x: Any) -> Any:
     if isinstance(x, Variable):
         return x.value if x.dtype == jnp.float32 else x.value.astype(jnp.float32)
     if isinstance(x, LearningRateSchedule):
-        return x.core()
+        return of_step(x.core())
     if isinstance(x, Schedule):
-        return x
-    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else as_schedule("", x)
+        return of_step(x)
+    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else of_step(as_schedule("", x))
 
 
 def _takes_nothing(fn: Callable) -> bool:

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..variable import Variable
-from .step import State, field_name, is_by_variable
+from .by_variable import State, field_name, is_by_variable
 
 
 class Slot(Variable):
@@ -26,7 +27,7 @@ class Slot(Variable):
         find(self._optimizer._state, self._field, self._key)[self._key] = x
 
 
-def find(state: State, field: str, key: str) -> dict[str, jax.Array]:
+def find(state: State | None, field: str, key: str) -> dict[str, jax.Array]:
     """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
     found = [x for name, x in _tables(state) if name == field and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
@@ -34,13 +35,13 @@ def find(state: State, field: str, key: str) -> dict[str, jax.Array]:
     return found[0]
 
 
-def fields(state: State) -> list[str]:
+def fields(state: State | None) -> list[str]:
     """The names of the fields that are kept by variable, in order, each once."""
     return list(dict.fromkeys(name for name, _ in _tables(state) if name))
 
 
-def _tables(state: State) -> list[tuple[str, dict]]:
-    found = jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable)
+def _tables(state: State | None) -> list[tuple[str, dict]]:
+    found = jax.tree_util.tree_leaves_with_path(state.inner if state else None, is_leaf=is_by_variable)
     return [(field_name(path), x) for path, x in found if is_by_variable(x)]
 
 
@@ -51,11 +52,39 @@ class Slots:
     """Slot names, in the order in which Keras makes them, and the fields of the state they are views of."""
 
     _name: str
-    _state: Any
+    _state: State | None
+    _structure: Any
     _iterations: Variable
     _variables: dict[str, Variable]
     _keys: dict[int, str]
     _pending_weights: list[np.ndarray] | None
+
+    def _start(self) -> None:
+        """Nothing kept yet."""
+        self._variables = {}  # by the key under which the state has them
+        self._keys = {}  # of each variable, by id
+        self._state = None
+        self._structure = None  # of the transformation that the state belongs to
+        self._pending_weights = None
+        self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/iter")
+
+    @property
+    def iterations(self) -> Variable:
+        """Steps done: an int32 `Variable` of shape (). Bias corrections and schedules follow it."""
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        if self._state is not None:
+            raise RuntimeError(
+                "Cannot set `iterations` to a new Variable after the Optimizer weights have been created; "
+                "assign to the present one: optimizer.iterations.assign(...)"
+            )
+        if not (
+            isinstance(variable, Variable) and variable.shape == () and jnp.issubdtype(variable.dtype, jnp.integer)
+        ):
+            raise TypeError(f"iterations must be a Variable that holds one integer, got {variable!r}")
+        self._iterations = variable
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots there are; none before the first step."""

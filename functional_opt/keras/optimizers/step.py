@@ -1,145 +1,187 @@
 """The compiled step that all optimizers share: pure, and fed with whatever may change.
 
-The transformation is an argument, its hyperparameters leaves, so that none of them recompiles it.
+Transformations are arguments, their hyperparameters leaves, so that none of them recompiles it. The order is
+Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
 """
 
 import functools
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...base import GradientTransformation, apply_updates, increment, zero_count
-
-
-class ByVariable(dict):
-    """A dict keyed by a variable's path: what marks, in any state, the parts that belong to variables."""
-
-
-jax.tree_util.register_pytree_with_keys(
-    ByVariable,
-    lambda d: ([(jax.tree_util.DictKey(k), x) for k, x in d.items()], tuple(d)),
-    lambda keys, values: ByVariable(zip(keys, values, strict=True)),
-    lambda d: (list(d.values()), tuple(d)),
-)
-
-
-def is_by_variable(x: Any) -> bool:
-    return isinstance(x, ByVariable)
-
-
-def field_name(path: tuple) -> str:
-    """The name of the field or key that a path ends with; empty if it has none."""
-    return str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
-
-
-class State(NamedTuple):
-    """`inner`: the state of the transformation. `counted`: the iterations that the counts in it stand for."""
-
-    inner: Any
-    counted: jax.Array
-
-
-def grow(tx: GradientTransformation, state: State | None, values: ByVariable) -> State:
-    """The state of `tx` for all of `values`: what `state` has there, else as at the start."""
-    state = State(None, zero_count()) if state is None else state
-    old = dict(jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable))
-
-    def carry(path, fresh):
-        kept = old.get(path, fresh)
-        return ByVariable(fresh | kept) if is_by_variable(fresh) else kept
-
-    fresh = _shift_counts(tx.init(values), state.counted)
-    inner = jax.tree_util.tree_map_with_path(carry, fresh, is_leaf=is_by_variable)
-    return State(inner, state.counted)
-
-
-def _shift_counts(inner: Any, by: jax.Array) -> Any:
-    """The state with `by` more in every field called count; those of inner states may lag behind the others."""
-
-    def leaf(path, x):
-        is_count = field_name(path) == "count" and not is_by_variable(x)
-        return jnp.maximum(x + by, 0).astype(x.dtype) if is_count else x
-
-    return jax.tree_util.tree_map_with_path(leaf, inner, is_leaf=is_by_variable)
-
+from ...base import GradientTransformation, apply_updates, increment
+from ...schedules import Schedule
+from ...value import value
+from ..indexed_slices import IndexedSlices
+from .by_variable import ByVariable, State, keep, shift_counts
+from .rows import RowMode, by_rows, on_values
 
 Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]
 
 
+class Numbers(NamedTuple):
+    """What may change from step to step without compiling again. None is left out."""
+
+    clips: GradientTransformation
+    rule: GradientTransformation
+    learning_rate: Any = None
+    weight_decay: Any = None
+    loss_scale: Any = None
+    ema_momentum: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step is compiled for."""
+
+    constraints: Constraints = ()
+    decayed: tuple[str, ...] = ()  # the variables that `weight_decay` shrinks
+    rows: RowMode = "all"
+    accumulate: int | None = None  # steps whose gradients make one update
+    ema_overwrite: int | None = None  # steps after which the running means become the values
+    keras3: bool = False
+
+
+@value
+class of_step(Schedule):
+    """A hyperparameter that depends on the step; the step puts its value in its place before anything else."""
+
+    schedule: Schedule
+
+    def __call__(self, count):
+        return self.schedule(count)
+
+
+def at(step: Any, numbers: Any) -> Any:
+    """The numbers with schedules replaced by what they are at a step."""
+    is_of_step = lambda x: isinstance(x, of_step)  # noqa: E731
+    return jax.tree.map(lambda x: x(step) if is_of_step(x) else x, numbers, is_leaf=is_of_step)
+
+
 def pure_step(
-    tx: GradientTransformation,
+    plan: Plan,
+    numbers: Numbers,
     state: State,
     values: ByVariable,
     idle: ByVariable,
     grads: ByVariable,
     iterations: jax.Array,
-    constraints: Constraints,
 ) -> tuple[ByVariable, State]:
     """New values and state. Variables without a gradient (None) keep their slots as they are.
 
-    Some or all of these are in `idle` rather than in `values`; the transformation sees zeros there, as not
-    every one knows what to do with None.
+    Some or all of these are in `idle` rather than in `values`. Gradients may be IndexedSlices.
     """
+    updates_done = iterations // plan.accumulate if plan.accumulate else iterations
+    # Keras 3 advances schedules with every gradient, also where several make one update
+    numbers = at(iterations if plan.keras3 else updates_done, numbers)
     if any(x.dtype == jnp.float64 for x in jax.tree.leaves(values)):
         # float32 hyperparameters, as Keras keeps them, but the coefficients made of them in float64
-        tx = jax.tree.map(lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h, tx)
-    inner = _shift_counts(state.inner, iterations - state.counted)
+        numbers = jax.tree.map(
+            lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h, numbers
+        )
+    inner = shift_counts(state.inner, updates_done - state.counted)
+    if numbers.loss_scale is not None:
+        grads = on_values(lambda tree: jax.tree.map(lambda g: g / numbers.loss_scale, tree), grads)
+    accumulated, update_now = state.accumulated, True
+    if plan.accumulate:
+        update_now = (iterations + 1) % plan.accumulate == 0
+        grads, accumulated = _accumulate(plan.accumulate, update_now, accumulated, values, grads)
+        new, inner = jax.lax.cond(
+            update_now,
+            lambda: _update(plan, numbers, inner, values, idle, grads),
+            lambda: (values, inner),
+        )
+    else:
+        new, inner = _update(plan, numbers, inner, values, idle, grads)
+    average = state.average
+    if plan.keras3:  # where means are taken before the constraints, at every gradient
+        new, average = _average(plan, numbers, average, new, updates_done, True)
+        new = _constrain(plan, new, grads, True)
+    else:
+        new = _constrain(plan, new, grads, update_now)
+        new, average = _average(plan, numbers, average, new, updates_done, update_now)
+    counted = (iterations + 1) // plan.accumulate if plan.accumulate else increment(iterations)
+    return new, State(inner, counted.astype(state.counted.dtype), average, accumulated)
+
+
+def _update(
+    plan: Plan, numbers: Numbers, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
+) -> tuple[ByVariable, Any]:
+    grads = on_values(lambda tree: numbers.clips.update(tree, numbers.clips.init(tree))[0], grads)
+    if numbers.weight_decay is not None:
+        shrunk = {
+            key: values[key] - (values[key] * numbers.weight_decay * numbers.learning_rate).astype(values[key].dtype)
+            for key in plan.decayed
+            if grads[key] is not None
+        }
+        values = ByVariable(values | shrunk)
     still = {key: idle[key] if values[key] is None else values[key] for key, g in grads.items() if g is None}
-    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}
-    updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
-    values = apply_updates(values, ByVariable((key, None if key in still else u) for key, u in updates.items()))
-    for key, constraint in constraints:
-        if key not in still:
-            values[key] = jnp.asarray(constraint(values[key]), values[key].dtype)
-    counted = increment(iterations).astype(state.counted.dtype)
-    return values, State(_keep(still, inner, new), counted)
+    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation knows None
+
+    def rule(inner, values, grads):
+        updates, new = numbers.rule.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
+        updates = ByVariable((key, None if key in still else u) for key, u in updates.items())
+        return apply_updates(values, updates), keep(still, inner, new)
+
+    return by_rows(rule, plan.rows, inner, values, grads)
 
 
-def _keep(keys: Collection[str], old: Any, new: Any) -> Any:
-    """The new state, but the old one of some variables."""
+def _accumulate(
+    n: int, update_now: jax.Array, accumulated: ByVariable, values: ByVariable, grads: ByVariable
+) -> tuple[ByVariable, ByVariable]:
+    """The mean over the last n gradients, of use only at an update, and what is carried on."""
+    total = dict(accumulated)
+    for key, g in grads.items():
+        if isinstance(g, IndexedSlices):
+            total[key] = accumulated[key].at[g.indices].add(g.values.astype(accumulated[key].dtype))
+        elif g is not None:
+            total[key] = accumulated[key] + g.astype(accumulated[key].dtype)
+    mean = ByVariable((key, None if g is None else total[key] / n) for key, g in grads.items())
+    return mean, ByVariable((key, jnp.where(update_now, 0, x)) for key, x in total.items())
 
-    def leaf(old, new):
-        return ByVariable((k, old[k] if k in keys else x) for k, x in new.items()) if is_by_variable(new) else new
 
-    return jax.tree.map(leaf, old, new, is_leaf=is_by_variable)
+def _average(
+    plan: Plan, numbers: Numbers, average: ByVariable, values: ByVariable, updates_done: jax.Array, now: Any
+) -> tuple[ByVariable, ByVariable]:
+    """Running means of the values: a ← m·a + (1 − m)·v, starting with the first v; and the values, or these means."""
+    if numbers.ema_momentum is None:
+        return values, average
+    m = jnp.where(updates_done == 0, 0.0, numbers.ema_momentum)
+    average, values = ByVariable(average), ByVariable(values)
+    for key, v in values.items():
+        if v is not None:
+            mean = (m * average[key] + (1 - m) * v).astype(v.dtype)
+            average[key] = jnp.where(now, mean, average[key])
+            if plan.ema_overwrite:
+                values[key] = jnp.where(now & ((updates_done + 1) % plan.ema_overwrite == 0), average[key], v)
+    return values, average
 
 
-@functools.partial(jax.jit, static_argnames=("constraints", "advance"), donate_argnums=(1, 2, 5))
+def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> ByVariable:
+    values = ByVariable(values)
+    for key, constraint in plan.constraints:
+        if grads[key] is not None:
+            if isinstance(grads[key], IndexedSlices):
+                raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {key!r}")
+            v = values[key]
+            values[key] = jnp.where(now, jnp.asarray(constraint(v), v.dtype), v)
+    return values
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "advance"), donate_argnums=(2, 3, 6))
 def jitted_step(
-    tx: GradientTransformation,
+    plan: Plan,
+    numbers: Numbers,
     state: State,
     values: ByVariable,
     idle: ByVariable,
     grads: ByVariable,
     iterations: jax.Array,
-    constraints: Constraints,
     advance: bool,
 ) -> tuple[ByVariable, State, jax.Array]:
     """`pure_step`, compiled once for all optimizers of the same structure; its state and values are donated."""
-    values, state = pure_step(tx, state, values, idle, grads, iterations, constraints)
+    values, state = pure_step(plan, numbers, state, values, idle, grads, iterations)
     return values, state, increment(iterations) if advance else iterations
-
-
-def _references(arrays: list[Any], i: int) -> int:
-    return sys.getrefcount(arrays[i])
-
-
-# what `_references` counts for an array held by one owner and the list
-_OWNED = _references([*(_owner := [object()])], 0)
-
-
-def to_donate(arrays: list[Any]) -> list[Any]:
-    """The arrays of a list whose one other owner will replace them; a copy of each that someone else holds too.
-
-    That makes variables copy-on-write: what a user took out of one stays valid.
-    """
-    return [jnp.copy(arrays[i]) if _references(arrays, i) > _OWNED else arrays[i] for i in range(len(arrays))]
-
-
-def donated_tree(tree: Any) -> Any:
-    """`to_donate` for the leaves of a tree."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(to_donate(leaves))

@@ -10,7 +10,8 @@ from jax import core
 from ...base import increment
 from .. import tracing
 from ..variable import Variable
-from .step import donated_tree, pure_step, to_donate
+from .donation import donated_tree, to_donate
+from .step import pure_step
 
 
 class TrainStep:
@@ -29,11 +30,11 @@ class TrainStep:
         if plan is None:
             plan = self._plans[signature] = self._plan(*batch)
         with opt._undone_on_error():
-            tx, state = opt._prepare(plan.trained)
+            numbers, state = opt._prepare(plan.trained)
             values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))
             others = [v._value for v in plan.others]
             out, values, opt._state, opt._iterations._value, written = plan.program(
-                tx,
+                numbers,
                 donated_tree(state),
                 values,
                 opt._idle(plan.trained),
@@ -75,7 +76,7 @@ class _Plan:
         self.trained, self.others, self.written = trained, others, written
         opt, loss_fn, has_aux = step._optimizer, step._loss_fn, step._has_aux
 
-        def program(tx, state, values, idle, others, iterations, batch):
+        def program(numbers, state, values, idle, others, iterations, batch):
             keys = [opt._keys[id(v)] for v in trained]
 
             def call(fn, values, *args):
@@ -93,8 +94,8 @@ class _Plan:
                 for key, read, v in zip(keys, connected, trained, strict=True)
             ]
             grads, _, _ = call(opt._gradients, values, pairs, trained)
-            grads, constraints = opt._by_variable(trained, grads), opt._constraints(trained)
-            values, state = pure_step(tx, state, values, idle, grads, iterations, constraints)
+            grads, plan = opt._by_variable(trained, grads), opt._plan(trained)
+            values, state = pure_step(plan, numbers, state, values, idle, grads, iterations)
             return out, values, state, increment(iterations), new
 
         self.program = jax.jit(program, donate_argnums=(1, 2, 5))

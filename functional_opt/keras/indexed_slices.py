@@ -1,0 +1,74 @@
+"""IndexedSlices: a gradient that is zero but for some rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class IndexedSlices:
+    """Rows of an array of `dense_shape`: row `indices[i]` is `values[i]`; a row named twice is the sum.
+
+    Args:
+        values: shape (n, ...), one row for each index.
+        indices: whole numbers, shape (n,), in [0, dense_shape[0]).
+        dense_shape: of the array the rows belong to; may be left out where a variable says it.
+
+    Raises ValueError if there are not as many rows as indices.
+
+    >>> g = IndexedSlices(jnp.array([[1.0], [2.0], [3.0]]), jnp.array([0, 2, 0]), (3, 1))
+    >>> g.dense().ravel().tolist()
+    [4.0, 0.0, 2.0]
+    """
+
+    def __init__(self, values: Any, indices: Any, dense_shape: tuple[int, ...] | None = None):
+        self.values, self.indices = jnp.asarray(values), jnp.asarray(indices)
+        if self.indices.ndim != 1 or self.values.ndim < 1 or len(self.values) != len(self.indices):
+            raise ValueError(
+                f"values of shape {self.values.shape} need indices of shape {self.values.shape[:1]}, "
+                f"got {self.indices.shape}"
+            )
+        if not jnp.issubdtype(self.indices.dtype, jnp.integer):
+            raise TypeError(f"indices must be whole numbers, got dtype {self.indices.dtype}")
+        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.dense_shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.values.dtype
+
+    def with_values(self, values: jax.Array) -> "IndexedSlices":
+        """The same rows with other values."""
+        return IndexedSlices(values, self.indices, self.dense_shape)
+
+    def dense(self) -> jax.Array:
+        """The whole array."""
+        if self.dense_shape is None:
+            raise ValueError("these IndexedSlices have no dense_shape, so they cannot be made dense")
+        return jnp.zeros(self.dense_shape, self.dtype).at[self.indices].add(self.values)
+
+    def summed(self, rows: int) -> tuple[jax.Array, jax.Array]:
+        """Each row once: `(indices, values)` of the same length, sorted; what is left over has the index `rows`."""
+        n = len(self.indices)
+        unique, place = jnp.unique(self.indices, size=n, fill_value=rows, return_inverse=True)
+        return unique, jnp.zeros_like(self.values).at[place].add(self.values)
+
+    def __neg__(self) -> "IndexedSlices":
+        return self.with_values(-self.values)
+
+    def __repr__(self):
+        return f"IndexedSlices(values of shape {self.values.shape}, dense_shape={self.dense_shape})"
+
+    def tree_flatten_with_keys(self):
+        keys = jax.tree_util.GetAttrKey("values"), jax.tree_util.GetAttrKey("indices")
+        return list(zip(keys, (self.values, self.indices), strict=True)), self.dense_shape
+
+    @classmethod
+    def tree_unflatten(cls, dense_shape, children):
+        slices = object.__new__(cls)
+        (slices.values, slices.indices), slices.dense_shape = children, dense_shape
+        return slices
