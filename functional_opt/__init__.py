@@ -4,6 +4,13 @@ from .base import EmptyState as EmptyState
 from .base import GradientTransformation as GradientTransformation
 from .base import apply_updates as apply_updates
 from .base import transformation as transformation
+from .optimizers.adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
+from .optimizers.adadelta import adadelta as adadelta
+from .optimizers.adadelta import scale_by_adadelta as scale_by_adadelta
+from .optimizers.adafactor import FactoredState as FactoredState
+from .optimizers.adafactor import adafactor as adafactor
+from .optimizers.adafactor import relative_step as relative_step
+from .optimizers.adafactor import scale_by_factored_rms as scale_by_factored_rms
 from .optimizers.adagrad import ScaleByRssState as ScaleByRssState
 from .optimizers.adagrad import adagrad as adagrad
 from .optimizers.adagrad import scale_by_rss as scale_by_rss
@@ -14,9 +21,24 @@ from .optimizers.adam import adamw as adamw
 from .optimizers.adam import amsgrad as amsgrad
 from .optimizers.adam import scale_by_adam as scale_by_adam
 from .optimizers.adam import scale_by_amsgrad as scale_by_amsgrad
+from .optimizers.adamax import adamax as adamax
+from .optimizers.adamax import adamaxw as adamaxw
+from .optimizers.adamax import scale_by_adamax as scale_by_adamax
+from .optimizers.ftrl import FtrlState as FtrlState
+from .optimizers.ftrl import ftrl as ftrl
+from .optimizers.lamb import lamb as lamb
+from .optimizers.lars import lars as lars
 from .optimizers.lion import ScaleByLionState as ScaleByLionState
 from .optimizers.lion import lion as lion
 from .optimizers.lion import scale_by_lion as scale_by_lion
+from .optimizers.muon import MuonState as MuonState
+from .optimizers.muon import muon as muon
+from .optimizers.muon import muon_labels as muon_labels
+from .optimizers.muon import scale_by_muon as scale_by_muon
+from .optimizers.nadam import ScaleByNadamState as ScaleByNadamState
+from .optimizers.nadam import nadam as nadam
+from .optimizers.nadam import nadamw as nadamw
+from .optimizers.nadam import scale_by_nadam as scale_by_nadam
 from .optimizers.rmsprop import ScaleByRmsState as ScaleByRmsState
 from .optimizers.rmsprop import ScaleByRmsWithCountState as ScaleByRmsWithCountState
 from .optimizers.rmsprop import ScaleByRStdDevState as ScaleByRStdDevState
@@ -24,6 +46,11 @@ from .optimizers.rmsprop import ScaleByRStdDevWithCountState as ScaleByRStdDevWi
 from .optimizers.rmsprop import rmsprop as rmsprop
 from .optimizers.rmsprop import scale_by_rms as scale_by_rms
 from .optimizers.rmsprop import scale_by_stddev as scale_by_stddev
+from .optimizers.schedule_free import ScheduleFreeState as ScheduleFreeState
+from .optimizers.schedule_free import schedule_free as schedule_free
+from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
+from .optimizers.schedule_free import schedule_free_eval_params as schedule_free_eval_params
+from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sgd import sgd as sgd
 from .paths import PathRules as PathRules
 from .schedules import Schedule as Schedule
@@ -70,6 +97,8 @@ from .transforms.moments import EmaState as EmaState
 from .transforms.moments import TraceState as TraceState
 from .transforms.moments import ema as ema
 from .transforms.moments import trace as trace
+from .transforms.orthogonalize import orthogonalize as orthogonalize
+from .transforms.orthogonalize import scale_by_shape as scale_by_shape
 from .transforms.select import MaskedNode as MaskedNode
 from .transforms.select import MaskedState as MaskedState
 from .transforms.select import PartitionState as PartitionState
@@ -77,6 +106,9 @@ from .transforms.select import freeze as freeze
 from .transforms.select import masked as masked
 from .transforms.select import partition as partition
 from .transforms.select import set_to_zero as set_to_zero
+from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
+from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
+from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from .tree import global_norm as global_norm
 
 __version__ = "0.1.0"

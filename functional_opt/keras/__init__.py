@@ -1,4 +1,5 @@
 """The stateful facade: Keras's optimizers on JAX. A script ports by changing its import."""
 
 from . import optimizers as optimizers
+from .indexed_slices import IndexedSlices as IndexedSlices
 from .variable import Variable as Variable

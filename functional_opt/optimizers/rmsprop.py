@@ -91,6 +91,8 @@ class scale_by_stddev(GradientTransformation):
 
     Graves 2013, arXiv:1308.0850, section 4.2.
 
+    Differs from Optax, where a gradient that stays the same gives NaN once rounding makes the variance negative.
+
     >>> tx = scale_by_stddev(decay=0.5, eps=0.0)
     >>> round(tx.update({"w": 3.0}, tx.init({"w": 0.0}))[0]["w"].item(), 3)
     2.0
@@ -116,7 +118,7 @@ class scale_by_stddev(GradientTransformation):
         def leaf(g, m, v):
             m = self.decay * m + (1 - self.decay) * g
             v = self.decay * v + (1 - self.decay) * abs_sq(g)
-            variance = v / weight - abs_sq(m / weight)
+            variance = jnp.maximum(v / weight - abs_sq(m / weight), 0.0)  # rounding may make it negative
             return g * _inverse_root(variance, self.eps, self.eps_in_sqrt), m, v
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)

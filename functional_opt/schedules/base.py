@@ -52,6 +52,11 @@ Rate = Annotated[Scalar | Callable[[Any], Any], Convert(_rate)]
 """A number ≥ 0, a schedule, or a function of the step count."""
 
 
+def rate_at(rate: Any, count: Any) -> Any:
+    """What a `Rate` is worth at a step: a number as it is, a schedule at the count."""
+    return rate(count) if isinstance(rate, Schedule) else rate
+
+
 def known(*xs: Any) -> bool:
     """Whether all are numbers of Python or NumPy, whose value can be looked at: no arrays, which may be traced."""
     return all(isinstance(x, numbers.Real) for x in xs)

@@ -1,7 +1,13 @@
-"""Keras's optimizers: `SGD`, `Adam`, `RMSprop`, `Optimizer` over any chain, and the schedules."""
+"""Keras's optimizers and schedules, and `Optimizer` to subclass or to put over any chain."""
 
 from . import schedules as schedules
+from .adam import Adam as Adam
+from .adam import Adamax as Adamax
+from .adam import AdamW as AdamW
+from .adam import Nadam as Nadam
 from .base import Optimizer as Optimizer
-from .standard import SGD as SGD
-from .standard import Adam as Adam
-from .standard import RMSprop as RMSprop
+from .gradient import SGD as SGD
+from .gradient import Adadelta as Adadelta
+from .gradient import Adagrad as Adagrad
+from .gradient import Ftrl as Ftrl
+from .gradient import RMSprop as RMSprop

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from ...base import GradientTransformation
@@ -14,12 +13,14 @@ from ...transforms.chain import chain
 from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
-from .hyper import Hyperparameters, decayed, present
+from .hyper import Hyperparameters, present
 from .rows import RowMode
-from .step import Numbers, Plan, of_step
+from .step import Numbers, Plan, at, decayed
 from .training import GradsAndVars, Training
 
 Dialect = Literal["keras2", "keras3"]
+EPSILON = 1e-7
+"""What Keras divides by at least, and what an epsilon of 0 or None means."""
 
 
 class Optimizer(Hyperparameters, Training):
@@ -30,7 +31,7 @@ class Optimizer(Hyperparameters, Training):
     variables. Numbers, schedules and callables can be reassigned without recompiling it.
 
     Args:
-        name: of the optimizer and its weights.
+        name: of the optimizer and its weights; by its class if None.
         gradient_aggregator: a function from the list of (gradient, variable) pairs to such a list; it runs
             first, and is where gradients of several replicas are summed.
         gradient_transformers: functions from such a list to such a list, run in order after it.
@@ -56,10 +57,13 @@ class Optimizer(Hyperparameters, Training):
 
     row_mode: RowMode = "all"
     """What a sparse gradient does: see `rows`."""
+    settings: tuple[str, ...] = ()
+    """The constructor's arguments that are plain attributes, for `get_config`."""
+    default_dialect: Dialect = "keras2"
 
     def __init__(
         self,
-        name: str,
+        name: str | None,
         gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None = None,
         gradient_transformers: Sequence[Callable[[GradsAndVars], GradsAndVars]] | None = None,
         *,
@@ -73,9 +77,10 @@ class Optimizer(Hyperparameters, Training):
         ema_overwrite_frequency: int | None = None,
         loss_scale_factor: float | None = None,
         gradient_accumulation_steps: int | None = None,
-        dialect: Dialect = "keras2",
+        dialect: Dialect | None = None,
         **kwargs: Any,
     ):
+        dialect = dialect or self.default_dialect
         for key in kwargs:
             if key not in {"lr", "decay"}:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
@@ -96,7 +101,7 @@ class Optimizer(Hyperparameters, Training):
         if "lr" in kwargs:
             warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=3)
             learning_rate = kwargs["lr"]
-        self._name, self.dialect = name, dialect
+        self._name, self.dialect = name or _default_name(type(self).__name__, dialect), dialect
         self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
         if gradient_transformers is not None and any(c is not None for c in clips.values()):
             raise ValueError("gradient_transformers cannot be combined with clipvalue, clipnorm or global_clipnorm")
@@ -124,17 +129,19 @@ class Optimizer(Hyperparameters, Training):
     def get_config(self) -> dict[str, Any]:
         """What `from_config` rebuilds the optimizer from, state apart: plain JSON.
 
-        Name, hyperparameters, and the arguments of `Optimizer` that are set (in the "keras3" dialect all of
-        Keras 3's); a class adds what else it takes.
+        Name, hyperparameters, `settings`, and the arguments of `Optimizer` that are set (in the "keras3"
+        dialect all of Keras 3's).
         """
+        own = {name: getattr(self, name) for name in self.settings}
+        own |= {name: self._serialize_hyperparameter(name) for name in self._hyper}
         shared = {name: getattr(self, name) for name in SHARED}
-        numbers = {name: self._serialize_hyperparameter(name) for name in self._hyper}
-        if self.dialect == "keras3":
-            if numbers["decay"] == 0:
-                del numbers["decay"]
-            return {"name": self._name} | numbers | shared
-        told = {name: x for name, x in shared.items() if x != SHARED[name]}
-        return {"name": self._name} | told | numbers
+        if self.dialect == "keras2":
+            shared = {name: x for name, x in shared.items() if x != SHARED[name]}
+        elif own["decay"] == 0:
+            del own["decay"]
+        if self.dialect != self.default_dialect:
+            own["dialect"] = self.dialect
+        return {"name": self._name} | own | shared
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None):
@@ -166,7 +173,7 @@ class Optimizer(Hyperparameters, Training):
         """The transformations and other numbers of a step, with hyperparameters as they now are."""
         hyper = {name: present(x) for name, x in self._hyper.items()}
         if "learning_rate" in hyper and self._decays:
-            hyper["learning_rate"] = of_step(decayed(hyper["learning_rate"], hyper["decay"]))
+            hyper["learning_rate"] = decayed(hyper["learning_rate"], hyper["decay"])
         return Numbers(
             clips=chain(*(make(bound) for make, bound in self._clips() if bound is not None)),
             rule=self.transform(SimpleNamespace(**hyper)),
@@ -207,9 +214,8 @@ class Optimizer(Hyperparameters, Training):
     def current_learning_rate(self) -> Any:
         """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
         rate = present(self._hyper["learning_rate"])
-        if self._decays:
-            rate = decayed(rate, present(self._hyper["decay"]))
-        return jnp.asarray(rate(self._iterations.value) if callable(rate) else rate, jnp.float32)
+        rate = decayed(rate, present(self._hyper["decay"])) if self._decays else rate
+        return at(self._iterations.value, rate)
 
 
 SHARED: dict[str, Any] = {
@@ -224,6 +230,11 @@ SHARED: dict[str, Any] = {
     "gradient_accumulation_steps": None,
 }
 """The arguments that are plain attributes, and their defaults, in the order of Keras 3's config."""
+
+
+def _default_name(cls: str, dialect: Dialect) -> str:
+    """Keras 2 takes the name of the class, Keras 3 puts it in snake case."""
+    return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
 
 
 def _not_negative(name: str, x: Any) -> None:

@@ -58,8 +58,8 @@ class FromTransformation(Optimizer):
 
         return jax.tree.map(renew, self._tx, is_leaf=_is_rate)
 
-    def _slot_fields(self):
-        return ((name, name) for name in fields(self._state))
+    def _groups(self):
+        return tuple({name: name} for name in fields(self._state))
 
     def get_config(self):
         raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...schedules import Schedule, as_schedule
-from ...value import value
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from .step import of_step
@@ -76,7 +76,8 @@ def present(x: Any) -> Any:
     if isinstance(x, Variable):
         return x.value if x.dtype == jnp.float32 else x.value.astype(jnp.float32)
     if isinstance(x, LearningRateSchedule):
-        return of_step(x.core())
+        # its numbers are float32 too, as in Keras, also for float64 variables
+        return of_step(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
     if isinstance(x, Schedule):
         return of_step(x)
     return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else of_step(as_schedule("", x))
@@ -89,15 +90,3 @@ def _takes_nothing(fn: Callable) -> bool:
     except TypeError:
         return False
     return True
-
-
-@value
-class decayed(Schedule):
-    """A learning rate over 1 + decay · count: Keras's `decay`, which composes with any schedule."""
-
-    learning_rate: Any
-    decay: Any
-
-    def __call__(self, count):
-        rate = self.learning_rate(count) if isinstance(self.learning_rate, Schedule) else self.learning_rate
-        return rate / (1 + self.decay * count)

@@ -1,30 +1,53 @@
-"""Slots: what an optimizer keeps for each variable, seen as variables."""
+"""Slots and weights: what an optimizer keeps, seen as variables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...state import get, set
 from ..variable import Variable
-from .by_variable import State, field_name, is_by_variable
+from .by_variable import ByVariable, State, field_name, is_by_variable
+
+Groups = tuple[dict[str, str], ...]
+"""Slot names and the fields of the state that they are views of.
+
+In the order of the weights: group by group, and within a group variable by variable.
+"""
 
 
 class Slot(Variable):
-    """A view of one variable's part of one field of an optimizer's state; to assign to it changes the state."""
+    """A view of a part of an optimizer's state; to assign to it changes the state."""
 
-    def __init__(self, optimizer: Any, field: str, key: str, name: str):
-        self._optimizer, self._field, self._key, self._name = optimizer, field, key, name
+    def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
+        self._optimizer, self._table, self._key, self._name = optimizer, table, key, name
         self.trainable, self.constraint = False, None
 
     @property
     def _value(self) -> jax.Array:
-        return find(self._optimizer._state, self._field, self._key)[self._key]
+        return self._table(self._optimizer._state)[self._key]
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:
-        find(self._optimizer._state, self._field, self._key)[self._key] = x
+        self._table(self._optimizer._state)[self._key] = x
+
+
+class Scalar(Slot):
+    """A view of a number in an optimizer's state that is not kept by variable."""
+
+    def __init__(self, optimizer: Any, field: str, name: str):
+        super().__init__(optimizer, lambda state: {field: get(state.inner, field)}, field, name)
+
+    @property
+    def _value(self) -> jax.Array:
+        return super()._value
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        state = self._optimizer._state
+        self._optimizer._state = state._replace(inner=set(state.inner, **{self._key: x}))
 
 
 def find(state: State | None, field: str, key: str) -> dict[str, jax.Array]:
@@ -40,33 +63,42 @@ def fields(state: State | None) -> list[str]:
     return list(dict.fromkeys(name for name, _ in _tables(state) if name))
 
 
-def _tables(state: State | None) -> list[tuple[str, dict]]:
+def _tables(state: State | None) -> list[tuple[str, ByVariable]]:
     found = jax.tree_util.tree_leaves_with_path(state.inner if state else None, is_leaf=is_by_variable)
     return [(field_name(path), x) for path, x in found if is_by_variable(x)]
 
 
+class Variables(list):
+    """A list that may also be called, as `variables` was a method once."""
+
+    def __call__(self) -> list:
+        return self
+
+
 class Slots:
-    """The part of an optimizer that shows its state as variables: slots and weights."""
+    """The part of an optimizer that shows its state as variables."""
 
-    slot_fields: dict[str, str] = {}
-    """Slot names, in the order in which Keras makes them, and the fields of the state they are views of."""
+    keras2_slots: Groups = ()
+    """Of the "keras2" dialect, or of both where `keras3_slots` is empty."""
+    keras3_slots: Groups = ()
+    scalars: dict[str, str] = {}
+    """Weights that are kept once, not by variable, and the fields of the state that they are views of."""
 
+    dialect: str
     _name: str
     _state: State | None
-    _structure: Any
-    _iterations: Variable
-    _variables: dict[str, Variable]
-    _keys: dict[int, str]
-    _pending_weights: list[np.ndarray] | None
+    _hyper: dict[str, Any]
 
     def _start(self) -> None:
         """Nothing kept yet."""
-        self._variables = {}  # by the key under which the state has them
-        self._keys = {}  # of each variable, by id
+        self._variables: dict[str, Variable] = {}  # by the key under which the state has them
+        self._keys: dict[int, str] = {}  # of each variable, by id
+        self._together: list[list[str]] = []  # the keys of variables whose slots were made at one time
         self._state = None
-        self._structure = None  # of the transformation that the state belongs to
-        self._pending_weights = None
-        self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/iter")
+        self._structure: Any = None  # of the transformation that the state belongs to
+        self._pending_weights: list[np.ndarray] | None = None
+        name = "iteration" if self.dialect == "keras3" else "iter"
+        self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/{name}")
 
     @property
     def iterations(self) -> Variable:
@@ -86,22 +118,31 @@ class Slots:
             raise TypeError(f"iterations must be a Variable that holds one integer, got {variable!r}")
         self._iterations = variable
 
+    # Slots
+
+    def _groups(self) -> Groups:
+        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.keras2_slots
+
     def get_slot_names(self) -> list[str]:
         """The names of the slots there are; none before the first step."""
-        if self._state is None:
-            return []
-        return [name for name, field in self._slot_fields() if any(self._has(field, key) for key in self._variables)]
+        return [
+            name
+            for group in (self._groups() if self._state else ())
+            for name, field in group.items()
+            if any(self._has(field, key) for key in self._variables)
+        ]
 
     def get_slot(self, var: Variable, slot_name: str) -> Variable:
         """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
-        field = dict(self._slot_fields()).get(slot_name)
-        key = self._keys.get(id(var))
+        named = {name: field for group in self._groups() for name, field in group.items()}
+        key, field = self._keys.get(id(var)), named.get(slot_name)
         if key is None or field is None or not self._has(field, key):
             raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
-        return Slot(self, field, key, f"{self._name}/{key}/{slot_name}")
+        return self._slot(lambda state: find(state, field, key), key, slot_name)
 
-    def _slot_fields(self) -> Iterable[tuple[str, str]]:
-        return self.slot_fields.items()
+    def _slot(self, table: Callable[[State], dict], key: str, slot_name: str) -> Slot:
+        joint = "_" if self.dialect == "keras3" else "/"
+        return Slot(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
 
     def _has(self, field: str, key: str) -> bool:
         try:
@@ -110,18 +151,41 @@ class Slots:
             return False
         return True
 
+    # Weights
+
+    @property
+    def variables(self) -> Variables:
+        """All that the optimizer keeps, in the order of its dialect; may also be called.
+
+        `iterations`, in the "keras3" dialect then a learning rate that is a number; running means and
+        accumulated gradients, if there are any; the slots. What is kept once is second in the "keras2"
+        dialect, last in the other.
+        """
+        scalars = [Scalar(self, field, f"{self._name}/{name}") for name, field in self.scalars.items() if self._state]
+        if self.dialect == "keras2":
+            return Variables([self._iterations, *scalars, *self._kept()])
+        rate = self._hyper.get("learning_rate")
+        rates = [rate] if isinstance(rate, Variable) else []
+        return Variables([self._iterations, *rates, *self._kept(), *scalars])
+
     @property
     def weights(self) -> list[Variable]:
-        """`iterations`, then the slots, slot by slot."""
+        """The same as `variables`."""
+        return self.variables
+
+    def _kept(self) -> Iterator[Variable]:
         if self._state is None:
-            return [self._iterations]
-        slots = [
-            self.get_slot(v, name)
-            for name, field in self._slot_fields()
-            for key, v in self._variables.items()
-            if self._has(field, key)
-        ]
-        return [self._iterations, *slots]
+            return
+        for key in self._state.average:
+            yield self._slot(lambda state: state.average, key, "average")
+        for key in self._state.accumulated:
+            yield self._slot(lambda state: state.accumulated, key, "gradient_accumulator")
+        for keys in self._together:
+            for group in self._groups():
+                for key in keys:
+                    for name, field in group.items():
+                        if self._has(field, key):
+                            yield self.get_slot(self._variables[key], name)
 
     def get_weights(self) -> list[np.ndarray]:
         """The values of `weights`."""
@@ -138,7 +202,7 @@ class Slots:
             self._assign_weights(weights)
 
     def _assign_weights(self, weights: Sequence[Any]) -> None:
-        own = self.weights
+        own, weights = self.weights, self._of_older_generations(weights)
         if len(weights) != len(own):
             raise ValueError(
                 f"You called `set_weights(weights)` on optimizer {self._name} with a weight list of length "
@@ -149,3 +213,7 @@ class Slots:
                 raise ValueError(f"Optimizer weight {w.name} has shape {w.shape}; it cannot be set to {np.shape(x)}")
         for w, x in zip(own, weights, strict=True):
             w.assign(x)
+
+    def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
+        """The weights in the present form, where a class knows an older one."""
+        return weights

@@ -47,18 +47,46 @@ class Plan:
 
 @value
 class of_step(Schedule):
-    """A hyperparameter that depends on the step; the step puts its value in its place before anything else."""
+    """A hyperparameter that depends on the step; the step puts its value in its place.
+
+    It is computed in float32, as Keras does, also for float64 variables.
+    """
 
     schedule: Schedule
 
     def __call__(self, count):
-        return self.schedule(count)
+        with jax.enable_x64(False):
+            return jnp.asarray(self.schedule(count), jnp.float32)
 
 
-def at(step: Any, numbers: Any) -> Any:
-    """The numbers with schedules replaced by what they are at a step."""
-    is_of_step = lambda x: isinstance(x, of_step)  # noqa: E731
-    return jax.tree.map(lambda x: x(step) if is_of_step(x) else x, numbers, is_leaf=is_of_step)
+@value
+class decayed(Schedule):
+    """A learning rate over 1 + decay · count: Keras's `decay`, which composes with any schedule."""
+
+    learning_rate: Any
+    decay: Any
+
+    def __call__(self, count):
+        return self.learning_rate / (1 + self.decay * count)
+
+
+def at(step: Any, numbers: Any, in_float64: bool = False) -> Any:
+    """The numbers with schedules replaced by what they are at a step.
+
+    Hyperparameters are float32, as Keras keeps them; `in_float64` makes the coefficients that are computed
+    from them float64, which is for variables that are.
+    """
+    numbers = _replaced(of_step, step, numbers)
+    if in_float64:
+        wide = lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h  # noqa: E731
+        numbers = jax.tree.map(wide, numbers)
+    return _replaced(decayed, step, numbers)
+
+
+def _replaced(kind: type[Schedule], step: Any, numbers: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x(step) if isinstance(x, kind) else x, numbers, is_leaf=lambda x: isinstance(x, kind)
+    )
 
 
 def pure_step(
@@ -76,12 +104,8 @@ def pure_step(
     """
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
     # Keras 3 advances schedules with every gradient, also where several make one update
-    numbers = at(iterations if plan.keras3 else updates_done, numbers)
-    if any(x.dtype == jnp.float64 for x in jax.tree.leaves(values)):
-        # float32 hyperparameters, as Keras keeps them, but the coefficients made of them in float64
-        numbers = jax.tree.map(
-            lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h, numbers
-        )
+    in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
+    numbers = at(iterations if plan.keras3 else updates_done, numbers, in_float64)
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:
         grads = on_values(lambda tree: jax.tree.map(lambda g: g / numbers.loss_scale, tree), grads)
@@ -164,8 +188,6 @@ def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> B
     values = ByVariable(values)
     for key, constraint in plan.constraints:
         if grads[key] is not None:
-            if isinstance(grads[key], IndexedSlices):
-                raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {key!r}")
             v = values[key]
             values[key] = jnp.where(now, jnp.asarray(constraint(v), v.dtype), v)
     return values

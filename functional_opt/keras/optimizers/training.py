@@ -155,8 +155,11 @@ class Training(Slots):
         for fn in (*functions, *self.gradient_transformers):
             present_pairs = _pairs(fn(present_pairs))
         for g, v in present_pairs:
-            if np.shape(g) != v.shape:
-                raise ValueError(f"the gradient of {v.name} has shape {np.shape(g)}, the variable has {v.shape}")
+            shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
+            if shape != v.shape:
+                raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
+            if isinstance(g, IndexedSlices) and v.constraint is not None:
+                raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
         queues: dict[int, list] = {}
         for g, v in present_pairs:
             queues.setdefault(id(v), []).append(g)
@@ -165,12 +168,13 @@ class Training(Slots):
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
-        before = dict(self._variables), dict(self._keys), self._structure, self._pending_weights
+        registers = dict(self._variables), dict(self._keys), list(self._together)
+        before = *registers, self._structure, self._pending_weights
         iterations = None if self._pending_weights is None else self._iterations._value
         try:
             yield
         except BaseException:
-            self._variables, self._keys, self._structure, self._pending_weights = before
+            self._variables, self._keys, self._together, self._structure, self._pending_weights = before
             if iterations is not None:
                 self._iterations._value = iterations
             raise
@@ -186,6 +190,8 @@ class Training(Slots):
             for v in new:
                 key = self._unused_key(v)
                 self._variables[key], self._keys[id(v)] = v, key
+            if new:
+                self._together.append([self._keys[id(v)] for v in new])
             everything = self._by_variable(self._variables.values(), [v._value for v in self._variables.values()])
             accumulate = self.gradient_accumulation_steps is not None
             state = grow(rule, state, everything, average=self.use_ema, accumulate=accumulate)

@@ -1,0 +1,84 @@
+"""FTRL-Proximal: follow the regularised leader, which sets weights to exactly 0."""
+
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..schedules import Rate
+from ..schedules.base import known, rate_at
+from ..tree import Tree, abs_sq, full_like, map_leaves, zeros_like
+from ..value import DType, NonNegative, Range, Scalar, Static
+
+
+class FtrlState(NamedTuple):
+    """`count`: steps done. `accumulator`: Σ|g|². `linear`: the sum z of gradients and proximal terms."""
+
+    count: jax.Array
+    accumulator: Tree
+    linear: Tree
+
+
+@transformation
+class ftrl(GradientTransformation):
+    """FTRL-Proximal, with the learning rate α = learning_rate inside and p = −learning_rate_power.
+
+    n' = n + |g|²; z ← z + g + 2·l2_shrinkage·w − (n'ᵖ − nᵖ) / α · w; then n ← n' and
+    w ← −(z − l1·sign(z)) / (n'ᵖ / α + beta / α + 2·l2) where |z| > l1, else 0.
+
+    The updates are the new weights less the old, so this stands last in a chain, without
+    `scale_by_learning_rate`. A weight whose gradients have all been 0 becomes 0 at the first step: what it
+    started with is not part of z.
+
+    Args:
+        learning_rate: a number > 0, a schedule that stays > 0, or a function of the count.
+        learning_rate_power: ≤ 0; −1/2 is the paper's, 0 a constant rate.
+        initial_accumulator_value: what n starts with, ≥ 0.
+        l1, l2: strengths of the two penalties, ≥ 0. With a positive l1 weights come to rest at 0.
+        l2_shrinkage: strength of an L2 penalty on the gradient alone, ≥ 0; n does not see it.
+        beta: the paper's β, ≥ 0.
+        state_dtype: how n and z are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    McMahan et al. 2013, Ad Click Prediction: a View from the Trenches, KDD, algorithm 1.
+
+    >>> tx, w = ftrl(0.5, l1=1.0), jnp.array([1.0, 1.0])
+    >>> u, state = tx.update(jnp.array([-4.0, 0.1]), tx.init(w), w)
+    >>> [round(x, 3) for x in (w + u).tolist()]
+    [1.295, 0.0]
+    """
+
+    learning_rate: Rate
+    learning_rate_power: Annotated[Scalar, Range("[-inf, 0]")] = -0.5
+    initial_accumulator_value: NonNegative = 0.1
+    l1: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    l2_shrinkage: NonNegative = 0.0
+    beta: NonNegative = 0.0
+    state_dtype: Static[DType | None] = None
+
+    def __post_init__(self):
+        if known(self.learning_rate) and self.learning_rate == 0:
+            raise ValueError("learning_rate must be in (0, inf], got 0: FTRL divides by it")
+
+    def init(self, params):
+        n = full_like(params, self.initial_accumulator_value, self.state_dtype, real=True)
+        return FtrlState(zero_count(), n, zeros_like(params, self.state_dtype))
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        alpha = rate_at(self.learning_rate, state.count)
+
+        def leaf(g, n, z, w):
+            before, n = n**-self.learning_rate_power, n + abs_sq(g)
+            after = n**-self.learning_rate_power
+            z = z + g + 2 * self.l2_shrinkage * w - (after - before) / alpha * w
+            curvature = (after + self.beta) / alpha + 2 * self.l2
+            chosen = (jnp.abs(z) > self.l1) & (curvature > 0)
+            new = (self.l1 * jnp.sign(z) - z) / jnp.where(chosen, curvature, 1.0)
+            return jnp.where(chosen, new, 0.0) - w, n, z
+
+        updates, *slots = map_leaves(leaf, updates, state.accumulator, state.linear, read=(params,), params=params)
+        return updates, FtrlState(increment(state.count), *slots)

@@ -1,0 +1,49 @@
+"""LAMB: Adam with a trust ratio for each leaf."""
+
+from typing import Any
+
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.trust_ratio import scale_by_trust_ratio
+from ..value import Decay, NonNegative, checked
+from .adam import scale_by_adam
+
+
+@checked
+def lamb(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    eps_root: NonNegative = 0.0,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """LAMB: w ← w − learning_rate · ‖w‖ / ‖r‖ · r with r = m̂ / (√v̂ + eps) + weight_decay · w, leaf by leaf.
+
+    See `scale_by_adam`, `add_decayed_weights` and `scale_by_trust_ratio` for the terms and arguments.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count: the share of its norm by which a
+            leaf moves in a step.
+
+    You et al. 2019, arXiv:1904.00962.
+
+    >>> tx = lamb(0.1)
+    >>> u, _ = tx.update({"w": 2.0}, tx.init({"w": 5.0}), {"w": 5.0})
+    >>> round(u["w"].item(), 3)
+    -0.5
+
+    Differs from Keras, where the decay stands outside the trust ratio.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, state_dtype=state_dtype),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_trust_ratio(),
+        scale_by_learning_rate(learning_rate),
+    )

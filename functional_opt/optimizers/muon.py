@@ -1,0 +1,182 @@
+"""Muon: momentum, made orthogonal, for matrices; Adam for the rest."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..paths import Mask, resolve_mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.orthogonalize import (
+    PRESETS,
+    Coefficients,
+    Preconditioning,
+    coefficient_rows,
+    needs_matrices,
+    newton_schulz,
+    scale_by_shape,
+)
+from ..transforms.select import partition
+from ..tree import Tree, is_nothing, map_leaves, zeros_like
+from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
+from .adam import adamw
+
+
+class MuonState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `ns_coeffs`: the coefficients last used."""
+
+    count: jax.Array
+    mu: Tree
+    ns_coeffs: jax.Array
+
+
+@transformation
+class scale_by_muon(GradientTransformation):
+    """Muon's direction: m ← beta·m + (1 − beta)·g; u = orthogonalize(m̂).
+
+    m̂ = m / (1 − betaᵗ); with nesterov beta·m / (1 − betaᵗ⁺¹) + (1 − beta)·g / (1 − betaᵗ). Every leaf is a
+    matrix, or a stack of matrices over its last two axes.
+
+    Args:
+        ns_coeffs, ns_steps, eps, preconditioning: as in `orthogonalize`.
+        beta: decay of the mean, in [0, 1).
+        mu_dtype, state_dtype: how m is stored (two names of one thing); the params' dtype, float32 for
+            16-bit params, if None.
+        nesterov: whether m̂ looks one step ahead.
+        adaptive: whether u is multiplied by its inner product with m̂, the dual norm (arXiv:2409.20325).
+
+    Raises ValueError for a leaf with fewer than two axes.
+
+    Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
+
+    >>> tx = scale_by_muon()
+    >>> u, state = tx.update(jnp.array([[2.0, 0.0], [0.0, 1.0]]), tx.init(jnp.zeros((2, 2))))
+    >>> u.round(1).tolist()
+    [[0.699999988079071, 0.0], [0.0, 1.100000023841858]]
+
+    Differs from Optax: coefficients are those of the transformation, also where its state has others; leaves
+    of more axes are stacks, without weight_dimension_numbers.
+    """
+
+    ns_coeffs: Coefficients = PRESETS["standard"]
+    ns_steps: Static[PositiveInt] = 5
+    beta: Decay = 0.95
+    eps: NonNegative = 1e-8
+    mu_dtype: Static[DType | None] = None
+    nesterov: Static[bool] = True
+    adaptive: Static[bool] = False
+    preconditioning: Static[Preconditioning] = "frobenius"
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu = zeros_like(params, self.mu_dtype or self.state_dtype)
+        return MuonState(zero_count(), mu, jnp.asarray(self.ns_coeffs, float))
+
+    def update(self, updates, state, params=None, **extra):
+        needs_matrices(updates)
+        t, beta = increment(state.count), self.beta
+        rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
+
+        def leaf(g, m):
+            m = beta * m + (1 - beta) * g
+            if self.nesterov:
+                m_hat = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+            else:
+                m_hat = m / (1 - beta**t)
+            u = newton_schulz(m_hat, rows, self.eps, self.preconditioning)
+            if self.adaptive:
+                u = u * jnp.sum((m_hat.conj() * u).real, axis=(-2, -1), keepdims=True)
+            return u, m
+
+        updates, mu = map_leaves(leaf, updates, state.mu, params=params)
+        return updates, MuonState(t, mu, jnp.asarray(self.ns_coeffs, state.ns_coeffs.dtype))
+
+
+@value
+class muon_labels:
+    """Labels for `partition`: "muon" for the leaves with two axes, "adam" for the others.
+
+    Args:
+        mask: which matrices may have the label "muon", all if None: `{"*/embedding": False}` leaves out the
+            embeddings.
+
+    >>> muon_labels({"embed*": False})({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+    {'bias': 'adam', 'embed': 'adam', 'kernel': 'muon'}
+    """
+
+    mask: Static[Mask | None] = None
+
+    def __call__(self, params: Tree) -> Tree:
+        def label(x, may=True):
+            return "muon" if may and not is_nothing(x) and jnp.ndim(x) == 2 else "adam"
+
+        masks = () if self.mask is None else (resolve_mask(self.mask, params),)
+        return jax.tree.map(label, params, *masks, is_leaf=is_nothing)
+
+
+@checked
+def muon(
+    learning_rate: Rate,
+    ns_coeffs: Coefficients = PRESETS["standard"],
+    ns_steps: PositiveInt = 5,
+    beta: Decay = 0.95,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    adam_b1: Decay = 0.9,
+    adam_b2: Decay = 0.999,
+    adam_eps_root: NonNegative = 0.0,
+    adam_weight_decay: Rate = 0.0,
+    adam_learning_rate: Rate | None = None,
+    consistent_rms: NonNegative | None = None,
+    muon_mask: Mask | None = None,
+    state_dtype: Any = None,
+) -> partition:
+    """Muon for matrices, AdamW for the rest: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
+
+    See `scale_by_muon` and `orthogonalize`, `scale_by_shape` for s, `adamw` for the rest.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.02 is usual, or Adam's with
+            consistent_rms=0.2.
+        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: that of the rest; learning_rate if None.
+        muon_mask: which matrices Muon takes, all if None; embeddings and the output layer do better with Adam:
+            `muon_mask={"*/embedding": False}`.
+
+    Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
+
+    >>> tx = muon(0.02)
+    >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': 'adam', 'kernel': 'muon'}
+
+    Differs from Optax: muon_mask in place of muon_weight_dimension_numbers.
+    """
+    rule = scale_by_muon(ns_coeffs, ns_steps, beta, eps, mu_dtype, nesterov, adaptive, preconditioning, state_dtype)
+    matrices = chain(
+        rule,
+        scale_by_shape(consistent_rms),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+    rest = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        eps,
+        adam_eps_root,
+        mu_dtype,
+        adam_weight_decay,
+        nesterov=nesterov,
+        state_dtype=state_dtype,
+    )
+    return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask))

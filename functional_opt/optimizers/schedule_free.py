@@ -1,0 +1,190 @@
+"""Schedule-free learning: an average of the iterates in place of a decaying learning rate."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
+from ..schedules import Rate, warmup_constant_schedule
+from ..schedules.base import rate_at
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, is_nothing, map_leaves, narrow, widen, widen_tree, zeros_like
+from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
+from .rmsprop import scale_by_rms
+from .sgd import sgd
+
+Weight = Annotated[Scalar, Range("(0, 1]")]
+
+
+class ScheduleFreeState(NamedTuple):
+    """`b1`: as given. `weight_sum`: Σ of the averaging weights. `step_count`: steps done, plus 1.
+
+    `max_lr`: the largest learning rate so far. `base_optimizer_state`: the inner state. `z`: the params that
+    the inner optimizer moves.
+    """
+
+    b1: jax.Array
+    weight_sum: jax.Array
+    step_count: jax.Array
+    max_lr: jax.Array
+    base_optimizer_state: Any
+    z: Tree
+
+
+@transformation
+class schedule_free(GradientTransformation):
+    """Moves z by an optimizer and averages it: x ← (1 − c)·x + c·z; the params are y = b1·x + (1 − b1)·z.
+
+    c = a / Σa, the sum over all steps, with a = (largest learning rate so far)^weight_lr_power. Gradients are
+    taken at the params y; what is to be evaluated is x: see `schedule_free_eval_params`.
+
+    Args:
+        base_optimizer: a gradient transformation, without momentum of its own.
+        learning_rate: its learning rate, which weighs the average: a number ≥ 0, a schedule, or a function of
+            the count, here from 1.
+        b1: how much of x there is in the params, in (0, 1].
+        weight_lr_power: ≥ 0; 0 weighs all steps alike.
+        state_dtype: how z is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    Defazio et al. 2024, arXiv:2405.15682.
+
+    >>> from functional_opt import apply_updates
+    >>> tx, w = schedule_free(sgd(1.0), 1.0, b1=0.5), jnp.array(1.0)
+    >>> state = tx.init(w)
+    >>> for _ in range(2):
+    ...     u, state = tx.update(jnp.array(1.0), state, w)
+    ...     w = apply_updates(w, u)
+    >>> w.item(), state.z.item(), schedule_free_eval_params(state, w).item()
+    (-0.75, -1.0, -0.5)
+
+    Differs from Optax: sums are kept in float32 whatever the params' dtype. z starts as a copy of the params;
+    as zeros where these are only shapes.
+    """
+
+    base_optimizer: Transformation
+    learning_rate: Rate
+    b1: Weight = 0.9
+    weight_lr_power: NonNegative = 2.0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        def copy(z, p):
+            return z if isinstance(p, jax.ShapeDtypeStruct) else z + narrow(p, z)
+
+        return ScheduleFreeState(
+            b1=jnp.array(self.b1, float),
+            weight_sum=jnp.zeros([]),
+            step_count=jnp.ones([], jnp.int32),
+            max_lr=jnp.zeros([]),
+            base_optimizer_state=self.base_optimizer.init(params),
+            z=jax.tree.map(copy, zeros_like(params, self.state_dtype), params),
+        )
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        b1 = self.b1
+        max_lr = jnp.maximum(state.max_lr, rate_at(self.learning_rate, state.step_count))
+        weight = max_lr**self.weight_lr_power
+        total = state.weight_sum + weight
+        c = weight / jnp.where(total == 0, 1.0, total)
+        moves, inner = self.base_optimizer.update(
+            widen_tree(updates, "updates"), state.base_optimizer_state, widen_tree(params, "params"), **extra
+        )
+
+        def leaf(u, z, y):
+            # b1·x + (1 − b1)·z at the new x and z, less y: with no x in it, and nothing as large as y
+            return c * (z - y) + (1 - b1 * (1 - c)) * u, z + u
+
+        updates, z = map_leaves(leaf, moves, state.z, read=(params,), params=params)
+        scalars = {"b1": b1, "weight_sum": total, "max_lr": max_lr}
+        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        return updates, ScheduleFreeState(
+            step_count=increment(state.step_count), base_optimizer_state=inner, z=z, **scalars
+        )
+
+
+def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
+    """The averaged params x, to be evaluated and kept, in the dtype of the params.
+
+    Args:
+        state: a `ScheduleFreeState`, or any state that holds one or, for different leaves, several.
+        params: the params being trained.
+
+    Raises ValueError for a state that holds none.
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ScheduleFreeState))
+    found = [x for x in leaves if isinstance(x, ScheduleFreeState)]
+    if not found:
+        raise ValueError(f"schedule_free_eval_params needs a state with a ScheduleFreeState in it, got {type(state)}")
+    for one in found:
+
+        def leaf(y, z, b1=one.b1):
+            if y is None or not hasattr(z, "dtype"):  # masked: another state has it, or none
+                return y
+            return narrow((widen(y) - (1 - b1) * widen(z)) / b1, y)
+
+        params = jax.tree.map(leaf, params, one.z, is_leaf=is_nothing)
+    return params
+
+
+def _warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:
+    return learning_rate if warmup_steps is None else warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+
+
+@checked
+def schedule_free_sgd(
+    learning_rate: Rate = 1.0,
+    warmup_steps: Count | None = None,
+    b1: Weight = 0.9,
+    weight_decay: Rate | None = None,
+    weight_lr_power: NonNegative = 2.0,
+    state_dtype: Any = None,
+) -> schedule_free:
+    """Gradient descent, schedule-free. See `schedule_free`, and `schedule_free_adamw` for the arguments.
+
+    Defazio et al. 2024, arXiv:2405.15682.
+
+    >>> schedule_free_sgd(0.5)
+    schedule_free(chain(identity(), scale_by_learning_rate(0.5)), 0.5)
+    """
+    rate = _warmed_up(learning_rate, warmup_steps)
+    base = sgd(rate) if weight_decay is None else chain(add_decayed_weights(weight_decay), sgd(rate))
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
+
+
+@checked
+def schedule_free_adamw(
+    learning_rate: Rate = 0.0025,
+    warmup_steps: Count | None = None,
+    b1: Weight = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    weight_lr_power: NonNegative = 2.0,
+    state_dtype: Any = None,
+) -> schedule_free:
+    """AdamW, schedule-free: z ← z − learning_rate · (g / (√v̂ + eps) + weight_decay · y). See `schedule_free`.
+
+    Args:
+        learning_rate: a number ≥ 0; without warm-up also a schedule or a function of the count.
+        warmup_steps: over how many steps the rate rises from 0; None for none.
+        b2, eps: as in `scale_by_adam`.
+        weight_decay: as in `add_decayed_weights`.
+
+    Defazio et al. 2024, arXiv:2405.15682.
+
+    >>> schedule_free_adamw().base_optimizer.transforms[0]
+    scale_by_rms(decay=0.999, eps_in_sqrt=False, bias_correction=True)
+    """
+    rate = _warmed_up(learning_rate, warmup_steps)
+    base = chain(
+        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True, state_dtype=state_dtype),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(rate),
+    )
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
