@@ -20,6 +20,7 @@ class Hyperparameters:
     A number is kept in a float32 `Variable`, as Keras does, so that `opt.learning_rate.assign(x)` works too.
     """
 
+    _name: str
     _hyper: dict[str, Any]
 
     def _set_hyper(self, name: str, x: Any) -> None:
@@ -32,7 +33,7 @@ class Hyperparameters:
         elif isinstance(known.get(name), Variable):
             known[name].assign(x)
         else:
-            known[name] = Variable(x, trainable=False, dtype=jnp.float32, name=name)
+            known[name] = Variable(x, trainable=False, dtype=jnp.float32, name=f"{self._name}/{name}")
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         """A schedule as it is, anything else as its present value."""

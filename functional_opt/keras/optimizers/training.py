@@ -124,6 +124,21 @@ class Training(Slots):
                 todo = rest
         return self._iterations
 
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
+        """`apply_gradients` in Keras 3's form: gradients and variables side by side.
+
+        Args:
+            grads: one for each variable, None for one that stays.
+            trainable_variables: those that `build` was given if None.
+
+        Raises ValueError if there are not as many gradients as variables.
+        """
+        variables = list(self._variables.values() if trainable_variables is None else trainable_variables)
+        grads = list(grads)
+        if len(grads) != len(variables):
+            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables")
+        self.apply_gradients(zip(grads, variables, strict=True))
+
     def make_train_step(self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False) -> TrainStep:
         """A function of the batch that does loss, gradients and update as one compiled program.
 
@@ -141,6 +156,13 @@ class Training(Slots):
         """Makes the slots of the variables now, rather than at the first step."""
         with self._undone_on_error():
             _, self._state = self._prepare(list(var_list))
+
+    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
+        """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
+        for v in var_list:
+            key = self._keys.get(id(v))
+            if self._state is not None and key in self._state.average:
+                v.assign(self._state.average[key])
 
     # The step
 
