@@ -11,3 +11,9 @@ from .gradient import Adadelta as Adadelta
 from .gradient import Adagrad as Adagrad
 from .gradient import Ftrl as Ftrl
 from .gradient import RMSprop as RMSprop
+from .modern import Adafactor as Adafactor
+from .modern import Lamb as Lamb
+from .modern import Lion as Lion
+from .serialization import deserialize as deserialize
+from .serialization import get as get
+from .serialization import serialize as serialize

@@ -1,0 +1,142 @@
+"""Lion, Lamb and Adafactor, which only Keras 3 has: arguments, slots, and the transformation they stand for."""
+
+from typing import Any
+
+from ...optimizers.adafactor import relative_step, scale_by_factored_rms
+from ...optimizers.adam import scale_by_adam
+from ...optimizers.lion import scale_by_lion
+from ...transforms.chain import chain
+from ...transforms.clip import clip_by_block_rms
+from ...transforms.learning_rate import scale_by_learning_rate
+from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
+from .base import EPSILON, Optimizer
+
+
+class Lion(Optimizer):
+    """p ← p − learning_rate · sign(β₁·m + (1 − β₁)·g); then m ← β₂·m + (1 − β₂)·g.
+
+    Args:
+        learning_rate: a number, a schedule, or a callable; 3 to 10 times smaller than Adam's.
+        beta_1: weight of the mean in the direction, in (0, 1).
+        beta_2: decay of the mean, in [0, 1).
+        name, kwargs: as in `Optimizer`.
+
+    Slots: momentum. Chen et al. 2023, arXiv:2302.06675.
+
+    >>> from functional_opt import keras
+    >>> v = keras.Variable(1.0, name="v")
+    >>> _ = Lion(0.1).minimize(lambda: v**2, [v])
+    >>> round(float(v), 3)
+    0.9
+    """
+
+    default_dialect = "keras3"
+    keras2_slots = ({"momentum": "mu"},)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.99,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(beta_1, int | float) and not 0 < beta_1 < 1:
+            raise ValueError(f"`beta_1` must be between ]0, 1[. Received: beta_1={beta_1}.")
+        super().__init__(name, learning_rate=learning_rate, **kwargs)
+        self._set_hyper("beta_1", beta_1)
+        self._set_hyper("beta_2", beta_2)
+
+    def transform(self, hyper):
+        return chain(scale_by_lion(hyper.beta_1, hyper.beta_2), scale_by_learning_rate(hyper.learning_rate))
+
+
+class Lamb(Optimizer):
+    """p ← p − learning_rate · ‖p‖ / ‖u‖ · u, u Adam's direction; the ratio is 1 where one of the norms is 0.
+
+    Args:
+        learning_rate: a number, a schedule, or a callable.
+        beta_1, beta_2: decay of the means, in [0, 1).
+        epsilon: added outside the root; 0 or None means 1e-7.
+        name, kwargs: as in `Optimizer`; `weight_decay` stands outside the ratio.
+
+    Slots: momentum, velocity. You et al. 2019, arXiv:1904.00962.
+
+    >>> from functional_opt import keras
+    >>> v = keras.Variable(5.0, name="v")
+    >>> _ = Lamb(0.1).minimize(lambda: v**2, [v])
+    >>> round(float(v), 3)
+    4.5
+    """
+
+    default_dialect = "keras3"
+    keras2_slots = ({"momentum": "mu", "velocity": "nu"},)
+    settings = ("epsilon",)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: float | None = EPSILON,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name, learning_rate=learning_rate, **kwargs)
+        self._set_hyper("beta_1", beta_1)
+        self._set_hyper("beta_2", beta_2)
+        self.epsilon = epsilon or EPSILON
+
+    def transform(self, hyper):
+        adam = scale_by_adam(hyper.beta_1, hyper.beta_2, self.epsilon)
+        return chain(adam, scale_by_trust_ratio(), scale_by_learning_rate(hyper.learning_rate))
+
+
+class Adafactor(Optimizer):
+    """p ← p − ρ · max(RMS(p), ε₂) · u / max(1, RMS(u) / clip_threshold), u = g / √V. See `scale_by_factored_rms`.
+
+    Args:
+        learning_rate: a number, a schedule, or a callable.
+        beta_2_decay: the exponent with which the decay of V tends to 1, ≤ 0.
+        epsilon_1: added to g².
+        epsilon_2: the least root mean square that p counts with.
+        clip_threshold: the largest root mean square of u.
+        relative_step: whether ρ is min(learning_rate, 1/√t), else learning_rate.
+        name, kwargs: as in `Optimizer`.
+
+    Slots: r, c (means over the last two axes, of variables that have them), v (of the others).
+    Shazeer & Stern 2018, arXiv:1804.04235. Differs from Keras, which keeps all three slots of every variable.
+
+    >>> from functional_opt import keras
+    >>> v = keras.Variable([3.0, 4.0], name="v")
+    >>> _ = Adafactor(0.1).minimize(lambda: v**2, [v])
+    >>> v.numpy().round(3).tolist()
+    [2.6459999084472656, 3.6459999084472656]
+    """
+
+    default_dialect = "keras3"
+    keras2_slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
+    settings = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_2_decay: float = -0.8,
+        epsilon_1: float = 1e-30,
+        epsilon_2: float = 1e-3,
+        clip_threshold: float = 1.0,
+        relative_step: bool = True,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name, learning_rate=learning_rate, **kwargs)
+        self.beta_2_decay, self.epsilon_1, self.epsilon_2 = beta_2_decay, epsilon_1, epsilon_2
+        self.clip_threshold, self.relative_step = clip_threshold, relative_step
+
+    def transform(self, hyper):
+        factored = scale_by_factored_rms(
+            decay_rate=-self.beta_2_decay, min_dim_size_to_factor=1, epsilon=self.epsilon_1, factored_axes="last"
+        )
+        rate = relative_step(hyper.learning_rate) if self.relative_step else hyper.learning_rate
+        size = scale_by_param_block_rms(self.epsilon_2)
+        return chain(factored, clip_by_block_rms(self.clip_threshold), size, scale_by_learning_rate(rate))
