@@ -4,112 +4,27 @@ A new optimizer is one line in `OPTIMIZERS` and one function in `references.py`;
 one line in `TRANSFORMATIONS`.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import jax
-import numpy as np
 import optax
 import pytest
 
 import functional_opt as fo
-from functional_opt.base import Transformation
-from functional_opt.schedules import linear_schedule
 
 from . import references as ref
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Case:
-    """`make(**args)` is the transformation, `peer(**args)` Optax's, `reference(w, grads, **args)` the paper's.
-
-    `name` is the public name, followed by a dash and what is special where there are several. `vary` names
-    the arguments that are leaves of the transformation: changing them must not compile again.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    peer: Callable[..., Any] | None
-    reference: Callable[..., Any] | None
-    vary: str
-    args: dict[str, Any]
-
-    def __repr__(self):
-        return self.name
-
-    def tx(self, **changes: Any) -> Any:
-        return self.make(**(self.args | changes))
-
-    @property
-    def pace(self) -> float:
-        """How far params are to move for an update of 1: what is not an optimizer would take them past zero."""
-        return 1.0 if self.reference else 0.01
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The arguments of `vary` and their values, by default those of the signature."""
-        own = inspect.signature(self.make).parameters
-        return {name: self.args[name] if name in self.args else own[name].default for name in self.vary.split()}
-
-
-@fo.transformation
-class on_one_device(fo.GradientTransformation):
-    """Binds the axis "device" around a transformation that wants one."""
-
-    inner: Transformation
-
-    def init(self, params):
-        return self.inner.init(params)
-
-    def update(self, updates, state, params=None, **extra):
-        bound = jax.vmap(
-            lambda u: self.inner.update(u, state, params, **extra),
-            in_axes=None,
-            out_axes=None,
-            axis_name="device",
-            axis_size=1,
-        )
-        return bound(updates)
-
-
-def matrices(tree: Any) -> Any:
-    """A mask: True for every leaf with two axes."""
-    return jax.tree.map(lambda x: np.ndim(x) > 1, tree)
-
-
-def by_rank(tree: Any) -> Any:
-    """Labels: "matrix" or "vector"."""
-    return jax.tree.map(lambda x: "matrix" if np.ndim(x) > 1 else "vector", tree)
-
-
-def halving(count: Any) -> Any:
-    """A schedule that is a plain function."""
-    return 0.5**count
-
-
-def case(name: str, make: Any, peer: Any = None, reference: Any = None, vary: str = "", **args: Any) -> Case:
-    return Case(name, make, peer, reference, vary, args)
-
-
-def both(build: Callable[..., Any]) -> tuple[Any, Any]:
-    """The same code with our names and with Optax's, for transformations that hold others."""
-    return functools.partial(build, fo), functools.partial(build, optax)
-
-
-def rates(o: Any) -> Any:
-    return (linear_schedule if o is fo else optax.linear_schedule)(0.2, 0.1, 20)
-
-
-def groups(o: Any, decay: float) -> dict[str, Any]:
-    return {"matrix": o.trace(decay), "vector": o.chain(o.clip(0.5), o.scale(-0.1))}
-
-
-def multi_steps(o: Any, every_k: int, learning_rate: float) -> Any:
-    return o.MultiSteps(o.adam(learning_rate), every_k).gradient_transformation()
-
+from . import references_by_leaf as leaf
+from .case import (
+    averaged,
+    both,
+    by_rank,
+    case,
+    dozat,
+    groups,
+    halving,
+    matrices,
+    multi_steps,
+    muon_matrices,
+    on_one_device,
+    rates,
+)
 
 ADAM, AMSGRAD, LION = (
     "learning_rate b1 b2 eps eps_root",
@@ -122,6 +37,19 @@ HEAVY = {"momentum": 0.9, "nesterov": True}
 CORRECTED = {"eps": 0.1, "bias_correction": True}
 AS_KERAS = {"max_before_correction": True, "eps_hat": True}
 DECAY = {"weight_decay": 0.1}
+FTRL = "learning_rate learning_rate_power initial_accumulator_value l1 l2 l2_shrinkage beta"
+LIGHT = {"learning_rate": 0.1, "initial_accumulator_value": 1e-4}  # the first step takes little from the weights
+PENALTIES = LIGHT | {"l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "beta": 0.01}
+SLOW = {"learning_rate": 0.2, "eps": 0.01}
+LARS = "learning_rate trust_coefficient eps momentum"
+FACTOR = "learning_rate decay_rate momentum weight_decay_rate"
+FACTORED = {"learning_rate": 0.05, "min_dim_size_to_factor": 2, "momentum": 0.5, "weight_decay_rate": 1e-3}
+UNSCALED = {"multiply_by_parameter_scale": False, "clipping_threshold": 0.5, "eps": 0.1}
+SMALL = {"min_dim_size_to_factor": 1}
+TRUST = "min_norm trust_coefficient eps"
+DION = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377))
+SF, SF_SGD, SF_ADAMW = "learning_rate b2 eps", optax.contrib.schedule_free_sgd, optax.contrib.schedule_free_adamw
+WARM = {"learning_rate": 0.1, "warmup_steps": 5, "weight_decay": 0.1}
 
 # name, constructor, Optax's, the reference, the arguments that are leaves, the arguments
 OPTIMIZERS = [
@@ -145,6 +73,28 @@ OPTIMIZERS = [
     case("adagrad", fo.adagrad, optax.adagrad, ref.adagrad, RSS, learning_rate=0.5),
     case("adagrad-eps", fo.adagrad, optax.adagrad, ref.adagrad, RSS, learning_rate=0.5, eps=0.1),
     case("lion", fo.lion, optax.lion, ref.lion, LION, learning_rate=0.02, weight_decay=0.01),
+    case("adamax", fo.adamax, optax.adamax, ref.adamax, "learning_rate b1 b2 eps", learning_rate=0.1),
+    case("adamax-outside", fo.adamax, None, ref.adamax, "b1 b2 eps", learning_rate=0.1, eps=0.1, eps_in_max=False),
+    case("adamaxw", fo.adamaxw, optax.adamaxw, ref.adamax, "weight_decay", learning_rate=0.1, weight_decay=0.1),
+    case("nadam", fo.nadam, optax.nadam, ref.nadam, ADAM, learning_rate=0.1),
+    case("nadamw", fo.nadamw, optax.nadamw, ref.nadamw, "weight_decay", learning_rate=0.1, weight_decay=0.1),
+    case("scale_by_nadam-optimizer", dozat, None, ref.dozat, "b1 b2 eps schedule_decay", learning_rate=0.1),
+    case("scale_by_nadam-keras3", dozat, None, ref.dozat, "learning_rate", learning_rate=0.1, schedule_decay=1.0),
+    case("adadelta", fo.adadelta, optax.adadelta, ref.adadelta, "learning_rate rho eps", learning_rate=20.0),
+    case("adadelta-decay", fo.adadelta, optax.adadelta, ref.adadelta, "weight_decay", **SLOW, **DECAY),
+    case("ftrl", fo.ftrl, None, ref.ftrl, FTRL, **LIGHT),
+    case("ftrl-all", fo.ftrl, None, ref.ftrl, FTRL, **PENALTIES),
+    case("ftrl-power", fo.ftrl, None, ref.ftrl, FTRL, learning_rate_power=-0.4, **LIGHT),
+    case("lamb", fo.lamb, optax.lamb, leaf.lamb, "b1 b2 eps weight_decay", learning_rate=0.01, **DECAY),
+    case("lars", fo.lars, optax.lars, leaf.lars, LARS, learning_rate=2.0, eps=0.1, **DECAY),
+    case("adafactor", fo.adafactor, optax.adafactor, leaf.adafactor, "learning_rate decay_rate", learning_rate=0.05),
+    case("adafactor-factored", fo.adafactor, optax.adafactor, leaf.adafactor, FACTOR, **FACTORED),
+    case("adafactor-plain", fo.adafactor, optax.adafactor, leaf.adafactor, "eps", learning_rate=0.02, **UNSCALED),
+    case("muon", fo.muon, optax.contrib.muon, leaf.muon, "learning_rate beta eps", learning_rate=0.05),
+    case("muon-rms", fo.muon, optax.contrib.muon, leaf.muon, "consistent_rms", learning_rate=0.1, consistent_rms=0.2),
+    case("schedule_free_sgd", fo.schedule_free_sgd, SF_SGD, leaf.schedule_free_sgd, "b1", learning_rate=0.2),
+    case("schedule_free_adamw", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, learning_rate=0.1),
+    case("schedule_free_adamw-warm", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, **WARM),
 ]
 
 TRANSFORMATIONS = [
@@ -167,6 +117,22 @@ TRANSFORMATIONS = [
     case("scale_by_stddev-corrected", fo.scale_by_stddev, optax.scale_by_stddev, None, "eps", **CORRECTED),
     case("scale_by_rss", fo.scale_by_rss, optax.scale_by_rss, None, RSS),
     case("scale_by_rss-outside", fo.scale_by_rss, None, None, RSS, eps_in_sqrt=False),
+    case("scale_by_adamax", fo.scale_by_adamax, optax.scale_by_adamax, None, "b1 b2 eps"),
+    case("scale_by_nadam", fo.scale_by_nadam, None, None, "b1 b2 eps schedule_decay"),
+    case("scale_by_adadelta", fo.scale_by_adadelta, optax.scale_by_adadelta, None, "rho eps"),
+    case("scale_by_factored_rms", fo.scale_by_factored_rms, optax.scale_by_factored_rms, None, "decay_rate epsilon"),
+    case("scale_by_factored_rms-all", fo.scale_by_factored_rms, optax.scale_by_factored_rms, **SMALL),
+    case("scale_by_factored_rms-last", fo.scale_by_factored_rms, factored_axes="last", **SMALL),
+    case("scale_by_trust_ratio", fo.scale_by_trust_ratio, optax.scale_by_trust_ratio, None, TRUST),
+    case("scale_by_param_block_norm", fo.scale_by_param_block_norm, optax.scale_by_param_block_norm),
+    case("scale_by_param_block_rms", fo.scale_by_param_block_rms, optax.scale_by_param_block_rms, None, "min_scale"),
+    case("scale_by_muon", *both(muon_matrices), None, "beta eps", beta=0.95, eps=1e-8),
+    case("scale_by_muon-spectral", *both(muon_matrices), preconditioning="spectral", nesterov=False),
+    case("scale_by_muon-aol", *both(muon_matrices), preconditioning="aol", adaptive=True),
+    case("scale_by_muon-schatten", *both(muon_matrices), preconditioning="schatten", ns_coeffs=DION),
+    case("orthogonalize", lambda eps: fo.masked(fo.orthogonalize(eps=eps), matrices), None, None, "eps", eps=1e-7),
+    case("scale_by_shape", lambda rms: fo.masked(fo.scale_by_shape(rms), matrices), None, None, "rms", rms=0.2),
+    case("schedule_free", *both(averaged), None, "learning_rate b1", learning_rate=0.1, b1=0.95),
     case("trace", fo.trace, optax.trace, None, "decay", decay=0.9),
     case("trace-nesterov", fo.trace, optax.trace, None, "decay", decay=0.9, nesterov=True),
     case("trace-bf16", fo.trace, None, None, "decay", decay=0.9, accumulator_dtype="bfloat16"),

@@ -112,3 +112,70 @@ def lion(w, grads, learning_rate, b1=0.9, b2=0.99, weight_decay=1e-3) -> Run:
         m = b2 * m + (1 - b2) * g
         w = w - learning_rate * (c + weight_decay * w)
         yield w
+
+
+def adamax(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, eps_in_max=True) -> Run:
+    """Kingma & Ba 2014, algorithm 2, with an ε in either place."""
+    m, u = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        u = np.maximum(b2 * u, abs(g) + eps if eps_in_max else abs(g))
+        step = m / (1 - b1**t) / (u if eps_in_max else u + eps)
+        w = w - learning_rate * (step + weight_decay * w)
+        yield w
+
+
+def nadam(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0) -> Run:
+    """Adam with nesterov."""
+    yield from _adam(w, grads, learning_rate, 0.0, b1, b2, eps, eps_root, True)
+
+
+def nadamw(w, grads, learning_rate, weight_decay=1e-4) -> Run:
+    """AdamW with nesterov."""
+    yield from _adam(w, grads, learning_rate, weight_decay, 0.9, 0.999, 1e-8, 0.0, True)
+
+
+def dozat(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-7, schedule_decay=0.004) -> Run:
+    """Dozat 2016, algorithm 8 with the schedule of μ, and b1 in the mean."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    mu = [b1 * (1 - 0.5 * 0.96 ** (schedule_decay * t)) for t in range(1, len(grads) + 2)]
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        m_bar = (1 - mu[t - 1]) * g / (1 - np.prod(mu[:t])) + mu[t] * m / (1 - np.prod(mu[: t + 1]))
+        w = w - learning_rate * m_bar / (np.sqrt(v / (1 - b2**t)) + eps)
+        yield w
+
+
+def adadelta(w, grads, learning_rate=1.0, rho=0.9, eps=1e-6, weight_decay=0.0) -> Run:
+    """Zeiler 2012, algorithm 1, with a learning rate."""
+    of_g, of_x = np.zeros_like(w), np.zeros_like(w)
+    for g in grads:
+        g = g + weight_decay * w
+        of_g = rho * of_g + (1 - rho) * g**2
+        x = -np.sqrt(of_x + eps) / np.sqrt(of_g + eps) * g
+        of_x = rho * of_x + (1 - rho) * x**2
+        w = w + learning_rate * x
+        yield w
+
+
+def ftrl(
+    w,
+    grads,
+    learning_rate,
+    learning_rate_power=-0.5,
+    initial_accumulator_value=0.1,
+    l1=0.0,
+    l2=0.0,
+    l2_shrinkage=0.0,
+    beta=0.0,
+) -> Run:
+    """McMahan et al. 2013, algorithm 1, for any power and with half the paper's l2."""
+    z, n = np.zeros_like(w), np.full_like(w, initial_accumulator_value)
+    for g in grads:
+        sigma = ((n + g**2) ** -learning_rate_power - n**-learning_rate_power) / learning_rate
+        z = z + g + 2 * l2_shrinkage * w - sigma * w
+        n = n + g**2
+        slope = (beta + n**-learning_rate_power) / learning_rate + 2 * l2
+        w = np.where(abs(z) <= l1, 0.0, -(z - np.sign(z) * l1) / slope)
+        yield w

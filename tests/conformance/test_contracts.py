@@ -86,8 +86,9 @@ def test_sharding_is_kept_and_buffers_donated(case):
         before = jax.tree.map(lambda x: x.sharding, (params, state))
         new = step(tx, params, state, grads)
         new = step(tx, *new, grads)
-    for x, sharding in zip(jax.tree.leaves(new), jax.tree.leaves(before), strict=True):
-        assert x.sharding.is_equivalent_to(sharding, x.ndim) or x.ndim == 0
+    for (path, x), sharding in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(before), strict=True):
+        small = x.size == 1 or jax.tree_util.keystr(path).endswith(".ns_coeffs")  # made on one device, then on all
+        assert x.sharding.is_equivalent_to(sharding, x.ndim) or small
 
 
 @each_case
@@ -168,7 +169,10 @@ def test_abstract_trees(case):
     tx, params, grads = case.tx(), make_params(), at(make_grads(1), 0)
     state = tx.init(params)
     assert_same_types(jax.eval_shape(tx.init, params), state)
-    assert_close(tx.init(structs(params)), state)
+    start = tx.init(structs(params))
+    assert_same_types(start, state)
+    if not case.name.startswith("schedule_free"):  # which starts from the params themselves
+        assert_close(start, state)
     updates, after = jax.eval_shape(tx.update, structs(grads), structs(state), structs(params))
     assert_same_types(structs(updates), structs(params))
     assert_same_types(structs(after), structs(state))

@@ -10,7 +10,8 @@ import pytest
 from functional_opt import apply_updates
 
 from ..helpers import assert_close, at, make_grads, make_params, train_compiled
-from .cases import CASES, OPTIMIZERS, Case, each_case, each_optimizer
+from .case import Case
+from .cases import CASES, OPTIMIZERS, each_case, each_optimizer
 
 
 @functools.cache
@@ -46,7 +47,24 @@ def test_float64_is_the_paper(case):
         assert_close(params, by_the_paper(case, 10), rtol=1e-12)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.peer], ids=repr)
+def loses_digits(case: Case):
+    """Optax takes the updates of these as a small difference of params, to 1e-4 in float32: compared in float64."""
+    return case.name.startswith("schedule_free")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.peer and loses_digits(case)], ids=repr)
+def test_optax_parity_in_float64(case):
+    with jax.enable_x64(True):
+        params, grads = (
+            jax.tree.map(lambda x: np.asarray(x, np.float64), t) for t in (make_params(), make_grads(100))
+        )
+        peer_params, peer_updates, _ = train_compiled(case.peer(**case.args), params, grads)
+        params, updates, _ = train_compiled(case.tx(), params, grads)
+        assert_close(params, peer_params, rtol=5e-8)  # Optax's warm-up is in float32 even so
+        assert_close(updates, peer_updates, rtol=1e-6, atol=5e-8)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.peer and not loses_digits(case)], ids=repr)
 def test_optax_parity(case):
     params, updates, _ = run(case)
     peer_params, peer_updates, _ = train_compiled(case.peer(**case.args), make_params(), make_grads(100), case.pace)
@@ -77,10 +95,13 @@ def test_descends_a_quadratic(case):
 
 @each_case
 def test_eager_is_jitted(case):
-    """To 5e-5: one ulp of b2ᵗ = 0.999 is 6e-5 of 1 − b2ᵗ, and eager and fused powers differ by one."""
+    """To 5e-5: one ulp of b2ᵗ = 0.999 is 6e-5 of 1 − b2ᵗ, and eager and fused powers differ by one.
+
+    And to an ulp of the params, 2e-7, where the updates are the new params less the old.
+    """
     tx, grads, (params, updates, _) = case.tx(), make_grads(100), run(case)
     current, state = make_params(), tx.init(make_params())
     for i in range(3):
         u, state = tx.update(at(grads, i), state, current)
-        assert_close(u, at(updates, i), rtol=5e-5, atol=1e-7)
+        assert_close(u, at(updates, i), rtol=5e-5, atol=3e-7)
         current = at(params, i)

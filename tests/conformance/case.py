@@ -1,0 +1,121 @@
+"""A case of the conformance table, and the pieces that cases are built of."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import functional_opt as fo
+from functional_opt.base import Transformation
+from functional_opt.schedules import linear_schedule
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Case:
+    """`make(**args)` is the transformation, `peer(**args)` Optax's, `reference(w, grads, **args)` the paper's.
+
+    `name` is the public name, followed by a dash and what is special where there are several. `vary` names
+    the arguments that are leaves of the transformation: changing them must not compile again.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    peer: Callable[..., Any] | None
+    reference: Callable[..., Any] | None
+    vary: str
+    args: dict[str, Any]
+
+    def __repr__(self):
+        return self.name
+
+    def tx(self, **changes: Any) -> Any:
+        return self.make(**(self.args | changes))
+
+    @property
+    def pace(self) -> float:
+        """How far params are to move for an update of 1: what is not an optimizer would take them past zero."""
+        return 1.0 if self.reference else 0.01
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The arguments of `vary` and their values, by default those of the signature."""
+        own = inspect.signature(self.make).parameters
+        return {name: self.args[name] if name in self.args else own[name].default for name in self.vary.split()}
+
+
+@fo.transformation
+class on_one_device(fo.GradientTransformation):
+    """Binds the axis "device" around a transformation that wants one."""
+
+    inner: Transformation
+
+    def init(self, params):
+        return self.inner.init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        bound = jax.vmap(
+            lambda u: self.inner.update(u, state, params, **extra),
+            in_axes=None,
+            out_axes=None,
+            axis_name="device",
+            axis_size=1,
+        )
+        return bound(updates)
+
+
+def matrices(tree: Any) -> Any:
+    """A mask: True for every leaf with two axes."""
+    return jax.tree.map(lambda x: np.ndim(x) > 1, tree)
+
+
+def by_rank(tree: Any) -> Any:
+    """Labels: "matrix" or "vector"."""
+    return jax.tree.map(lambda x: "matrix" if np.ndim(x) > 1 else "vector", tree)
+
+
+def halving(count: Any) -> Any:
+    """A schedule that is a plain function."""
+    return 0.5**count
+
+
+def case(name: str, make: Any, peer: Any = None, reference: Any = None, vary: str = "", **args: Any) -> Case:
+    return Case(name, make, peer, reference, vary, args)
+
+
+def both(build: Callable[..., Any]) -> tuple[Any, Any]:
+    """The same code with our names and with Optax's, for transformations that hold others."""
+    return functools.partial(build, fo), functools.partial(build, optax)
+
+
+def rates(o: Any) -> Any:
+    return (linear_schedule if o is fo else optax.linear_schedule)(0.2, 0.1, 20)
+
+
+def groups(o: Any, decay: float) -> dict[str, Any]:
+    return {"matrix": o.trace(decay), "vector": o.chain(o.clip(0.5), o.scale(-0.1))}
+
+
+def multi_steps(o: Any, every_k: int, learning_rate: float) -> Any:
+    return o.MultiSteps(o.adam(learning_rate), every_k).gradient_transformation()
+
+
+def dozat(learning_rate: float, b1=0.9, b2=0.999, eps=1e-7, schedule_decay=0.004) -> Any:
+    return fo.chain(fo.scale_by_nadam(b1, b2, eps, schedule_decay), fo.scale_by_learning_rate(learning_rate))
+
+
+def muon_matrices(o: Any, **args: Any) -> Any:
+    if o is fo:
+        return fo.chain(fo.masked(fo.scale_by_muon(**args), matrices), fo.scale(0.02))
+    last_two = functools.partial(jax.tree.map, lambda _: optax.contrib.MuonDimensionNumbers())
+    rule = optax.contrib.scale_by_muon(**args, weight_dimension_numbers=last_two)
+    return optax.chain(optax.masked(rule, matrices), optax.scale(0.02))
+
+
+def averaged(o: Any, learning_rate: float, **args: Any) -> Any:
+    wrap = fo.schedule_free if o is fo else optax.contrib.schedule_free
+    return wrap(o.sgd(learning_rate), learning_rate, **args)

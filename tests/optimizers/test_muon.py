@@ -1,0 +1,76 @@
+"""Muon beyond the table of cases: what is orthogonal, who goes where, and what is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import functional_opt as fo
+
+from ..helpers import assert_close, make_grads, make_params, train_eagerly
+
+PARAMS = {
+    "embed": {"embedding": jnp.ones((8, 2))},
+    "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "conv": jnp.ones((2, 2, 3)),
+}
+
+
+def matrix(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
+
+
+@pytest.mark.parametrize("preconditioning", ["frobenius", "spectral", "aol", "schatten"])
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3), (1, 4), (2, 4, 3)])
+def test_singular_values_come_near_one(shape, preconditioning):
+    g = matrix(*shape)
+    x, _ = fo.orthogonalize(preconditioning=preconditioning, ns_steps=8).update(g, fo.EmptyState())
+    np.testing.assert_allclose(np.linalg.svd(x, compute_uv=False), 1.0, atol=0.35)
+    if preconditioning != "aol":  # which divides each row by a number of its own
+        u, s, vt = np.linalg.svd(g, full_matrices=False)
+        in_its_bases = np.einsum("...ij,...ik,...lk->...jl", u, x, vt)
+        np.testing.assert_allclose(in_its_bases, np.eye(s.shape[-1]) * in_its_bases, atol=1e-3)
+
+
+def test_a_preset_has_its_own_number_of_steps():
+    g = matrix(4, 4)
+    x, _ = fo.orthogonalize("dion", ns_steps=1).update(g, fo.EmptyState())
+    np.testing.assert_allclose(np.linalg.svd(x, compute_uv=False), 1.0, atol=0.25)
+    assert fo.scale_by_muon("dion").init(g).ns_coeffs.shape == (5, 3)
+
+
+def test_labels_are_by_axes_and_mask():
+    assert fo.muon_labels()(PARAMS) == {
+        "embed": {"embedding": "muon"},
+        "dense": {"kernel": "muon", "bias": "adam"},
+        "conv": "adam",
+    }
+    assert fo.muon_labels({"*/embedding": False})(PARAMS)["embed"]["embedding"] == "adam"
+    assert fo.muon_labels({"*/bias": True, "**": False})(PARAMS)["dense"] == {"kernel": "adam", "bias": "adam"}
+
+
+def test_the_rest_is_adamw():
+    params, grads = make_params(), make_grads(3)
+    rates = {"adam_learning_rate": 0.2, "adam_weight_decay": 0.1}
+    updates, _ = train_eagerly(fo.muon(0.1, muon_mask=False, **rates), params, grads, steps=3)
+    expected, _ = train_eagerly(fo.adamw(0.2, weight_decay=0.1, nesterov=True), params, grads, steps=3)
+    assert_close(updates, expected)
+
+
+@pytest.mark.parametrize("tx", [fo.scale_by_muon(), fo.orthogonalize(), fo.scale_by_shape()], ids=repr)
+def test_a_leaf_that_is_no_matrix_is_named(tx):
+    with pytest.raises(ValueError, match=r"\['dense'\]\['bias'\] has shape \(3,\).*`masked` or `partition`"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 2.0), ((1.0, 2.0, 3.0), (1.0, 2.0)), "best", (), np.ones((2, 2))])
+def test_coefficients_are_rows_of_three(coefficients):
+    with pytest.raises(ValueError, match="ns_coeffs must be"):
+        fo.muon(0.1, ns_coeffs=coefficients)
+
+
+def test_coefficients_may_be_an_array():
+    g = matrix(3, 3)
+    for given in ((3.0, -3.2, 1.2), [[3.0, -3.2, 1.2]] * 5, np.array([3.0, -3.2, 1.2]), jnp.full((5, 1), 1.0)):
+        given = given if np.shape(given)[-1] == 3 else given * jnp.array([3.0, -3.2, 1.2])
+        x, _ = fo.orthogonalize(given).update(g, fo.EmptyState())
+        np.testing.assert_allclose(x, fo.orthogonalize((3.0, -3.2, 1.2)).update(g, fo.EmptyState())[0], rtol=1e-4)
