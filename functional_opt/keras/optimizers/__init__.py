@@ -6,6 +6,8 @@ from .adam import Adamax as Adamax
 from .adam import AdamW as AdamW
 from .adam import Nadam as Nadam
 from .base import Optimizer as Optimizer
+from .composite import Muon as Muon
+from .composite import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .gradient import SGD as SGD
 from .gradient import Adadelta as Adadelta
 from .gradient import Adagrad as Adagrad

@@ -177,7 +177,7 @@ class Optimizer(Hyperparameters, Training):
         return Numbers(
             clips=chain(*(make(bound) for make, bound in self._clips() if bound is not None)),
             rule=self.transform(SimpleNamespace(**hyper)),
-            learning_rate=hyper.get("learning_rate") if self.weight_decay is not None else None,
+            learning_rate=hyper.get("learning_rate"),
             weight_decay=self.weight_decay,
             loss_scale=self.loss_scale_factor,
             ema_momentum=self.ema_momentum if self.use_ema else None,

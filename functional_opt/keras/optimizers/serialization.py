@@ -5,11 +5,16 @@ from typing import Any
 from ...base import GradientTransformation
 from .adam import Adam, Adamax, AdamW, Nadam
 from .base import Optimizer
+from .composite import Muon, ScheduleFreeAdamW
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
 from .modern import Adafactor, Lamb, Lion
 
 CLASSES: dict[str, type[Optimizer]] = {
-    c.__name__: c for c in (Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Ftrl, Lamb, Lion, Nadam, RMSprop, SGD)
+    c.__name__: c
+    for c in (
+        *(Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Ftrl, Lamb, Lion, Muon, Nadam, RMSprop, SGD),
+        ScheduleFreeAdamW,
+    )
 }
 
 

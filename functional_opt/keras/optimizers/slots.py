@@ -11,8 +11,9 @@ from ...state import get, set
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
 
-Groups = tuple[dict[str, str], ...]
-"""Slot names and the fields of the state that they are views of.
+Fields = str | tuple[str, ...]
+Groups = tuple[dict[str, Fields], ...]
+"""Slot names and the field of the state that they are views of, or the fields of which a variable has one.
 
 In the order of the weights: group by group, and within a group variable by variable.
 """
@@ -50,9 +51,10 @@ class Scalar(Slot):
         self._optimizer._state = state._replace(inner=set(state.inner, **{self._key: x}))
 
 
-def find(state: State | None, field: str, key: str) -> dict[str, jax.Array]:
+def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
     """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
-    found = [x for name, x in _tables(state) if name == field and hasattr(x.get(key), "dtype")]
+    named = (field,) if isinstance(field, str) else field
+    found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
         raise KeyError(f"the state has {len(found) or 'no'} fields {field!r} of {key!r}; there are {fields(state)}")
     return found[0]
@@ -144,7 +146,7 @@ class Slots:
         joint = "_" if self.dialect == "keras3" else "/"
         return Slot(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
 
-    def _has(self, field: str, key: str) -> bool:
+    def _has(self, field: Fields, key: str) -> bool:
         try:
             find(self._state, field, key)
         except KeyError:

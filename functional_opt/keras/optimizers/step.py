@@ -28,7 +28,7 @@ class Numbers(NamedTuple):
     clips: GradientTransformation
     rule: GradientTransformation
     learning_rate: Any = None
-    weight_decay: Any = None
+    weight_decay: Any = None  # a number, or a dict of them by variable
     loss_scale: Any = None
     ema_momentum: Any = None
 
@@ -136,12 +136,11 @@ def _update(
 ) -> tuple[ByVariable, Any]:
     grads = on_values(lambda tree: numbers.clips.update(tree, numbers.clips.init(tree))[0], grads)
     if numbers.weight_decay is not None:
-        shrunk = {
-            key: values[key] - (values[key] * numbers.weight_decay * numbers.learning_rate).astype(values[key].dtype)
-            for key in plan.decayed
-            if grads[key] is not None
-        }
-        values = ByVariable(values | shrunk)
+        values = ByVariable(values)
+        for key in plan.decayed:
+            if grads[key] is not None:
+                rate = numbers.weight_decay[key] if isinstance(numbers.weight_decay, dict) else numbers.weight_decay
+                values[key] = values[key] - (values[key] * rate * numbers.learning_rate).astype(values[key].dtype)
     still = {key: idle[key] if values[key] is None else values[key] for key, g in grads.items() if g is None}
     zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation knows None
 

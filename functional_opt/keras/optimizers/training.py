@@ -203,17 +203,17 @@ class Training(Slots):
 
     def _prepare(self, variables: Sequence[Variable]) -> tuple[Numbers, State]:
         """The numbers of a step as they are now, and the state with slots for these variables."""
+        new = [v for v in variables if id(v) not in self._keys]
+        for v in new:
+            key = self._unused_key(v)
+            self._variables[key], self._keys[id(v)] = v, key
+        if new:
+            self._together.append([self._keys[id(v)] for v in new])
         numbers, state = self._numbers(), self._state
         rule = at(0, numbers.rule)
         structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
-        new = [v for v in variables if id(v) not in self._keys]
         if state is None or new or structure != self._structure:
             self._structure = structure
-            for v in new:
-                key = self._unused_key(v)
-                self._variables[key], self._keys[id(v)] = v, key
-            if new:
-                self._together.append([self._keys[id(v)] for v in new])
             everything = self._by_variable(self._variables.values(), [v._value for v in self._variables.values()])
             accumulate = self.gradient_accumulation_steps is not None
             state = grow(rule, state, everything, average=self.use_ema, accumulate=accumulate)
