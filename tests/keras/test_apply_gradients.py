@@ -127,9 +127,10 @@ def test_late_variables_and_subsets():
     np.testing.assert_allclose(
         late.value, 1 - 0.1 * (0.1 / (1 - 0.9**3)) / (0.001 / (1 - 0.999**3)) ** 0.5, rtol=1e-4
     )
+    # slots of variables seen later are appended
     assert [w.name.split("/", 1)[1] for w in opt.weights] == [
         "iter:0",
-        *(f"{v}/{slot}:0" for slot in "mv" for v in ("dense/kernel", "dense/bias", "late")),
+        *(f"{v}/{slot}:0" for v in ("dense/kernel", "dense/bias", "late") for slot in "mv"),
     ]
 
 

@@ -191,4 +191,4 @@ def test_build_twice_keeps_what_is_there():
     opt.apply_gradients([(np.ones(3), a)])
     opt.build([a, b])
     opt.build([])
-    assert_close(opt.get_weights(), [1, np.full(3, 0.1), np.zeros(1), np.full(3, 0.001), np.zeros(1)])
+    assert_close(opt.get_weights(), [1, np.full(3, 0.1), np.full(3, 0.001), np.zeros(1), np.zeros(1)])
