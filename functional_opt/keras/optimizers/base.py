@@ -14,16 +14,17 @@ from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
 from .hyper import Hyperparameters, present
+from .keras3 import Keras3Methods
 from .rows import RowMode
-from .step import Numbers, Plan, at, decayed
-from .training import GradsAndVars, Training
+from .step import Numbers, Plan, decayed
+from .training import GradsAndVars
 
 Dialect = Literal["keras2", "keras3"]
 EPSILON = 1e-7
 """What Keras divides by at least, and what an epsilon of 0 or None means."""
 
 
-class Optimizer(Hyperparameters, Training):
+class Optimizer(Hyperparameters, Keras3Methods):
     """Updates variables in place, as Keras's optimizers do: `minimize`, or gradients and `apply_gradients`.
 
     A class makes its hyperparameters with `_set_hyper` and says in `transform` which gradient
@@ -160,10 +161,6 @@ class Optimizer(Hyperparameters, Training):
 
         return FromTransformation(tx, name, **kwargs)
 
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
-        """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
-        self._undecayed.append(({id(v) for v in var_list or ()}, list(var_names or ())))
-
     # What a step is made of
 
     def _clips(self) -> list[tuple[Callable, Any]]:
@@ -204,18 +201,6 @@ class Optimizer(Hyperparameters, Training):
         return not any(
             id(v) in ids or any(re.search(pattern, v.path) for pattern in names) for ids, names in self._undecayed
         )
-
-    # Keras 3's other names
-
-    def scale_loss(self, loss: Any) -> Any:
-        """The loss times `loss_scale_factor`, if there is one."""
-        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
-
-    def current_learning_rate(self) -> Any:
-        """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
-        rate = present(self._hyper["learning_rate"])
-        rate = decayed(rate, present(self._hyper["decay"])) if self._decays else rate
-        return at(self._iterations.value, rate)
 
 
 SHARED: dict[str, Any] = {

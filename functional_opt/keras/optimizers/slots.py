@@ -1,13 +1,14 @@
 """Slots and weights: what an optimizer keeps, seen as variables."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...state import get, set
+from ... import state as parts
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
 
@@ -39,7 +40,7 @@ class Scalar(Slot):
     """A view of a number in an optimizer's state that is not kept by variable."""
 
     def __init__(self, optimizer: Any, field: str, name: str):
-        super().__init__(optimizer, lambda state: {field: get(state.inner, field)}, field, name)
+        super().__init__(optimizer, lambda state: {field: parts.get(state.inner, field)}, field, name)
 
     @property
     def _value(self) -> jax.Array:
@@ -48,7 +49,7 @@ class Scalar(Slot):
     @_value.setter
     def _value(self, x: jax.Array) -> None:
         state = self._optimizer._state
-        self._optimizer._state = state._replace(inner=set(state.inner, **{self._key: x}))
+        self._optimizer._state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
@@ -96,11 +97,30 @@ class Slots:
         self._variables: dict[str, Variable] = {}  # by the key under which the state has them
         self._keys: dict[int, str] = {}  # of each variable, by id
         self._together: list[list[str]] = []  # the keys of variables whose slots were made at one time
+        self._orphans: set[str] = set()  # keys whose variables stayed behind when this was pickled
         self._state = None
         self._structure: Any = None  # of the transformation that the state belongs to
         self._pending_weights: list[np.ndarray] | None = None
         name = "iteration" if self.dialect == "keras3" else "iter"
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/{name}")
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """A twin with a state of its own, for the same variables."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = ("_variables", "_keys")
+        for name, x in self.__dict__.items():
+            twin.__dict__[name] = dict(x) if name in shared else copy.deepcopy(x, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_keys": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """All as it was; a variable that comes later takes over what one of the same path left."""
+        self.__dict__.update(state)
+        self._keys.update((id(v), key) for key, v in self._variables.items())
+        self._orphans = set(self._variables)
 
     @property
     def iterations(self) -> Variable:

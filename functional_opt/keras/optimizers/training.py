@@ -124,21 +124,6 @@ class Training(Slots):
                 todo = rest
         return self._iterations
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
-        """`apply_gradients` in Keras 3's form: gradients and variables side by side.
-
-        Args:
-            grads: one for each variable, None for one that stays.
-            trainable_variables: those that `build` was given if None.
-
-        Raises ValueError if there are not as many gradients as variables.
-        """
-        variables = list(self._variables.values() if trainable_variables is None else trainable_variables)
-        grads = list(grads)
-        if len(grads) != len(variables):
-            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables")
-        self.apply_gradients(zip(grads, variables, strict=True))
-
     def make_train_step(self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False) -> TrainStep:
         """A function of the batch that does loss, gradients and update as one compiled program.
 
@@ -156,13 +141,6 @@ class Training(Slots):
         """Makes the slots of the variables now, rather than at the first step."""
         with self._undone_on_error():
             _, self._state = self._prepare(list(var_list))
-
-    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
-        """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
-        for v in var_list:
-            key = self._keys.get(id(v))
-            if self._state is not None and key in self._state.average:
-                v.assign(self._state.average[key])
 
     # The step
 
@@ -190,13 +168,14 @@ class Training(Slots):
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
-        registers = dict(self._variables), dict(self._keys), list(self._together)
-        before = *registers, self._structure, self._pending_weights
+        before = dict(self._variables), dict(self._keys), list(self._together), set(self._orphans)
+        structure, pending = self._structure, self._pending_weights
         iterations = None if self._pending_weights is None else self._iterations._value
         try:
             yield
         except BaseException:
-            self._variables, self._keys, self._together, self._structure, self._pending_weights = before
+            self._variables, self._keys, self._together, self._orphans = before
+            self._structure, self._pending_weights = structure, pending
             if iterations is not None:
                 self._iterations._value = iterations
             raise
@@ -204,11 +183,7 @@ class Training(Slots):
     def _prepare(self, variables: Sequence[Variable]) -> tuple[Numbers, State]:
         """The numbers of a step as they are now, and the state with slots for these variables."""
         new = [v for v in variables if id(v) not in self._keys]
-        for v in new:
-            key = self._unused_key(v)
-            self._variables[key], self._keys[id(v)] = v, key
-        if new:
-            self._together.append([self._keys[id(v)] for v in new])
+        self._register(new)
         numbers, state = self._numbers(), self._state
         rule = at(0, numbers.rule)
         structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
@@ -226,11 +201,20 @@ class Training(Slots):
                 self._pending_weights = None
         return numbers, state
 
-    def _unused_key(self, v: Variable) -> str:
-        path, n = v.path, 1
-        while (key := path if n == 1 else f"{path}_{n}") in self._variables:
-            n += 1
-        return key
+    def _register(self, new: Sequence[Variable]) -> None:
+        """Gives each variable the key under which the state has it: its path, after a number if that is taken."""
+        made = []
+        for v in new:
+            key, n = v.path, 1
+            if key not in self._orphans:
+                while key in self._variables:
+                    n += 1
+                    key = f"{n}/{v.path}"
+                made.append(key)
+            self._orphans.discard(key)
+            self._variables[key], self._keys[id(v)] = v, key
+        if made:
+            self._together.append(made)
 
     def _by_variable(self, variables: Iterable[Variable], values: Iterable[Any]) -> ByVariable:
         """Values of some variables, with None for all others that the state knows."""

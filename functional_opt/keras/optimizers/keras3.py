@@ -1,0 +1,113 @@
+"""What Keras 3 added to the methods of an optimizer."""
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...base import increment
+from ..variable import Variable
+from .by_variable import State
+from .hyper import present
+from .step import at, decayed, pure_step
+from .training import Training
+
+
+class Keras3Methods(Training):
+    """Keras 3's ways to apply gradients and to keep, save and read what an optimizer has."""
+
+    loss_scale_factor: float | None
+    _undecayed: list[tuple[set[int], list[str]]]
+
+    @property
+    def _decays(self) -> bool:
+        """Whether the learning rate is divided by 1 + decay · iterations."""
+        raise NotImplementedError
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
+        """`apply_gradients` in Keras 3's form: gradients and variables side by side.
+
+        Args:
+            grads: one for each variable, None for one that stays.
+            trainable_variables: those that `build` was given if None.
+
+        Raises ValueError if there are not as many gradients as variables.
+        """
+        variables = list(self._variables.values() if trainable_variables is None else trainable_variables)
+        grads = list(grads)
+        if len(grads) != len(variables):
+            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables")
+        self.apply_gradients(zip(grads, variables, strict=True))
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """`apply` as a pure function, for use inside `jax.jit`: new values of both kinds of variables.
+
+        Args:
+            optimizer_variables: values in the order of `variables`.
+            grads: one for each variable that `build` was given, in that order; None for one that stays.
+            trainable_variables: the values of these variables.
+
+        Raises ValueError if the optimizer is not built, or for lists of another length.
+        """
+        own, variables = self.variables, list(self._variables.values())
+        if self._state is None:
+            raise ValueError("the optimizer is not built; call optimizer.build(variables) first")
+        for name, given, known in (
+            ("optimizer_variables", optimizer_variables, own),
+            ("grads", grads, variables),
+            ("trainable_variables", trainable_variables, variables),
+        ):
+            if len(given) != len(known):
+                raise ValueError(f"{name} must have {len(known)} arrays, got {len(given)}")
+        before, self._state = self._state, jax.tree.map(lambda x: x, self._state)  # a copy, that slots write to
+        kept = [(v, v._value) for v in own if v is self._iterations or v is self._hyper.get("learning_rate")]
+        try:
+            for v, x in zip(own, optimizer_variables, strict=True):
+                v._value = jnp.asarray(x)
+            values = self._by_variable(variables, [jnp.asarray(x) for x in trainable_variables])
+            pairs = list(zip(grads, variables, strict=True))
+            gradients = self._by_variable(variables, self._gradients(pairs, variables))
+            numbers, plan, iterations = self._numbers(), self._plan(variables), self._iterations._value
+            values, self._state = pure_step(
+                plan, numbers, cast(State, self._state), values, values, gradients, iterations
+            )
+            self._iterations._value = increment(iterations)
+            return list(values.values()), [v._value for v in own]
+        finally:
+            self._state = before
+            for v, x in kept:
+                v._value = x
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
+        """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
+        self._undecayed.append(({id(v) for v in var_list or ()}, list(var_names or ())))
+
+    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
+        """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
+        for v in var_list:
+            key = self._keys.get(id(v))
+            if self._state is not None and key in self._state.average:
+                v.assign(self._state.average[key])
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The loss times `loss_scale_factor`, if there is one."""
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    def current_learning_rate(self) -> Any:
+        """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
+        rate = present(self._hyper["learning_rate"])
+        rate = decayed(rate, present(self._hyper["decay"])) if self._decays else rate
+        return at(self._iterations.value, rate)
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Puts the values of `variables` into a dict-like store as "0", "1" ..."""
+        for i, v in enumerate(self.variables):
+            store[str(i)] = v.numpy()
+
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Reads back what `save_own_variables` put; ValueError if it does not fit. Nothing is changed then."""
+        self.set_weights([np.asarray(store[str(i)]) for i in range(len(store))])
