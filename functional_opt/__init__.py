@@ -52,6 +52,7 @@ from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
 from .optimizers.schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sgd import sgd as sgd
+from .paths import MaskedNode as MaskedNode
 from .paths import PathRules as PathRules
 from .schedules import Schedule as Schedule
 from .schedules import constant_schedule as constant_schedule
@@ -99,7 +100,6 @@ from .transforms.moments import ema as ema
 from .transforms.moments import trace as trace
 from .transforms.orthogonalize import orthogonalize as orthogonalize
 from .transforms.orthogonalize import scale_by_shape as scale_by_shape
-from .transforms.select import MaskedNode as MaskedNode
 from .transforms.select import MaskedState as MaskedState
 from .transforms.select import PartitionState as PartitionState
 from .transforms.select import freeze as freeze

@@ -65,7 +65,7 @@ class _Pair(GradientTransformation):
     init_fn: Static[Callable]
     update_fn: Static[Callable]
 
-    def __init__(self, init: Callable, update: Callable):
+    def __init__(self, init: Any = None, update: Any = None):
         for name, fn in (("init", init), ("update", update)):
             if not callable(fn):
                 raise TypeError(f"{name} must be a function, got {fn!r}")
@@ -112,6 +112,8 @@ def increment(count: jax.Array) -> jax.Array:
     >>> int(increment(jnp.int32(2**31 - 1))) == 2**31 - 1
     True
     """
+    if not hasattr(count, "dtype"):  # a tuple's method: the state is another one, without this field
+        raise ValueError("the state has no step count: it is not the one that this transformation's init made")
     return jnp.where(count < jnp.iinfo(count.dtype).max, count + 1, count)
 
 

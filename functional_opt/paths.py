@@ -15,7 +15,7 @@ part and `**` any number of parts; a leading `/` ties it to the root:
 import difflib
 import fnmatch
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,14 @@ from jax import core
 
 from .tree import Tree, is_nothing, paths
 from .value import Convert, Static, value
+
+
+class MaskedNode(NamedTuple):
+    """Stands where a masked transformation sees no leaf."""
+
+
+def _is_place(x: Any) -> bool:
+    return is_nothing(x) or isinstance(x, MaskedNode)
 
 
 @value
@@ -46,12 +54,15 @@ class PathRules:
         object.__setattr__(self, "rules", tuple(rules.items() if isinstance(rules, dict) else rules))
 
     def resolve(self, tree: Tree, default: Any = None) -> Tree:
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_nothing)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+        places, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_place)
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in places]
         used, values = set(), []
-        for name in names:
+        for name, (_, leaf) in zip(names, places, strict=True):
             hits = [(pattern, v) for pattern, v in self.rules if matches(pattern, name)]
             used.update(pattern for pattern, _ in hits)
+            if isinstance(leaf, MaskedNode):  # out of sight here, but a rule that names it is not a mistake
+                values.append(leaf)
+                continue
             if not hits and default is None:
                 raise ValueError(f"no rule matches {name!r}; add a last rule '**' for all that is left")
             values.append(hits[0][1] if hits else default)

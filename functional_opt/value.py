@@ -175,7 +175,10 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return fn(*args, **kwargs)  # which says it in Python's own words, with the function's name
         for name, x in bound.arguments.items():
             if name in checks:
                 bound.arguments[name] = checks[name](name, x)

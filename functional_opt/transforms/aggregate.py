@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..tree import map_leaves
+from ..tree import Tree, map_leaves, map_with_path
 from ..value import Static
 
 
@@ -21,7 +21,8 @@ class aggregate(GradientTransformation):
         axis_name: the axis, or a tuple of them.
         op: "mean" or "sum".
 
-    Raises ValueError where the axis is not bound.
+    Raises ValueError where the axis is not bound, or where `jax.shard_map` has added the gradients already:
+    by default it does for params that are the same on all devices.
 
     >>> tx = aggregate("device")
     >>> step = lambda g: tx.update(g, tx.init(g))[0]
@@ -38,9 +39,31 @@ class aggregate(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         reduce = jax.lax.pmean if self.op == "mean" else jax.lax.psum
         try:
+            self._refuse_sums(updates)
             return map_leaves(lambda g: reduce(g, self.axis_name), updates, params=params), state
         except NameError as e:
             raise ValueError(
                 f"aggregate: no axis {self.axis_name!r} is bound here; call update inside "
                 f"jax.shard_map or jax.vmap(..., axis_name={self.axis_name!r})"
             ) from e
+
+    def _refuse_sums(self, updates: Tree) -> None:
+        """Raises ValueError for what `shard_map` knows to be the same on all devices, the sum already."""
+        axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+        told_apart = {axis for axis in axes if axis in _varying(jax.lax.axis_index(axis))}
+
+        def check(path, g):
+            if missing := told_apart - _varying(g):
+                axis = sorted(missing)[0]
+                raise ValueError(
+                    f"aggregate: updates{path()} is the same on all devices of axis {axis!r}: jax.shard_map sums the "
+                    "gradient of replicated params by itself. Leave aggregate out, or differentiate by params "
+                    f"that vary: jax.lax.pcast(params, {axis!r}, to='varying')"
+                )
+
+        map_with_path(check, updates)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """The axes over which `shard_map` knows that an array differs; none where it does not keep track."""
+    return getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset())

@@ -5,13 +5,9 @@ from typing import Any, NamedTuple
 import jax
 
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
-from ..paths import Labels, Mask, keep, merge, resolve_labels, resolve_mask
+from ..paths import Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
 from ..tree import Tree, map_leaves, paths
 from ..value import Static
-
-
-class MaskedNode(NamedTuple):
-    """Stands where a masked transformation sees no leaf."""
 
 
 class MaskedState(NamedTuple):

@@ -41,6 +41,15 @@ def test_of_the_shares_under_shard_map(op, devices):
     assert_close(updates, jax.tree.map(lambda g: devices * g, jax.grad(loss)(PARAMS, X, Y)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("op", ["mean", "sum"])
+def test_a_sum_is_not_summed_again(op):
+    tx = aggregate("device", op)
+    with pytest.raises(
+        ValueError, match=r"updates\['b'\] is the same on all devices of axis 'device': jax.shard_map"
+    ):
+        on_four_devices(lambda x, y: tx.update(jax.grad(loss)(PARAMS, x, y), tx.init(PARAMS), PARAMS)[0])
+
+
 def test_a_step_on_four_devices_is_one_on_the_whole_batch():
     def step(tx, grads):
         return apply_updates(PARAMS, tx.update(grads, tx.init(PARAMS), PARAMS)[0])

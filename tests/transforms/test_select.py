@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from functional_opt import (
     MaskedNode,
     adam,
+    adamw,
     add_decayed_weights,
     apply_updates,
     chain,
@@ -152,3 +153,18 @@ def test_updates_that_do_not_fit_the_mask():
     state = tx.init(make_params())
     with pytest.raises(ValueError, match=r"`mask` has a leaf at \['scale'\], where params has none"):
         tx.update({"dense": make_params()["dense"]}, state)
+
+
+def test_a_mask_by_path_inside_a_partition_may_name_leaves_of_other_groups():
+    tx = partition({"a": adamw(0.1, mask={"*/bias": False}), "b": sgd(0.1)}, {"head/**": "a", "**": "b"})
+    params = {"head": {"kernel": jnp.ones(2)}, "body": {"bias": jnp.ones(1)}}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["body"]["bias"].item() == pytest.approx(-0.1)
+    with pytest.raises(ValueError, match=r"rule '\*/bia' matches no leaf"):
+        partition({"a": adamw(0.1, mask={"*/bia": False})}, "a").init(params)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match="the state has no step count"):
+        adam(0.1).update(params, sgd(0.1).init(params), params)
