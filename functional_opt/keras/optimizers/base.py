@@ -13,6 +13,7 @@ from ...transforms.chain import chain
 from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
+from .custom import Custom, imperative
 from .hyper import Hyperparameters, present
 from .keras3 import Keras3Methods
 from .rows import RowMode
@@ -24,7 +25,7 @@ EPSILON = 1e-7
 """What Keras divides by at least, and what an epsilon of 0 or None means."""
 
 
-class Optimizer(Hyperparameters, Keras3Methods):
+class Optimizer(Custom, Keras3Methods, Hyperparameters):
     """Updates variables in place, as Keras's optimizers do: `minimize`, or gradients and `apply_gradients`.
 
     A class makes its hyperparameters with `_set_hyper` and says in `transform` which gradient
@@ -125,7 +126,11 @@ class Optimizer(Hyperparameters, Keras3Methods):
 
     def transform(self, hyper: Any) -> GradientTransformation:
         """The transformation for the hyperparameters as they are: `hyper.learning_rate` is an array or a schedule."""
-        raise NotImplementedError(f"{type(self).__name__} must override transform(hyper)")
+        if self._is_custom:
+            return imperative(self, vars(hyper))
+        raise NotImplementedError(
+            f"{type(self).__name__} must override transform(hyper), or _resource_apply_dense, or update_step"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` rebuilds the optimizer from, state apart: plain JSON.
@@ -191,7 +196,7 @@ class Optimizer(Hyperparameters, Keras3Methods):
         return Plan(
             constraints=tuple((key, v.constraint) for key, v in keyed if v.constraint is not None),
             decayed=() if self.weight_decay is None else tuple(key for key, v in keyed if self._decays_weight(v)),
-            rows=self.row_mode,
+            rows="as they are" if self._is_custom else self.row_mode,
             accumulate=self.gradient_accumulation_steps,
             ema_overwrite=self.ema_overwrite_frequency,
             keras3=self.dialect == "keras3",

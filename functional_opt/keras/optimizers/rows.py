@@ -6,6 +6,8 @@ A class names one of three modes; none needs code of its own.
 - `touched`: the named rows of slots and variable are gathered, the rule is applied to them, and they are put
   back. No array of the variable's size is made.
 - `slots_all`: the slots see the dense gradient, but only the named rows of the variable move.
+
+`as they are` leaves them to the rule: an optimizer of the user's own, that may have code for them.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from ..indexed_slices import IndexedSlices
 from .by_variable import ByVariable, is_by_variable
 
-RowMode = Literal["all", "touched", "slots_all"]
+RowMode = Literal["all", "touched", "slots_all", "as they are"]
 Rule = Callable[[Any, ByVariable, ByVariable], tuple[ByVariable, Any]]
 """From state, values and dense gradients to new values and state."""
 
@@ -25,6 +27,8 @@ Rule = Callable[[Any, ByVariable, ByVariable], tuple[ByVariable, Any]]
 def by_rows(rule: Rule, mode: RowMode, state: Any, values: ByVariable, grads: ByVariable) -> tuple[ByVariable, Any]:
     """`rule(state, values, grads)` where some gradients are IndexedSlices."""
     sparse = {key: g for key, g in grads.items() if isinstance(g, IndexedSlices)}
+    if mode == "as they are":
+        return rule(state, values, grads)
     if mode == "touched" and sparse:
         return _on_touched_rows(rule, sparse, state, values, grads)
     dense = {key: _dense(g, values[key].shape) for key, g in sparse.items()}

@@ -29,6 +29,7 @@ class TrainStep:
         plan = self._plans.get(signature)
         if plan is None:
             plan = self._plans[signature] = self._plan(*batch)
+        opt._build_once(plan.trained)
         with opt._undone_on_error():
             numbers, state = opt._prepare(plan.trained)
             values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))

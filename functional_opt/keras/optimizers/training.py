@@ -144,6 +144,11 @@ class Training(Slots):
 
     # The step
 
+    def _build_once(self, variables: Sequence[Variable]) -> None:
+        """Calls a `build` of the user's own before the first step, as Keras 3 does."""
+        if self._state is None and type(self).build is not Training.build:
+            self.build(variables)
+
     def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
         """The gradients after the user's own functions, one for each variable, None where there is none."""
         present_pairs = [(g, v) for g, v in pairs if g is not None]
@@ -229,6 +234,7 @@ class Training(Slots):
     def _apply(self, pairs: list[tuple], advance: bool) -> None:
         """One compiled step for variables that differ."""
         variables = [v for _, v in pairs]
+        self._build_once(variables)
         with self._undone_on_error():
             numbers, state = self._prepare(variables)
             grads = [g if isinstance(g, jax.Array | IndexedSlices) else jnp.asarray(g) for g, _ in pairs]
