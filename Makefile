@@ -26,7 +26,7 @@ $(VENV)/test: EXTRA = test
 $(VENV)/bench: EXTRA = bench
 $(VENV)/%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@
 
 $(BIN)/python:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, Self, cast
 import jax
 import jax.numpy as jnp
 
-from .tree import Tree, cast_like, is_nothing, narrow, widen, zip_leaves
+from .tree import Tree, cast_like, is_nothing, narrow, paths, widen, zip_leaves
 from .value import Convert, Static, show, value
 
 transformation = value
@@ -126,10 +126,14 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     """`params + updates`, leaf by leaf, in the dtype of the params.
 
     A leaf whose update is None stays as it is. 16-bit leaves are added in float32 and rounded once.
-    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ.
+    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ, TypeError if the
+    update of a real leaf is complex.
 
     >>> apply_updates({"w": jnp.ones(2), "b": jnp.zeros(1)}, {"w": jnp.full(2, 0.5), "b": None})["w"].tolist()
     [1.5, 1.5]
     """
     treedef, rows = zip_leaves((updates, params), ("updates", "params"))
+    for path, (u, p) in zip(paths(updates, is_nothing), rows, strict=True):
+        if not is_nothing(u) and jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
+            raise TypeError(f"updates{path} is complex, but params has {jnp.result_type(p)} there")
     return treedef.unflatten([p if is_nothing(u) else narrow(widen(p) + widen(u), p) for u, p in rows])

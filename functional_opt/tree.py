@@ -76,7 +76,8 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
         for x, name in zip(row[1:], names[1:], strict=True):
             if x is None or not hasattr(x, "dtype") and not np.isscalar(x):
                 what = "no leaf" if x is None else f"a {type(x).__name__}"
-                raise ValueError(f"{name} has {what} at {_path(first, i)}, where {names[0]} has one of shape {shape}")
+                where = _path(first, i) or "the root"
+                raise ValueError(f"{name} has {what} at {where}, where {names[0]} has one of shape {shape}")
             if same_shape and np.shape(x) != shape:
                 raise ValueError(f"{names[0]}{_path(first, i)} has shape {shape}, but {name} has {np.shape(x)} there")
     return treedef, rows

@@ -144,3 +144,13 @@ def test_apply_updates_leaves_none_alone():
 def test_apply_updates_names_the_leaf(updates, message):
     with pytest.raises(ValueError, match=message):
         apply_updates({"w": jnp.ones(2), "b": jnp.ones(3)}, updates)
+
+
+def test_a_complex_update_of_a_real_leaf_is_refused():
+    with pytest.raises(TypeError, match=r"updates\['w'\] is complex, but params has float32 there"):
+        apply_updates({"w": jnp.ones(2)}, {"w": jnp.ones(2) * 1j})
+
+
+def test_a_tree_for_a_leaf_is_refused():
+    with pytest.raises(ValueError, match="params has a dict at the root, where updates has one of shape"):
+        apply_updates({"w": jnp.ones(2)}, jnp.ones(2))

@@ -204,3 +204,19 @@ def test_a_class_must_say_what_it_is():
     with pytest.raises(NotImplementedError, match=r"Optimizer must override transform\(hyper\)"):
         opt.build([Variable(1.0)])
     assert opt.get_slot_names() == []
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+def test_the_decay_of_a_mean_must_lie_below_1(name):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got 1.5"):
+        Adam(**{name: 1.5})
+    opt = Adam()
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got -0.5"):
+        setattr(opt, name, -0.5)
+    assert 0.8 < float(getattr(opt, name)) < 1
+
+
+def test_no_learning_rate_is_refused():
+    for kind in (SGD, Adam, RMSprop):
+        with pytest.raises(TypeError, match="learning_rate must be a number, a schedule or a callable, got None"):
+            kind(None)

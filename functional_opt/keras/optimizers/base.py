@@ -14,18 +14,19 @@ from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
 from .custom import Custom, imperative
-from .hyper import Hyperparameters, present
-from .keras3 import Keras3Methods
+from .hyper import present
 from .rows import RowMode
 from .step import Numbers, Plan, decayed
 from .training import GradsAndVars
 
+NO_RATE: Any = object()
+"""The learning rate of an optimizer that has none."""
 Dialect = Literal["keras2", "keras3"]
 EPSILON = 1e-7
 """What Keras divides by at least, and what an epsilon of 0 or None means."""
 
 
-class Optimizer(Custom, Keras3Methods, Hyperparameters):
+class Optimizer(Custom):
     """Updates variables in place, as Keras's optimizers do: `minimize`, or gradients and `apply_gradients`.
 
     A class makes its hyperparameters with `_set_hyper` and says in `transform` which gradient
@@ -37,7 +38,7 @@ class Optimizer(Custom, Keras3Methods, Hyperparameters):
         gradient_aggregator: a function from the list of (gradient, variable) pairs to such a list; it runs
             first, and is where gradients of several replicas are summed.
         gradient_transformers: functions from such a list to such a list, run in order after it.
-        learning_rate: a number, a schedule or a callable; a class without one gives None.
+        learning_rate: a number, a schedule or a callable; a class without one leaves it out.
         clipvalue, clipnorm, global_clipnorm: bounds on each element, on the norm of each gradient, on the
             norm of all. The last two exclude each other; any of them excludes gradient_transformers.
         decay: the learning rate is divided by 1 + decay · iterations.
@@ -69,7 +70,7 @@ class Optimizer(Custom, Keras3Methods, Hyperparameters):
         gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None = None,
         gradient_transformers: Sequence[Callable[[GradsAndVars], GradsAndVars]] | None = None,
         *,
-        learning_rate: Any = None,
+        learning_rate: Any = NO_RATE,
         clipnorm: float | None = None,
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
@@ -87,7 +88,10 @@ class Optimizer(Custom, Keras3Methods, Hyperparameters):
             if key not in {"lr", "decay"}:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
         clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
-        for key, x in (clips | kwargs | {"learning_rate": learning_rate, "weight_decay": weight_decay}).items():
+        rates = {"weight_decay": weight_decay} | (
+            {} if learning_rate is NO_RATE else {"learning_rate": learning_rate}
+        )
+        for key, x in (clips | kwargs | rates).items():
             _not_negative(key, x)
         if clipnorm is not None and global_clipnorm is not None:
             raise ValueError(
@@ -113,7 +117,7 @@ class Optimizer(Custom, Keras3Methods, Hyperparameters):
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._undecayed: list[tuple[set[int], list[str]]] = []
-        if learning_rate is not None:
+        if learning_rate is not NO_RATE:
             self._set_hyper("learning_rate", learning_rate)
         self._set_hyper("decay", kwargs.get("decay", 0.0))
         self._start()

@@ -16,8 +16,9 @@ from .. import tracing
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 from .by_variable import ByVariable, State
+from .hyper import Hyperparameters
+from .keras3 import Keras3Methods
 from .slots import Slot
-from .training import Training
 
 DEVICE = "/device:0"
 """What stands for a variable's device in the keys of `apply_state`."""
@@ -61,10 +62,9 @@ class imperative(GradientTransformation):
         }
 
 
-class Custom(Training):
+class Custom(Keras3Methods, Hyperparameters):
     """What an optimizer that assigns to its variables may override, and what it calls."""
 
-    _hyper: dict[str, Any]
     _traced_hyper: dict[str, Any] | None = None
     _making: dict[str, ByVariable] | None = None
     _resource_apply_dense: Any  # these three are there only where a subclass has them
@@ -96,14 +96,11 @@ class Custom(Training):
             return jnp.asarray(self._traced_hyper["learning_rate"], var_dtype)
         return jnp.asarray(self.current_learning_rate(), var_dtype)
 
-    def current_learning_rate(self) -> jax.Array:
-        raise NotImplementedError
-
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         if self._traced_hyper is not None:
             x = self._traced_hyper[name]
             return x if dtype is None else jnp.asarray(x, dtype)
-        return super()._get_hyper(name, dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        return super()._get_hyper(name, dtype)
 
     def add_slot(
         self, var: Variable, slot_name: str, initializer: Any = "zeros", shape: tuple[int, ...] | None = None

@@ -8,7 +8,7 @@ import jax
 from ...base import as_transformation
 from ...transforms.chain import chain
 from ...transforms.learning_rate import scale_by_learning_rate
-from .base import Optimizer
+from .base import NO_RATE, Optimizer
 from .slots import fields
 
 
@@ -33,7 +33,7 @@ class FromTransformation(Optimizer):
     """
 
     def __init__(self, tx: Any, name: str = "Optimizer", learning_rate: Any = None, **kwargs: Any):
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
+        super().__init__(name, learning_rate=NO_RATE if learning_rate is None else learning_rate, **kwargs)
         tx = as_transformation(tx)
         rates = [x.learning_rate for x in jax.tree.leaves(tx, is_leaf=_is_rate) if _is_rate(x)]
         if "learning_rate" in self._hyper:

@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...schedules import Schedule, as_schedule
+from ...value import Range
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from .step import of_step
+
+RANGES = {name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")}
+"""What a number of that name must lie in, whichever class it is of."""
 
 
 class Hyperparameters:
@@ -24,9 +28,14 @@ class Hyperparameters:
     _hyper: dict[str, Any]
 
     def _set_hyper(self, name: str, x: Any) -> None:
-        """Makes or reassigns a hyperparameter. Raises TypeError for what cannot be one."""
+        """Makes or reassigns a hyperparameter.
+
+        Raises TypeError for what cannot be one, ValueError for a decay of a running mean outside [0, 1).
+        """
         if isinstance(x, str | bool) or x is None or not callable(x) and np.ndim(x):
             raise TypeError(f"{name} must be a number, a schedule or a callable, got {x!r}")
+        if name in RANGES and not callable(x) and not isinstance(x, Variable):
+            RANGES[name].check(name, x)
         known = self.__dict__.setdefault("_hyper", {})
         if callable(x) or isinstance(x, Variable):
             known[name] = x
