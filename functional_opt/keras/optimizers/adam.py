@@ -13,7 +13,27 @@ from .base import EPSILON, Optimizer
 from .schedules import LearningRateSchedule
 
 
-class Adam(Optimizer):
+class TwoMoments(Optimizer):
+    """What Adam and its kin take: a learning rate, the decay of two running means, and an epsilon."""
+
+    settings = ("epsilon",)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: float | None = EPSILON,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name, learning_rate=learning_rate, **kwargs)
+        self._set_hyper("beta_1", beta_1)
+        self._set_hyper("beta_2", beta_2)
+        self.epsilon = epsilon or EPSILON
+
+
+class Adam(TwoMoments):
     """p ← p − learning_rate · √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε), m and v running means of g and g².
 
     Args:
@@ -46,10 +66,7 @@ class Adam(Optimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._set_hyper("beta_1", beta_1)
-        self._set_hyper("beta_2", beta_2)
-        self.epsilon = epsilon or EPSILON
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, name, **kwargs)
         self.amsgrad = amsgrad
 
     def transform(self, hyper):
@@ -100,7 +117,7 @@ class AdamW(Adam):
         super().__init__(learning_rate, beta_1, beta_2, epsilon, amsgrad, name, weight_decay=weight_decay, **kwargs)
 
 
-class Adamax(Optimizer):
+class Adamax(TwoMoments):
     """p ← p − learning_rate / (1 − β₁ᵗ) · m / (v + ε) with v ← max(β₂·v, |g|), m a running mean of g.
 
     Args:
@@ -121,28 +138,13 @@ class Adamax(Optimizer):
     keras2_slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "norm": "nu"},)
     row_mode = "touched"
-    settings = ("epsilon",)
-
-    def __init__(
-        self,
-        learning_rate: Any = 0.001,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.999,
-        epsilon: float | None = EPSILON,
-        name: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._set_hyper("beta_1", beta_1)
-        self._set_hyper("beta_2", beta_2)
-        self.epsilon = epsilon or EPSILON
 
     def transform(self, hyper):
         rule = scale_by_adamax(hyper.beta_1, hyper.beta_2, self.epsilon, eps_in_max=False)
         return chain(rule, scale_by_learning_rate(hyper.learning_rate))
 
 
-class Nadam(Optimizer):
+class Nadam(TwoMoments):
     """Adam with Nesterov's momentum and a warm-up of it: see `scale_by_nadam`, of which this is the rule.
 
     Args:
@@ -164,29 +166,16 @@ class Nadam(Optimizer):
     keras2_slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "velocity": "nu"},)
     row_mode = "slots_all"
-    settings = ("epsilon",)
     scalars = {"momentum_cache": "momentum_product"}
 
-    def __init__(
-        self,
-        learning_rate: Any = 0.001,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.999,
-        epsilon: float | None = EPSILON,
-        name: str | None = None,
-        **kwargs: Any,
-    ):
-        schedule_decay = kwargs.pop("schedule_decay", 0.004)
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
+    def __init__(self, *args: Any, schedule_decay: float = 0.004, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         if self.dialect == "keras2":
-            if isinstance(learning_rate, LearningRateSchedule | Schedule):
+            if isinstance(self.learning_rate, LearningRateSchedule | Schedule):
                 raise ValueError(
                     "The Nadam optimizer does not support a schedule as the learning rate in the 'keras2' dialect"
                 )
             self._set_hyper("decay", schedule_decay)
-        self._set_hyper("beta_1", beta_1)
-        self._set_hyper("beta_2", beta_2)
-        self.epsilon = epsilon or EPSILON
 
     @property
     def _decays(self) -> bool:

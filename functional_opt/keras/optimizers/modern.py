@@ -9,7 +9,8 @@ from ...transforms.chain import chain
 from ...transforms.clip import clip_by_block_rms
 from ...transforms.learning_rate import scale_by_learning_rate
 from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
-from .base import EPSILON, Optimizer
+from .adam import TwoMoments
+from .base import Optimizer
 
 
 class Lion(Optimizer):
@@ -51,7 +52,7 @@ class Lion(Optimizer):
         return chain(scale_by_lion(hyper.beta_1, hyper.beta_2), scale_by_learning_rate(hyper.learning_rate))
 
 
-class Lamb(Optimizer):
+class Lamb(TwoMoments):
     """p ← p − learning_rate · ‖p‖ / ‖u‖ · u, u Adam's direction; the ratio is 1 where one of the norms is 0.
 
     Args:
@@ -71,21 +72,6 @@ class Lamb(Optimizer):
 
     default_dialect = "keras3"
     keras2_slots = ({"momentum": "mu", "velocity": "nu"},)
-    settings = ("epsilon",)
-
-    def __init__(
-        self,
-        learning_rate: Any = 0.001,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.999,
-        epsilon: float | None = EPSILON,
-        name: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._set_hyper("beta_1", beta_1)
-        self._set_hyper("beta_2", beta_2)
-        self.epsilon = epsilon or EPSILON
 
     def transform(self, hyper):
         adam = scale_by_adam(hyper.beta_1, hyper.beta_2, self.epsilon)
