@@ -1,6 +1,7 @@
 """Optimizer: Keras's stateful API over a pure transformation. It knows no algorithm."""
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -105,7 +106,7 @@ class Optimizer(Custom):
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
-            warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=3)
+            warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=_users_level())
             learning_rate = kwargs["lr"]
         self._name, self.dialect = name or _default_name(type(self).__name__, dialect), dialect
         self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
@@ -229,6 +230,14 @@ SHARED: dict[str, Any] = {
 def _default_name(cls: str, dialect: Dialect) -> str:
     """Keras 2 takes the name of the class, Keras 3 puts it in snake case."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
+
+
+def _users_level() -> int:
+    """The stack level, seen from the caller, of the first code that is not this library's."""
+    frame, level = sys._getframe(1), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("functional_opt."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _not_negative(name: str, x: Any) -> None:
