@@ -1,4 +1,4 @@
-"""Adam and its kin: adam, adamw, nadam, nadamw, amsgrad."""
+"""Adam, and AdamW: Adam with decoupled weight decay."""
 
 from typing import Any, NamedTuple
 
@@ -75,78 +75,10 @@ class scale_by_adam(GradientTransformation):
                 m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
             else:
                 m_hat = m / (1 - b1**t)
-            return m_hat / (_root(v / (1 - b2**t), self.eps_root) + eps), m, v
+            return m_hat / (jnp.sqrt(v / (1 - b2**t) + self.eps_root) + eps), m, v
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)
-
-
-class ScaleByAmsgradState(NamedTuple):
-    """`count`: steps done. `mu`, `nu`: running means of g and |g|². `nu_max`: the largest of the latter."""
-
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    nu_max: Tree
-
-
-@transformation
-class scale_by_amsgrad(GradientTransformation):
-    """Adam with a second moment that never falls: v_max ← max(v_max, v̂), u = m̂ / (√(v_max + eps_root) + eps).
-
-    m, v, m̂ and v̂ as in `scale_by_adam`.
-
-    Args:
-        b1, b2, eps, eps_root, mu_dtype, eps_hat, state_dtype: as in `scale_by_adam`.
-        bias_correction_mu, bias_correction_nu: whether m and v are corrected for their start at zero.
-        max_before_correction: whether the maximum is taken over v and corrected by 1 − b2ᵗ after, as
-            Keras and PyTorch do, rather than over v̂.
-
-    Reddi, Kale & Kumar 2018, arXiv:1904.09237.
-
-    >>> tx = scale_by_amsgrad(b1=0.0)
-    >>> u, state = tx.update({"w": 4.0}, tx.init({"w": 0.0}))
-    >>> u, state = tx.update({"w": 1.0}, state)
-    >>> round(u["w"].item(), 3)
-    0.25
-    """
-
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    eps: NonNegative = 1e-8
-    eps_root: NonNegative = 0.0
-    mu_dtype: Static[DType | None] = None
-    bias_correction_mu: Static[bool] = True
-    bias_correction_nu: Static[bool] = True
-    max_before_correction: Static[bool] = False
-    eps_hat: Static[bool] = False
-    state_dtype: Static[DType | None] = None
-
-    def init(self, params):
-        mu = zeros_like(params, self.mu_dtype or self.state_dtype)
-        nu, nu_max = (zeros_like(params, self.state_dtype, real=True) for _ in range(2))
-        return ScaleByAmsgradState(zero_count(), mu, nu, nu_max)
-
-    def update(self, updates, state, params=None, **extra):
-        t = increment(state.count)
-        b1, b2 = self.b1, self.b2
-        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
-        mu_weight = 1 - b1**t if self.bias_correction_mu else 1.0
-        nu_weight = 1 - b2**t if self.bias_correction_nu else 1.0
-        before, after = (1.0, nu_weight) if self.max_before_correction else (nu_weight, 1.0)
-
-        def leaf(g, m, v, v_max):
-            m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * abs_sq(g)
-            v_max = jnp.maximum(v_max, v / before)
-            return m / mu_weight / (_root(v_max / after, self.eps_root) + eps), m, v, v_max
-
-        updates, *moments = map_leaves(leaf, updates, state.mu, state.nu, state.nu_max, params=params)
-        return updates, ScaleByAmsgradState(t, *moments)
-
-
-def _root(v: jax.Array, eps_root: Any) -> jax.Array:
-    return jnp.sqrt(v + eps_root)
 
 
 @checked
@@ -207,29 +139,3 @@ scale_by_learning_rate(0.001))
     """
     rule = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov, eps_hat, state_dtype)
     return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
-
-
-@checked
-def amsgrad(
-    learning_rate: Rate,
-    b1: Decay = 0.9,
-    b2: Decay = 0.999,
-    eps: NonNegative = 1e-8,
-    eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-    *,
-    state_dtype: Any = None,
-) -> chain:
-    """AMSGrad: w ← w − learning_rate · m̂ / (√(max v̂ + eps_root) + eps). See `scale_by_amsgrad`.
-
-    Reddi, Kale & Kumar 2018, arXiv:1904.09237.
-
-    >>> amsgrad(0.1, b2=0.99)
-    chain(scale_by_amsgrad(b2=0.99), scale_by_learning_rate(0.1))
-    """
-    rule = scale_by_amsgrad(
-        b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu, state_dtype=state_dtype
-    )
-    return chain(rule, scale_by_learning_rate(learning_rate))

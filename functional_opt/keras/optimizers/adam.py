@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...optimizers.adam import scale_by_adam, scale_by_amsgrad
+from ...optimizers.adam import scale_by_adam
 from ...optimizers.adamax import scale_by_adamax
+from ...optimizers.amsgrad import scale_by_amsgrad
 from ...optimizers.nadam import scale_by_nadam
 from ...schedules import Schedule
 from ...transforms.chain import chain
