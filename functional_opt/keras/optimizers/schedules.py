@@ -1,6 +1,6 @@
 """Keras's learning-rate schedules, in its words, over those of the core."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,52 +32,45 @@ class LearningRateSchedule:
         return cls(**config)
 
 
-class ExponentialDecay(LearningRateSchedule):
+class _ByRate(LearningRateSchedule):
+    """What ExponentialDecay and InverseTimeDecay take: a rate that acts once every `decay_steps`."""
+
+    formula: Callable[..., core.Schedule]
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = None,
+    ):
+        self.initial_learning_rate, self.decay_steps, self.decay_rate = initial_learning_rate, decay_steps, decay_rate
+        self.staircase, self.name = staircase, name
+
+    def core(self):
+        numbers = self.initial_learning_rate, self.decay_steps, self.decay_rate
+        return type(self).formula(*numbers, staircase=self.staircase)
+
+
+class ExponentialDecay(_ByRate):
     """initial_learning_rate · decay_rate^(step / decay_steps); with staircase the exponent is rounded down.
 
     >>> round(float(ExponentialDecay(0.1, 10, 0.5)(20)), 4)
     0.025
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: int,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = None,
-    ):
-        self.initial_learning_rate, self.decay_steps, self.decay_rate = initial_learning_rate, decay_steps, decay_rate
-        self.staircase, self.name = staircase, name
-
-    def core(self):
-        return core.exponential_decay(
-            self.initial_learning_rate, self.decay_steps, self.decay_rate, staircase=self.staircase
-        )
+    formula = core.exponential_decay
 
 
-class InverseTimeDecay(LearningRateSchedule):
+class InverseTimeDecay(_ByRate):
     """initial_learning_rate / (1 + decay_rate · step / decay_steps); with staircase the quotient is rounded down.
 
     >>> round(float(InverseTimeDecay(0.1, 10, 0.5)(20)), 4)
     0.05
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: int,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = None,
-    ):
-        self.initial_learning_rate, self.decay_steps, self.decay_rate = initial_learning_rate, decay_steps, decay_rate
-        self.staircase, self.name = staircase, name
-
-    def core(self):
-        return core.inverse_time_decay(
-            self.initial_learning_rate, self.decay_steps, self.decay_rate, staircase=self.staircase
-        )
+    formula = core.inverse_time_decay
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):
