@@ -14,7 +14,7 @@ test: $(VENV)/test
 check: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
 
 bench: $(VENV)/bench
