@@ -133,7 +133,8 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     [1.5, 1.5]
     """
     treedef, rows = zip_leaves((updates, params), ("updates", "params"))
-    for path, (u, p) in zip(paths(updates, is_nothing), rows, strict=True):
+    for i, (u, p) in enumerate(rows):
         if not is_nothing(u) and jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
+            path = paths(updates, is_nothing)[i]
             raise TypeError(f"updates{path} is complex, but params has {jnp.result_type(p)} there")
     return treedef.unflatten([p if is_nothing(u) else narrow(widen(p) + widen(u), p) for u, p in rows])

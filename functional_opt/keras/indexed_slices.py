@@ -45,11 +45,12 @@ class IndexedSlices:
         """The same rows with other values."""
         return IndexedSlices(values, self.indices, self.dense_shape)
 
-    def dense(self) -> jax.Array:
-        """The whole array."""
-        if self.dense_shape is None:
+    def dense(self, shape: tuple[int, ...] | None = None) -> jax.Array:
+        """The whole array, of `dense_shape` or of the shape that is given."""
+        shape = self.dense_shape if shape is None else shape
+        if shape is None:
             raise ValueError("these IndexedSlices have no dense_shape, so they cannot be made dense")
-        return jnp.zeros(self.dense_shape, self.dtype).at[self.indices].add(self.values)
+        return jnp.zeros(shape, self.dtype).at[self.indices].add(self.values)
 
     def summed(self, rows: int) -> tuple[jax.Array, jax.Array]:
         """Each row once: `(indices, values)` of the same length, sorted; what is left over has the index `rows`."""

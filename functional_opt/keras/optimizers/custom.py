@@ -18,7 +18,6 @@ from ..variable import Variable
 from .by_variable import ByVariable, State
 from .hyper import Hyperparameters
 from .keras3 import Keras3Methods
-from .slots import Slot
 
 DEVICE = "/device:0"
 """What stands for a variable's device in the keys of `apply_state`."""
@@ -129,7 +128,7 @@ class Custom(Keras3Methods, Hyperparameters):
                 table[key] = jnp.asarray(initializer(shape, var.dtype))
             else:
                 table[key] = jnp.broadcast_to(jnp.array(initializer, var.dtype), shape)
-        return Slot(self, lambda state: state.inner["slots"][slot_name], key, f"{self._name}/{key}/{slot_name}")
+        return self._slot(lambda state: state.inner["slots"][slot_name], key, slot_name)
 
     # Keras 3
 
@@ -198,4 +197,4 @@ def _call(fn: Any, apply_state: dict, *args: Any) -> None:
 
 
 def _dense(g: Any, v: Variable) -> Any:
-    return IndexedSlices(g.values, g.indices, v.shape).dense() if isinstance(g, IndexedSlices) else g
+    return g.dense(v.shape) if isinstance(g, IndexedSlices) else g

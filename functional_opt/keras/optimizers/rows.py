@@ -31,7 +31,7 @@ def by_rows(rule: Rule, mode: RowMode, state: Any, values: ByVariable, grads: By
         return rule(state, values, grads)
     if mode == "touched" and sparse:
         return _on_touched_rows(rule, sparse, state, values, grads)
-    dense = {key: _dense(g, values[key].shape) for key, g in sparse.items()}
+    dense = {key: g.dense(values[key].shape) for key, g in sparse.items()}
     new, state = rule(state, values, ByVariable(grads | dense))
     if mode == "slots_all":
         for key, g in sparse.items():
@@ -51,10 +51,6 @@ def _on_touched_rows(
     new, inner = rule(inner, ByVariable(values | taken), ByVariable(grads | summed))
     put = {key: _put(values[key], rows[key], new[key]) for key in sparse}
     return ByVariable(new | put), _map(lambda key, x, old: _put(old, rows[key], x), inner, sparse, state)
-
-
-def _dense(g: IndexedSlices, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.zeros(shape, g.dtype).at[g.indices].add(g.values)
 
 
 def _take(key: str, table: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:

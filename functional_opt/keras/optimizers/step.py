@@ -103,8 +103,8 @@ def pure_step(
     Some or all of these are in `idle` rather than in `values`. Gradients may be IndexedSlices.
     """
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
-    # Keras 3 advances schedules with every gradient, also where several make one update
     in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
+    # Keras 3 advances schedules with every gradient, also where several make one update
     numbers = at(iterations if plan.keras3 else updates_done, numbers, in_float64)
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:

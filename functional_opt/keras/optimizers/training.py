@@ -229,7 +229,7 @@ class Training(Slots):
     def _idle(self, variables: Iterable[Variable]) -> ByVariable:
         """The values of all variables but these."""
         busy = {id(v) for v in variables}
-        return ByVariable((key, None if id(v) in busy else v._value) for key, v in self._variables.items())
+        return ByVariable((key, v._value) for key, v in self._variables.items() if id(v) not in busy)
 
     def _apply(self, pairs: list[tuple], advance: bool) -> None:
         """One compiled step for variables that differ."""
