@@ -1,6 +1,7 @@
 """Variable: a named array that is assigned to, as Keras and TensorFlow have it, on JAX."""
 
 import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,11 @@ import numpy as np
 from jax import core
 
 from . import tracing
+from .indexed_slices import IndexedSlices
+
+DEVICE = "/device:0"
+"""What stands for a variable's device, which JAX chooses: part of the keys of an optimizer's `apply_state`."""
+_alive: "weakref.WeakValueDictionary[int, Variable]" = weakref.WeakValueDictionary()
 
 
 def _operator(op: Callable, swapped: bool = False) -> Callable:
@@ -34,6 +40,8 @@ class Variable:
         dtype: of the array; by `initial_value` if None.
         constraint: a function of the array, applied after each update by an optimizer.
         shape: of the array, where `initial_value` is an initializer.
+        overwrite_with_gradient: whether an optimizer assigns it its gradient and does nothing else, as Keras 3
+            does with the scales of 8-bit training.
 
     >>> v = Variable([1.0, 2.0], name="v")
     >>> v.assign_add([1.0, 1.0])
@@ -46,6 +54,9 @@ class Variable:
 
     __array_priority__ = 100  # numpy_array @ variable asks the variable, as it would a JAX array
     _stand_in = False  # whether JAX made it, as a pytree, in code that is recorded: it is none of the user's
+    overwrite_with_gradient = False
+    _unwatched = False  # whether code that reads it goes unseen
+    _row_shapes: tuple[tuple[int, ...], ...] = ()  # of the indices of each sparse_read in the last loss
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -60,6 +71,7 @@ class Variable:
         dtype: Any = None,
         constraint: Callable[[jax.Array], jax.Array] | None = None,
         shape: tuple[int, ...] | None = None,
+        overwrite_with_gradient: bool = False,
     ):
         if shape is not None and callable(initial_value):
             initial_value = initial_value(tuple(shape), dtype or jnp.float32)
@@ -72,7 +84,9 @@ class Variable:
             raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self._value.shape}")
         self.trainable = trainable
         self.constraint = constraint
+        self.overwrite_with_gradient = overwrite_with_gradient
         self._name = name.removesuffix(":0")
+        _alive[id(self)] = self
 
     @property
     def value(self) -> jax.Array:
@@ -95,9 +109,13 @@ class Variable:
     ndim = property(lambda self: self._value.ndim)
     size = property(lambda self: self._value.size)
     T = property(lambda self: self.value.T)
+    device = property(lambda self: DEVICE)
 
-    def assign(self, value: Any) -> "Variable":
-        """Puts another array in place; ValueError if its shape differs. The dtype stays."""
+    def assign(self, value: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
+        """Puts another array in place; ValueError if its shape differs. The dtype stays.
+
+        The other arguments are TensorFlow's, of no meaning here: nothing happens between a read and a write.
+        """
         # a NumPy array is copied, as it may be written to; a JAX array cannot be
         value = jnp.asarray(value) if isinstance(value, jax.Array | Variable) else jnp.array(value)
         if value.shape != self.shape:
@@ -106,13 +124,43 @@ class Variable:
         self._value = value.astype(self.dtype)
         return self
 
-    def assign_add(self, delta: Any) -> "Variable":
+    def assign_add(self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
         """`assign(value + delta)`."""
         return self.assign(self.value + jnp.asarray(delta))
 
-    def assign_sub(self, delta: Any) -> "Variable":
+    def assign_sub(self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
         """`assign(value - delta)`."""
         return self.assign(self.value - jnp.asarray(delta))
+
+    def scatter_add(self, sparse_delta: IndexedSlices, use_locking: bool = False, name: str | None = None):
+        """Adds rows; one that is named twice is added to twice."""
+        return self.assign(self.value.at[sparse_delta.indices].add(sparse_delta.values))
+
+    def scatter_sub(self, sparse_delta: IndexedSlices, use_locking: bool = False, name: str | None = None):
+        """Subtracts rows."""
+        return self.scatter_add(-sparse_delta)
+
+    def scatter_update(self, sparse_delta: IndexedSlices, use_locking: bool = False, name: str | None = None):
+        """Replaces rows."""
+        return self.assign(self.value.at[sparse_delta.indices].set(sparse_delta.values))
+
+    def sparse_read(self, indices: Any, name: str | None = None) -> jax.Array:
+        """The rows of these indices, `value[indices]`, of shape `indices.shape + shape[1:]`.
+
+        In a loss given to `minimize`, `compute_gradients` or `make_train_step` its gradient is IndexedSlices, so
+        that a large table is trained at the cost of the rows that are read. If the loss reads the variable in
+        another way too, or reads the rows inside a `jax.jit` or `lax.scan` of its own, the gradient is dense.
+
+        >>> v = Variable([[1.0], [2.0], [3.0]], name="table")
+        >>> v.sparse_read([2, 0]).ravel().tolist()
+        [3.0, 1.0]
+
+        Raises TypeError for indices that are no whole numbers.
+        """
+        indices = jnp.asarray(indices)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise TypeError(f"indices must be whole numbers, got dtype {indices.dtype}")
+        return tracing.read_rows(self, indices)
 
     def read_value(self) -> jax.Array:
         """The array, as `value`."""
@@ -193,16 +241,26 @@ class Variable:
     def __deepcopy__(self, memo):
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)  # arrays are immutable, and an optimizer copies before it reuses one
+        _alive[id(twin)] = twin
         return twin
 
 
+def trainable_variables() -> list[Variable]:
+    """All variables that are alive and may be trained; it is not known whose they are."""
+    return [v for v in _alive.values() if v.trainable and not (v._stand_in or _is_deleted(v._value))]
+
+
+def _is_deleted(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, core.Tracer) and x.is_deleted()
+
+
 def _flatten(v: Variable):
-    return (v.value,), (v._name, v.trainable, v.constraint)
+    return (v.value,), (v._name, v.trainable, v.constraint, v.overwrite_with_gradient)
 
 
 def _unflatten(aux, children):
     v = object.__new__(Variable)
-    (v._value,), (v._name, v.trainable, v.constraint) = children, aux
+    (v._value,), (v._name, v.trainable, v.constraint, v.overwrite_with_gradient) = children, aux
     v._stand_in = tracing.active() or isinstance(v._value, core.Tracer)
     return v
 

@@ -50,10 +50,10 @@ class aggregate(GradientTransformation):
     def _refuse_sums(self, updates: Tree) -> None:
         """Raises ValueError for what `shard_map` knows to be the same on all devices, the sum already."""
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
-        told_apart = {axis for axis in axes if axis in _varying(jax.lax.axis_index(axis))}
+        told_apart = {axis for axis in axes if axis in varying(jax.lax.axis_index(axis))}
 
         def check(path, g):
-            if missing := told_apart - _varying(g):
+            if missing := told_apart - varying(g):
                 axis = sorted(missing)[0]
                 raise ValueError(
                     f"aggregate: updates{path()} is the same on all devices of axis {axis!r}: jax.shard_map sums the "
@@ -64,6 +64,6 @@ class aggregate(GradientTransformation):
         map_with_path(check, updates)
 
 
-def _varying(x: jax.Array) -> frozenset[str]:
+def varying(x: jax.Array) -> frozenset[str]:
     """The axes over which `shard_map` knows that an array differs; none where it does not keep track."""
     return getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset())

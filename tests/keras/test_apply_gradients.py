@@ -59,8 +59,8 @@ def test_malformed_pairs(pairs):
 
 def test_an_empty_list_does_nothing():
     opt = Adam(0.5)
-    assert opt.apply_gradients([]) is opt.iterations
-    assert opt.apply_gradients(zip([], [], strict=True)) is opt.iterations
+    assert int(opt.apply_gradients([])) == 0
+    assert int(opt.apply_gradients(zip([], [], strict=True))) == 0
     assert (int(opt.iterations), opt.get_slot_names()) == (0, [])
 
 

@@ -27,7 +27,7 @@ BY_HAND = [
 @pytest.mark.parametrize(("opt", "first", "second"), BY_HAND, ids=[type(o).__name__ for o, *_ in BY_HAND])
 def test_by_hand(opt, first, second):
     v = Variable(1.0, name="v")
-    assert opt.minimize(lambda: v**2 / 2, [v]) is opt.iterations
+    assert int(opt.minimize(lambda: v**2 / 2, [v])) == 1
     np.testing.assert_allclose(v.value, first, atol=1e-5)  # epsilon moves Adam's by 2e-6
     opt.minimize(lambda: v**2 / 2, [v])
     np.testing.assert_allclose(v.value, second, atol=1e-5)

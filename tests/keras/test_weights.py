@@ -169,7 +169,7 @@ def test_iterations_shared_by_two_optimizers():
     a, b, shared = Variable(0.0, name="a"), Variable(0.0, name="a"), Variable(0, name="step")
     first, second = Adam(0.5), Adam(0.5)
     first.iterations = second.iterations = shared
-    assert first.apply_gradients([(1.0, a)]) is shared
+    assert int(first.apply_gradients([(1.0, a)])) == int(shared) == 1
     second.apply_gradients([(1.0, b)])
     assert int(shared) == 2
     np.testing.assert_allclose(b.value, -0.5 * 0.1 / (1 - 0.81) / (0.001 / (1 - 0.999**2)) ** 0.5, rtol=1e-4)

@@ -1,5 +1,6 @@
 """Keras's optimizers and schedules, and `Optimizer` to subclass or to put over any chain."""
 
+from . import legacy as legacy
 from . import schedules as schedules
 from .adam import Adam as Adam
 from .adam import Adamax as Adamax
@@ -13,9 +14,20 @@ from .gradient import Adadelta as Adadelta
 from .gradient import Adagrad as Adagrad
 from .gradient import Ftrl as Ftrl
 from .gradient import RMSprop as RMSprop
+from .legacy import AdadeltaOptimizer as AdadeltaOptimizer
+from .legacy import AdagradOptimizer as AdagradOptimizer
+from .legacy import AdamOptimizer as AdamOptimizer
+from .legacy import FtrlOptimizer as FtrlOptimizer
+from .legacy import GradientDescentOptimizer as GradientDescentOptimizer
+from .legacy import MomentumOptimizer as MomentumOptimizer
+from .legacy import RMSPropOptimizer as RMSPropOptimizer
+from .loss_scale import LossScaleOptimizer as LossScaleOptimizer
 from .modern import Adafactor as Adafactor
 from .modern import Lamb as Lamb
 from .modern import Lion as Lion
+from .multi import MultiOptimizer as MultiOptimizer
+from .multi import OptimizerMap as OptimizerMap
+from .relics import AggregationMethod as AggregationMethod
 from .serialization import deserialize as deserialize
 from .serialization import get as get
 from .serialization import serialize as serialize

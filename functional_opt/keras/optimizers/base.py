@@ -1,7 +1,6 @@
 """Optimizer: Keras's stateful API over a pure transformation. It knows no algorithm."""
 
 import re
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -16,9 +15,11 @@ from ..variable import Variable
 from . import schedules
 from .custom import Custom, imperative
 from .hyper import present
+from .relics import users_level
+from .replicas import AxisName
 from .rows import RowMode
 from .step import Numbers, Plan, decayed
-from .training import GradsAndVars
+from .stepping import GradsAndVars
 
 NO_RATE: Any = object()
 """The learning rate of an optimizer that has none."""
@@ -50,6 +51,9 @@ class Optimizer(Custom):
             values. `finalize_variable_values` puts them in place at the end.
         loss_scale_factor: what the loss was multiplied by (`scale_loss`), and gradients are divided by.
         gradient_accumulation_steps: how many gradients, at least 2, make one update, with their mean.
+        axis_name: of replicas, in `jax.shard_map`, `jax.pmap` or `jax.vmap`: gradients are summed over it before
+            anything else, unless a gradient_aggregator does. Gradients that shard_map knows to be the
+            same everywhere are sums already.
         dialect: "keras2" for the numbers and the order of weights of tf.keras's OptimizerV2, "keras3" for
             those of Keras 3, where the two differ.
 
@@ -81,6 +85,7 @@ class Optimizer(Custom):
         ema_overwrite_frequency: int | None = None,
         loss_scale_factor: float | None = None,
         gradient_accumulation_steps: int | None = None,
+        axis_name: AxisName | None = None,
         dialect: Dialect | None = None,
         **kwargs: Any,
     ):
@@ -106,13 +111,13 @@ class Optimizer(Custom):
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
-            warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=_users_level())
+            warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=users_level())
             learning_rate = kwargs["lr"]
         self._name, self.dialect = name or _default_name(type(self).__name__, dialect), dialect
         self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
         if gradient_transformers is not None and any(c is not None for c in clips.values()):
             raise ValueError("gradient_transformers cannot be combined with clipvalue, clipnorm or global_clipnorm")
-        self.gradient_aggregator = gradient_aggregator
+        self.gradient_aggregator, self.axis_name = gradient_aggregator, axis_name
         self.gradient_transformers = list(gradient_transformers or [])
         self.weight_decay, self.loss_scale_factor = weight_decay, loss_scale_factor
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
@@ -132,7 +137,7 @@ class Optimizer(Custom):
     def transform(self, hyper: Any) -> GradientTransformation:
         """The transformation for the hyperparameters as they are: `hyper.learning_rate` is an array or a schedule."""
         if self._is_custom:
-            return imperative(self, vars(hyper))
+            return imperative(self, self._constants(), vars(hyper))
         raise NotImplementedError(
             f"{type(self).__name__} must override transform(hyper), or _resource_apply_dense, or update_step"
         )
@@ -204,6 +209,7 @@ class Optimizer(Custom):
             rows="as they are" if self._is_custom else self.row_mode,
             accumulate=self.gradient_accumulation_steps,
             ema_overwrite=self.ema_overwrite_frequency,
+            overwritten=tuple(key for key, v in keyed if v.overwrite_with_gradient),
             keras3=self.dialect == "keras3",
         )
 
@@ -230,14 +236,6 @@ SHARED: dict[str, Any] = {
 def _default_name(cls: str, dialect: Dialect) -> str:
     """Keras 2 takes the name of the class, Keras 3 puts it in snake case."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
-
-
-def _users_level() -> int:
-    """The stack level, seen from the caller, of the first code that is not this library's."""
-    frame, level = sys._getframe(1), 1
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith("functional_opt."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _not_negative(name: str, x: Any) -> None:

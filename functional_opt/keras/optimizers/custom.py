@@ -13,51 +13,62 @@ import jax.numpy as jnp
 from ...base import GradientTransformation, increment, needs_params, transformation, zero_count
 from ...value import Static
 from .. import tracing
+from ..foreign import ours
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 from .by_variable import ByVariable, State
 from .hyper import Hyperparameters
 from .keras3 import Keras3Methods
-
-DEVICE = "/device:0"
-"""What stands for a variable's device in the keys of `apply_state`."""
+from .replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
+from .slots import Slot
 
 
 @transformation
 class imperative(GradientTransformation):
     """The transformation of an optimizer that assigns to its variables; `hyper` are its hyperparameters by name.
 
-    The state is a dict: `count`, and `slots` by name and variable.
+    The state is a dict: `count`, `slots` by name and variable, and `weights`, the optimizer's own variables.
     """
 
     optimizer: Static[Any]
+    constants: Static[tuple]  # the optimizer's attributes that are plain: the code may read them
     hyper: dict[str, Any]
 
     def init(self, params):
-        return {"count": zero_count(), "slots": self.optimizer._make_slots(params)}
+        slots = self.optimizer._make_slots(params)
+        return {"count": zero_count(), "slots": slots, "weights": [w._value for w in self.optimizer._own_weights]}
 
     def update(self, updates, state, params: Any = None, **extra):
         needs_params(params, self)
         opt = self.optimizer
         variables = {key: v for key, v in opt._variables.items() if params.get(key) is not None}
-        before, hyper = opt._state, opt._traced_hyper
+        hyper = {name: v for name, v in opt._hyper.items() if isinstance(v, Variable)}
+        before = opt._state, opt._traced_hyper
 
         def run():
             opt._apply_all([(updates[key], v) for key, v in variables.items() if updates[key] is not None])
             new = {key: v._value for key, v in variables.items()}
-            return new, jax.tree.map(lambda x: x, opt._state.inner["slots"])
+            weights = [w._value for w in opt._own_weights]
+            return new, jax.tree.map(lambda x: x, opt._state.inner["slots"]), weights
 
-        inner = {"count": state["count"], "slots": jax.tree.map(lambda x: x, state["slots"])}
+        inner = {"count": state["count"], "slots": jax.tree.map(lambda x: x, state["slots"]), "weights": []}
         opt._state, opt._traced_hyper = State(inner, state["count"], ByVariable(), ByVariable()), self.hyper
+        inputs = {id(v): (v, params[key]) for key, v in variables.items()}
+        inputs |= {id(v): (v, x) for v, x in zip(opt._own_weights, state["weights"], strict=True)}
+        inputs |= {id(v): (v, self.hyper[name]) for name, v in hyper.items()}
+        inputs[id(opt._iterations)] = opt._iterations, state["count"]
         try:
-            inputs = [*(params[key] for key in variables), state["count"]]
-            (new, slots), _, _ = tracing.call(run, [*variables.values(), opt._iterations], inputs)
+            done = tracing.call(run, *zip(*inputs.values(), strict=True))
         finally:
-            opt._state, opt._traced_hyper = before, hyper
+            opt._state, opt._traced_hyper = before
+        if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, Slot)]:
+            raise RuntimeError(f"{type(opt).__name__} assigns to {lost}, which it has not made with add_weight")
+        new, slots, weights = done.out
         moved = {key: new[key] - params[key] for key in variables}
         return ByVariable((key, moved.get(key)) for key in updates), {
             "count": increment(state["count"]),
             "slots": slots,
+            "weights": weights,
         }
 
 
@@ -78,6 +89,13 @@ class Custom(Keras3Methods, Hyperparameters):
 
     def _create_slots(self, var_list: list[Variable]) -> None:
         """To be overridden: `add_slot` for each variable."""
+
+    def _prepare(self, var_list: list[Variable]) -> dict:
+        """To be extended: what is computed once for a step; `_prepare_local` for each dtype."""
+        apply_state: dict = {(v.device, v.dtype): {} for v in var_list}
+        for device, dtype in apply_state:
+            self._prepare_local(device, dtype, apply_state)
+        return apply_state
 
     def _prepare_local(self, var_device: str, var_dtype: Any, apply_state: dict) -> None:
         """To be extended: puts into `apply_state[var_device, var_dtype]` what is computed once for a dtype."""
@@ -114,28 +132,84 @@ class Custom(Keras3Methods, Hyperparameters):
         """
         if not self._is_custom:
             raise RuntimeError(f"{type(self).__name__} has the slots of its transformation; none can be added")
-        key = self._keys[id(var)]
+        key = self._keys[id(ours(var))]
         if self._making is not None:
             slots = self._making
         else:
             slots = self._state.inner["slots"] if self._state else {}
         table = slots.setdefault(slot_name, ByVariable())
         if key not in table:
-            shape = var.shape if shape is None else tuple(shape)
-            if isinstance(initializer, str):
-                table[key] = {"zeros": jnp.zeros, "ones": jnp.ones}[initializer](shape, var.dtype)
-            elif callable(initializer):
-                table[key] = jnp.asarray(initializer(shape, var.dtype))
-            else:
-                table[key] = jnp.broadcast_to(jnp.array(initializer, var.dtype), shape)
+            table[key] = _initial(initializer, var.shape if shape is None else tuple(shape), var.dtype)
         return self._slot(lambda state: state.inner["slots"][slot_name], key, slot_name)
+
+    def add_weight(
+        self,
+        name: str,
+        shape: tuple[int, ...] = (),
+        dtype: Any = None,
+        initializer: Any = "zeros",
+        trainable: bool | None = None,
+        synchronization: Any = "auto",
+        aggregation: Any = "none",
+    ) -> Weight:
+        """A variable of the optimizer's own, which its code may assign to. It is not in `weights`.
+
+        Args:
+            shape, dtype: float32 if None.
+            initializer: as in `add_slot`.
+            trainable: whether it is among those that `minimize` finds by itself; no, if None.
+            synchronization: "auto", "none", "on_write" or "on_read": see `Weight`.
+            aggregation: "none", "sum", "mean" or "only_first_replica": of what replicas assign to it.
+
+        Raises ValueError for an unknown mode, and for one that is trainable and synchronized when read.
+        """
+        synchronization = mode(synchronization, SYNCHRONIZATIONS, "synchronization")
+        aggregation = mode(aggregation, AGGREGATIONS, "aggregation")
+        if synchronization == "on_read" and trainable:
+            raise ValueError(
+                "Synchronization value can be set to VariableSynchronization.ON_READ only for non-trainable "
+                "variables. You have specified trainable=True and synchronization=VariableSynchronization.ON_READ."
+            )
+        weight = Weight(
+            _initial(initializer, tuple(shape), jnp.float32 if dtype is None else dtype),
+            trainable=bool(trainable),
+            name=f"{self._name}/{name}",
+            axis_name=self.axis_name,
+            synchronization=synchronization,
+            aggregation=aggregation,
+        )
+        self._own_weights.append(weight)
+        return weight
+
+    def _resource_scatter_add(self, x: Variable, i: Any, v: Any) -> Variable:
+        return x.scatter_add(IndexedSlices(v, i))
+
+    def _resource_scatter_update(self, x: Variable, i: Any, v: Any) -> Variable:
+        return x.scatter_update(IndexedSlices(v, i))
+
+    def _resource_apply_sparse_duplicate_indices(self, grad: Any, handle: Variable, indices: Any, **kwargs: Any):
+        """May be overridden by code that wants rows as they come: by default, those named twice are summed first.
+
+        The list keeps its length; what is left over has the index `len(handle)`, which assignments drop.
+        """
+        rows, values = IndexedSlices(grad, indices).summed(len(handle._value))
+        return self._resource_apply_sparse(values, handle, rows, **kwargs)
 
     # Keras 3
 
-    @property
-    def built(self) -> bool:
-        """Whether `build` was called, or a step done."""
-        return self._state is not None
+    def add_variable(
+        self,
+        shape: tuple[int, ...],
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        aggregation: Any = "none",
+        layout: None = None,
+        name: str = "variable",
+    ) -> Weight:
+        """Keras 3's `add_weight`, which is in `variables`."""
+        weight = self.add_weight(name, shape, dtype, initializer, aggregation=aggregation)
+        self._weights.append(weight)
+        return weight
 
     def add_variable_from_reference(
         self, reference_variable: Variable, name: str = "variable", initializer: Any = "zeros"
@@ -178,22 +252,46 @@ class Custom(Keras3Methods, Hyperparameters):
             for g, v in pairs:
                 self.update_step(_dense(g, v), v, self._decayed_lr(v.dtype))
             return
-        apply_state: dict = {}
-        for dtype in {v.dtype for _, v in pairs}:
-            apply_state[DEVICE, dtype] = {}
-            self._prepare_local(DEVICE, dtype, apply_state)
+        apply_state = self._prepare([v for _, v in pairs])
         for g, v in pairs:
             if isinstance(g, IndexedSlices) and hasattr(self, "_resource_apply_sparse"):
-                rows, values = g.summed(len(v._value))
-                _call(self._resource_apply_sparse, apply_state, values, v, rows)
+                more = _takes(self._resource_apply_sparse, apply_state)
+                self._resource_apply_sparse_duplicate_indices(g.values, v, g.indices, **more)
             else:
-                _call(self._resource_apply_dense, apply_state, _dense(g, v), v)
+                self._resource_apply_dense(_dense(g, v), v, **_takes(self._resource_apply_dense, apply_state))
+
+    def _constants(self) -> tuple:
+        """The attributes that are plain: to assign to one is to compile the code again."""
+        return tuple((k, x) for k, x in self.__dict__.items() if isinstance(x, int | float | str | None))
+
+    def _ready(self, variables):
+        numbers, state = super()._ready(variables)
+        if self._is_custom:
+            weights = [w._value for w in self._own_weights]
+            state = state._replace(inner=state.inner | {"weights": weights})
+        return numbers, state
+
+    def _store(self, state, clock):
+        super()._store(state, clock)
+        for w, x in zip(self._own_weights, state.inner["weights"] if self._is_custom else (), strict=False):
+            w._value = x
 
 
-def _call(fn: Any, apply_state: dict, *args: Any) -> None:
-    """Passes `apply_state` to a function that takes it."""
-    more = {"apply_state": apply_state} if "apply_state" in inspect.signature(fn).parameters else {}
-    fn(*args, **more)
+def _initial(initializer: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    if isinstance(initializer, str):
+        if initializer not in ("zeros", "ones"):
+            raise ValueError(f"initializer must be 'zeros', 'ones', an array or a function, got {initializer!r}")
+        return jnp.full(shape, float(initializer == "ones"), dtype)
+    if callable(initializer):
+        return jnp.asarray(initializer(shape, dtype), dtype)
+    return jnp.broadcast_to(jnp.array(initializer, dtype), shape)
+
+
+def _takes(fn: Any, apply_state: dict) -> dict[str, Any]:
+    """`apply_state` for a function that takes it."""
+    parameters = inspect.signature(fn).parameters.values()
+    taken = any(p.name == "apply_state" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return {"apply_state": apply_state} if taken else {}
 
 
 def _dense(g: Any, v: Variable) -> Any:

@@ -248,6 +248,7 @@ class Ftrl(Optimizer):
             "l1_regularization_strength": l1_regularization_strength,
             "l2_regularization_strength": l2_regularization_strength,
             "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+            "beta": beta,
         }
         for argument, x in penalties.items():
             if isinstance(x, int | float) and x < 0:

@@ -14,7 +14,7 @@ from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from .step import of_step
 
-RANGES = {name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")}
+RANGES = {name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")} | {"momentum": Range("[0, 1]")}
 """What a number of that name must lie in, whichever class it is of."""
 
 

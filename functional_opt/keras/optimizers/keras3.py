@@ -1,17 +1,15 @@
 """What Keras 3 added to the methods of an optimizer."""
 
 from collections.abc import Iterable, MutableMapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...base import increment
-from ..variable import Variable
-from .by_variable import State
+from ..foreign import all_ours, ours
 from .hyper import present
-from .step import at, decayed, pure_step
+from .step import at, decayed
 from .training import Training
 
 
@@ -26,7 +24,7 @@ class Keras3Methods(Training):
         """Whether the learning rate is divided by 1 + decay · iterations."""
         raise NotImplementedError
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """`apply_gradients` in Keras 3's form: gradients and variables side by side.
 
         Args:
@@ -54,7 +52,7 @@ class Keras3Methods(Training):
         Raises ValueError if the optimizer is not built, or for lists of another length.
         """
         own, variables = self.variables, list(self._variables.values())
-        if self._state is None:
+        if not self.built:
             raise ValueError("the optimizer is not built; call optimizer.build(variables) first")
         for name, given, known in (
             ("optimizer_variables", optimizer_variables, own),
@@ -63,39 +61,43 @@ class Keras3Methods(Training):
         ):
             if len(given) != len(known):
                 raise ValueError(f"{name} must have {len(known)} arrays, got {len(given)}")
-        before, self._state = self._state, jax.tree.map(lambda x: x, self._state)  # a copy, that slots write to
-        kept = [(v, v._value) for v in own if v is self._iterations or v is self._hyper.get("learning_rate")]
+        before = self._snapshot()
+        self._detach()
         try:
             for v, x in zip(own, optimizer_variables, strict=True):
                 v._value = jnp.asarray(x)
+            grads = self._gradients(list(zip(grads, variables, strict=True)), variables)
+            numbers, state = self._ready(variables)
             values = self._by_variable(variables, [jnp.asarray(x) for x in trainable_variables])
-            pairs = list(zip(grads, variables, strict=True))
-            gradients = self._by_variable(variables, self._gradients(pairs, variables))
-            numbers, plan, iterations = self._numbers(), self._plan(variables), self._iterations._value
-            values, self._state = pure_step(
-                plan, numbers, cast(State, self._state), values, values, gradients, iterations
+            values, state, clock = self._plan(variables)(
+                numbers, state, self._clock(), values, values, self._by_variable(variables, grads)
             )
-            self._iterations._value = increment(iterations)
-            return list(values.values()), [v._value for v in own]
+            self._store(state, clock)
+            return self._listed(variables, values), [v._value for v in own]
         finally:
-            self._state = before
-            for v, x in kept:
-                v._value = x
+            self._restore(before)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
-        self._undecayed.append(({id(v) for v in var_list or ()}, list(var_names or ())))
+        self._undecayed.append(({id(ours(v)) for v in var_list or ()}, list(var_names or ())))
 
-    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
-        for v in var_list:
+        for v in all_ours(var_list):
             key = self._keys.get(id(v))
             if self._state is not None and key in self._state.average:
                 v.assign(self._state.average[key])
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss times `loss_scale_factor`, if there is one."""
+        """The loss times `loss_scale_factor`, if there is one, that gradients are divided by.
+
+        For gradients that are computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
+        """
         return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    def _loss_scale(self, numbers: Any, state: Any) -> Any:
+        """The factor among what a step is given."""
+        return numbers.loss_scale
 
     def current_learning_rate(self) -> Any:
         """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""

@@ -3,29 +3,34 @@
 from typing import Any
 
 from ...base import GradientTransformation
+from . import legacy
 from .adam import Adam, Adamax, AdamW, Nadam
 from .base import Optimizer
 from .composite import Muon, ScheduleFreeAdamW
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
+from .loss_scale import LossScaleOptimizer
 from .modern import Adafactor, Lamb, Lion
+from .multi import MultiOptimizer, OptimizerMap
 
 CLASSES: dict[str, type[Optimizer]] = {
     c.__name__: c
     for c in (
         *(Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Ftrl, Lamb, Lion, Muon, Nadam, RMSprop, SGD),
-        ScheduleFreeAdamW,
+        *(ScheduleFreeAdamW, LossScaleOptimizer, MultiOptimizer),
+        *(legacy.AdadeltaOptimizer, legacy.AdagradOptimizer, legacy.AdamOptimizer, legacy.FtrlOptimizer),
+        *(legacy.GradientDescentOptimizer, legacy.MomentumOptimizer, legacy.RMSPropOptimizer),
     )
 }
 
 
-def serialize(optimizer: Optimizer) -> dict[str, Any]:
+def serialize(optimizer: Optimizer | OptimizerMap) -> dict[str, Any]:
     """The optimizer's class and config as plain JSON: module, class_name, config, registered_name.
 
     >>> serialize(SGD(0.5))["config"]["learning_rate"]
     0.5
     """
     name = type(optimizer).__name__
-    known = CLASSES.get(name) is type(optimizer)
+    known = isinstance(optimizer, OptimizerMap) or CLASSES.get(name) is type(optimizer)
     return {
         "module": "keras.optimizers" if known else None,
         "class_name": name,

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import state as parts
+from ..foreign import ours
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
+from .relics import Operation
 
 Fields = str | tuple[str, ...]
 Groups = tuple[dict[str, Fields], ...]
@@ -103,6 +105,21 @@ class Slots:
         self._pending_weights: list[np.ndarray] | None = None
         name = "iteration" if self.dialect == "keras3" else "iter"
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/{name}")
+        self._own_weights: list[Variable] = []  # made by `add_weight`
+        self._weights: list[Variable] = []  # those of them, or others, that are among `weights`
+
+    @property
+    def built(self) -> bool:
+        """Whether `build` was called, or a step done."""
+        return self._state is not None
+
+    def _detach(self) -> None:
+        """Makes the state a copy, which slots can write to without changing the one that was there."""
+        self._state = jax.tree.map(lambda x: x, self._state)
+
+    @property
+    def _operation(self) -> Operation:
+        return Operation(self.iterations)
 
     def __deepcopy__(self, memo: dict) -> Self:
         """A twin with a state of its own, for the same variables."""
@@ -154,10 +171,10 @@ class Slots:
             if any(self._has(field, key) for key in self._variables)
         ]
 
-    def get_slot(self, var: Variable, slot_name: str) -> Variable:
+    def get_slot(self, var: Any, slot_name: str) -> Variable:
         """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
         named = {name: field for group in self._groups() for name, field in group.items()}
-        key, field = self._keys.get(id(var)), named.get(slot_name)
+        key, field = self._keys.get(id(ours(var))), named.get(slot_name)
         if key is None or field is None or not self._has(field, key):
             raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
         return self._slot(lambda state: find(state, field, key), key, slot_name)
@@ -185,10 +202,13 @@ class Slots:
         """
         scalars = [Scalar(self, field, f"{self._name}/{name}") for name, field in self.scalars.items() if self._state]
         if self.dialect == "keras2":
-            return Variables([self._iterations, *scalars, *self._kept()])
+            return Variables([self._iterations, *self._weights, *scalars, *self._kept()])
+        return Variables([*self._counters(), *self._weights, *self._kept(), *scalars])
+
+    def _counters(self) -> list[Variable]:
+        """`iterations`, and a learning rate that is a number: variables that are no views of the state."""
         rate = self._hyper.get("learning_rate")
-        rates = [rate] if isinstance(rate, Variable) else []
-        return Variables([self._iterations, *rates, *self._kept(), *scalars])
+        return [self._iterations, *([rate] if isinstance(rate, Variable) else [])]
 
     @property
     def weights(self) -> list[Variable]:

@@ -7,7 +7,7 @@ Keras's: unscale, accumulate, clip, decay the weights, update, average, constrai
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +33,35 @@ class Numbers(NamedTuple):
     ema_momentum: Any = None
 
 
+class Step(Protocol):
+    """What a step is compiled for: hashable, and itself the step, a pure function."""
+
+    def __call__(
+        self, numbers: Any, state: Any, clock: Any, values: Any, idle: Any, grads: Any, advance: bool = True
+    ) -> tuple[Any, Any, Any]:
+        """New values, state and clock (`iterations`, or several of them), which stands still unless `advance`.
+
+        Variables without a gradient (None) keep their slots as they are. Some or all of these are in `idle`
+        rather than in `values`. Gradients may be IndexedSlices.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Plan:
-    """What a step is compiled for."""
+class Plan(Step):
+    """The step of one optimizer."""
 
     constraints: Constraints = ()
     decayed: tuple[str, ...] = ()  # the variables that `weight_decay` shrinks
     rows: RowMode = "all"
     accumulate: int | None = None  # steps whose gradients make one update
     ema_overwrite: int | None = None  # steps after which the running means become the values
+    overwritten: tuple[str, ...] = ()  # the variables that are assigned their gradients
     keras3: bool = False
+
+    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+        values, state = _step(self, numbers, state, values, idle, grads, clock)
+        return values, state, increment(clock) if advance else clock
 
 
 @value
@@ -89,7 +108,7 @@ def _replaced(kind: type[Schedule], step: Any, numbers: Any) -> Any:
     )
 
 
-def pure_step(
+def _step(
     plan: Plan,
     numbers: Numbers,
     state: State,
@@ -98,10 +117,9 @@ def pure_step(
     grads: ByVariable,
     iterations: jax.Array,
 ) -> tuple[ByVariable, State]:
-    """New values and state. Variables without a gradient (None) keep their slots as they are.
-
-    Some or all of these are in `idle` rather than in `values`. Gradients may be IndexedSlices.
-    """
+    if plan.overwritten:
+        values = ByVariable(values | {key: grads[key].astype(values[key].dtype) for key in plan.overwritten})
+        grads = ByVariable(grads | dict.fromkeys(plan.overwritten))
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
     in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
     # Keras 3 advances schedules with every gradient, also where several make one update
@@ -192,17 +210,9 @@ def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> B
     return values
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "advance"), donate_argnums=(2, 3, 6))
+@functools.partial(jax.jit, static_argnames=("step", "advance"), donate_argnums=(2, 4))
 def jitted_step(
-    plan: Plan,
-    numbers: Numbers,
-    state: State,
-    values: ByVariable,
-    idle: ByVariable,
-    grads: ByVariable,
-    iterations: jax.Array,
-    advance: bool,
-) -> tuple[ByVariable, State, jax.Array]:
-    """`pure_step`, compiled once for all optimizers of the same structure; its state and values are donated."""
-    values, state = pure_step(plan, numbers, state, values, idle, grads, iterations)
-    return values, state, increment(iterations) if advance else iterations
+    step: Step, numbers: Any, state: Any, clock: Any, values: Any, idle: Any, grads: Any, advance: bool
+) -> tuple[Any, Any, Any]:
+    """A step, compiled once for all optimizers of the same structure; its state and values are donated."""
+    return step(numbers, state, clock, values, idle, grads, advance)

@@ -1,24 +1,25 @@
 """TrainStep: loss, gradients and update as one compiled program over variables."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
+from jax.sharding import Mesh, PartitionSpec
 
-from ...base import increment
-from .. import tracing
-from ..variable import Variable
+from .. import gradients, tracing
 from .donation import donated_tree, to_donate
-from .step import pure_step
 
 
 class TrainStep:
     """A function of the batch that trains: made by `Optimizer.make_train_step`, which says what it does."""
 
-    def __init__(self, optimizer: Any, loss_fn: Callable, var_list: Any, has_aux: bool):
+    def __init__(self, optimizer: Any, loss_fn: Callable, var_list: Any, has_aux: bool, mesh: Mesh | None):
+        axis = optimizer.axis_name
+        if mesh is not None and not (isinstance(axis, str) and axis in mesh.axis_names):
+            raise ValueError(f"mesh must have the optimizer's axis_name, which is {axis!r}, among {mesh.axis_names}")
         self._optimizer, self._loss_fn, self._var_list, self._has_aux = optimizer, loss_fn, var_list, has_aux
+        self._mesh = mesh
         self._plans: dict[Any, _Plan] = {}
 
     def __call__(self, *batch: Any) -> Any:
@@ -31,20 +32,20 @@ class TrainStep:
             plan = self._plans[signature] = self._plan(*batch)
         opt._build_once(plan.trained)
         with opt._undone_on_error():
-            numbers, state = opt._prepare(plan.trained)
-            values = opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained]))
-            others = [v._value for v in plan.others]
-            out, values, opt._state, opt._iterations._value, written = plan.program(
+            numbers, state = opt._ready(plan.trained)
+            others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
+            out, values, state, clock, written = plan.program(
                 numbers,
                 donated_tree(state),
-                values,
+                opt._clock(),
+                opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained])),
                 opt._idle(plan.trained),
                 others,
-                *to_donate([opt._iterations._value]),
-                batch,
+                *batch,
             )
-        for v in plan.trained:
-            v._value = values[opt._keys[id(v)]]
+            opt._store(state, clock)
+        for v, x in zip(plan.trained, opt._listed(plan.trained, values), strict=True):
+            v._value = x
         for v, x in zip(plan.written, written, strict=True):
             v._value = x
         return out
@@ -54,71 +55,79 @@ class TrainStep:
         found: dict[str, Any] = {}
 
         def dry_run(*batch):
-            out, reads, writes = tracing.call(self._loss_fn, (), (), *batch)
-            check_loss(out[0] if self._has_aux else out)
-            trained = self._optimizer._resolve(self._var_list, reads)
+            done = tracing.call(self._loss_fn, (), (), *batch)
+            gradients.check_loss(self._loss_of(done.out))
+            trained = self._optimizer._resolve(self._var_list, done.reads)
             pairs = [(jnp.zeros_like(v._value), v) for v in trained]
-            _, more, _ = tracing.call(self._optimizer._gradients, (), (), pairs, trained)
-            found.update(reads=reads, more=more, written=[v for v, _ in writes.values()], trained=trained)
+            more = tracing.call(self._optimizer._gradients, (), (), pairs, trained).reads
+            found.update(reads=done.reads, more=more, written=[v for v, _ in done.written.values()], trained=trained)
+            found.update(shapes={i: tuple(r.shape for r in rows) for i, rows in done.rows.items()})
 
-        jax.eval_shape(dry_run, *batch)
+        jaxpr = jax.make_jaxpr(self._on_devices(dry_run, PartitionSpec()))(*batch)
         reads, trained, written = found["reads"], found["trained"], found["written"]
-        check_made_before(reads.values())
-        check_not_trained(written, trained)
+        gradients.check_made_before(reads.values())
+        gradients.check_not_trained(written, trained)
         ours = {id(v) for v in trained}
         others = [v for i, v in (reads | found["more"]).items() if i not in ours]
-        return _Plan(self, trained, others, written, [id(v) in reads for v in trained])
+        shapes = {i: s for i, s in found["shapes"].items() if i in ours}
+        return _Plan(self, trained, others, written, shapes, donate=not _calls_back(jaxpr.jaxpr))
+
+    def _loss_of(self, out: Any) -> Any:
+        return out[0] if self._has_aux else out
+
+    def _on_devices(self, fn: Callable, out_specs: Any, replicated: int = 0) -> Callable:
+        """The function on all devices of the mesh; its arguments after the replicated ones are parts of a batch."""
+        if self._mesh is None:
+            return fn
+        split = PartitionSpec(self._optimizer.axis_name)
+
+        def run(*args):
+            batch = jax.tree.map(lambda x: split if jnp.ndim(x) else PartitionSpec(), args[replicated:])
+            in_specs = (*[PartitionSpec()] * replicated, *batch)
+            return jax.shard_map(fn, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
+
+        return run
 
 
 class _Plan:
     """For batches of one signature: the variables that take part, and the compiled program."""
 
-    def __init__(self, step: TrainStep, trained: list, others: list, written: list, connected: Sequence[bool]):
+    def __init__(self, step: TrainStep, trained: list, others: list, written: list, shapes: dict, donate: bool):
         self.trained, self.others, self.written = trained, others, written
-        opt, loss_fn, has_aux = step._optimizer, step._loss_fn, step._has_aux
+        opt, on_mesh = step._optimizer, step._mesh is not None
 
-        def program(numbers, state, values, idle, others, iterations, batch):
-            keys = [opt._keys[id(v)] for v in trained]
+        def program(numbers, state, clock, values, idle, others, *batch):
+            inputs = opt._listed(trained, values)
+            scale = opt._loss_scale(numbers, state)
 
-            def call(fn, values, *args):
-                inputs = [*(values[key] for key in keys), *others]
-                return tracing.call(fn, [*trained, *self.others], inputs, *args)
+            def loss_of(out):
+                loss = step._loss_of(out)
+                return loss if scale is None else loss * scale
 
-            def loss(values):
-                out, _, assigned = call(loss_fn, values, *batch)
-                total = check_loss(out[0] if has_aux else out)
-                return total, (out, [assigned[id(v)][1] for v in written])
-
-            grads, (out, new) = jax.grad(loss, has_aux=True, allow_int=True)(values)
-            pairs = [
-                (grads[key] if read and grads[key].dtype != jax.dtypes.float0 else None, v)
-                for key, read, v in zip(keys, connected, trained, strict=True)
-            ]
-            grads, _, _ = call(opt._gradients, values, pairs, trained)
-            grads, plan = opt._by_variable(trained, grads), opt._plan(trained)
-            values, state = pure_step(plan, numbers, state, values, idle, grads, iterations)
-            return out, values, state, increment(iterations), new
-
-        self.program = jax.jit(program, donate_argnums=(1, 2, 5))
-
-
-def check_made_before(variables: Iterable[Variable]) -> None:
-    """Refuses variables that the loss made itself while it was traced: what they hold cannot be used after."""
-    for v in variables:
-        if isinstance(v._value, core.Tracer):
-            raise RuntimeError(
-                f"{v.name} was made in the loss; make it before, or call the loss once before the step"
+            done = gradients.forward(step._loss_fn, batch, trained, inputs, shapes, self.others, others, loss_of)
+            pairs = list(zip(done.gradients(), trained, strict=True))
+            variables = [*trained, *self.others]
+            grads = tracing.call(opt._gradients, variables, [*inputs, *others], pairs, trained).out
+            values, state, clock = opt._plan(trained)(
+                numbers, state, clock, values, idle, opt._by_variable(trained, grads)
             )
+            out, new = done.out, [x for _, x in done.written]
+            if on_mesh:
+                out = jax.tree.map(lambda x: jnp.asarray(x)[None], out)
+                new = [jax.lax.pmean(x, opt.axis_name).astype(x.dtype) for x in new]
+            return out, values, state, clock, new
+
+        specs = PartitionSpec(opt.axis_name), *[PartitionSpec()] * 4
+        program = step._on_devices(program, specs, replicated=6)
+        self.program = jax.jit(program, donate_argnums=(1, 3) if donate else ())
 
 
-def check_not_trained(written: Iterable[Variable], trained: Sequence[Variable]) -> None:
-    """Refuses a loss that assigns to what it is differentiated by."""
-    if both := [v.name for v in written if any(v is t for t in trained)]:
-        raise ValueError(f"the loss assigns to {both}, which are being trained; assign to them after the step")
+def _calls_back(jaxpr: Any) -> bool:
+    """Whether a program calls Python while it runs, where an exception would leave donated variables empty."""
+    inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
+    called = any("callback" in eqn.primitive.name for eqn in jaxpr.eqns)
+    return called or any(_calls_back(getattr(x, "jaxpr", x)) for x in inner if _is_jaxpr(x))
 
 
-def check_loss(loss: Any) -> jax.Array:
-    """The sum of a loss that is an array of floats; TypeError for anything else."""
-    if not hasattr(loss, "dtype") or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"the loss must be an array of floats, got {loss!r}")
-    return jnp.sum(loss)
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(getattr(x, "jaxpr", x), "eqns")

@@ -1,0 +1,134 @@
+"""Variables of other libraries, seen as ours: Keras's, Flax's, and whatever has `value` and `assign`."""
+
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from . import tracing
+from .variable import Variable
+
+_known: "weakref.WeakValueDictionary[int, Foreign]" = weakref.WeakValueDictionary()
+
+
+class Foreign(Variable):
+    """A view of a variable of another library. Assignments to either are seen in both.
+
+    Args:
+        theirs: a `keras.Variable` on the JAX backend, a Flax `nnx.Variable`, or anything with `value`, an array, that
+            can be set or has an `assign` beside it.
+    """
+
+    def __init__(self, theirs: Any):
+        self.theirs = theirs
+        self._name = str(getattr(theirs, "path", None) or getattr(theirs, "name", None) or type(theirs).__name__)
+        self._unwatched = not _is_keras(theirs)
+        self.overwrite_with_gradient = bool(getattr(theirs, "overwrite_with_gradient", False))
+        if not isinstance(self._value, jax.Array):
+            raise TypeError(
+                f"{self._name} holds a {type(self._value).__name__}, not a JAX array; "
+                "with Keras, set KERAS_BACKEND=jax and build the model first"
+            )
+
+    @property
+    def trainable(self) -> bool:
+        return bool(getattr(self.theirs, "trainable", True))
+
+    @property
+    def constraint(self) -> Any:
+        return getattr(self.theirs, "constraint", None)
+
+    @property
+    def _value(self) -> Any:
+        if hasattr(self.theirs, "get_raw_value"):  # of nnx, whose `value` warns, and asks which trace it is in
+            return self.theirs.get_raw_value()
+        return self.theirs._value if _is_keras(self.theirs) else self.theirs.value
+
+    @_value.setter
+    def _value(self, x: Any) -> None:
+        if hasattr(self.theirs, "set_raw_value"):
+            self.theirs.set_raw_value(x, _unsafe_bypass_check=True)
+        elif _is_keras(self.theirs):
+            self.theirs._value = x
+        elif hasattr(self.theirs, "assign"):
+            self.theirs.assign(x)
+        else:
+            self.theirs.value = x
+
+    def __reduce__(self):
+        return ours, (self.theirs,)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def ours(variable: Any) -> Variable:
+    """The variable, or the one view of it if it is another library's. TypeError for what is none."""
+    if isinstance(variable, Variable):
+        return variable
+    if not is_variable(variable):
+        raise TypeError(f"not a variable: {variable!r}")
+    view = _known.get(id(variable))
+    if view is None:
+        view = _known[id(variable)] = Foreign(variable)
+    return view
+
+
+def theirs(variable: Variable) -> Any:
+    """The variable as the user knows it."""
+    return variable.theirs if isinstance(variable, Foreign) else variable
+
+
+def all_ours(variables: Iterable[Any]) -> list[Variable]:
+    return [ours(v) for v in variables]
+
+
+def is_variable(x: Any) -> bool:
+    """Whether it holds an array that can be replaced."""
+    if isinstance(x, Variable) or hasattr(x, "get_raw_value"):
+        return True
+    return hasattr(x, "value") and (hasattr(x, "assign") or _is_settable(type(x), "value"))
+
+
+def _is_settable(cls: type, name: str) -> bool:
+    attribute = getattr(cls, name, None)
+    return not callable(attribute) and (not isinstance(attribute, property) or attribute.fset is not None)
+
+
+def _keras() -> Any:
+    """Keras, if it was imported by someone."""
+    keras = sys.modules.get("keras")
+    return keras if hasattr(keras, "StatelessScope") else None
+
+
+def _is_keras(x: Any) -> bool:
+    keras = _keras()
+    return keras is not None and isinstance(x, keras.Variable)
+
+
+@contextmanager
+def _watch_keras() -> Iterator[None]:
+    """Keras's variables tell of reads and assignments, as ours do."""
+    keras = _keras()
+    if keras is None or keras.backend.backend() != "jax":
+        yield
+        return
+
+    class Watch(keras.StatelessScope):
+        def get_current_value(self, variable):
+            if variable._value is not None:
+                tracing.note_read(ours(variable))
+
+        def add_update(self, update):
+            variable, value = update
+            tracing.note_write(ours(variable))
+            variable._value = value
+
+    with Watch(initialize_variables=False):
+        yield
+
+
+tracing.watchers.append(_watch_keras)

@@ -1,0 +1,300 @@
+"""TF1's optimizers, tf.compat.v1.train's; constructors are TF1's to the letter, unannotated so that it is seen.
+
+`keras.optimizers.legacy` is also where later versions of TensorFlow keep OptimizerV2's classes, so they are here too.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ...optimizers.adagrad import scale_by_rss
+from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
+from ...transforms.chain import chain
+from ...transforms.learning_rate import scale, scale_by_learning_rate
+from ...transforms.moments import trace
+from ...value import Range
+from .adam import Adam
+from .adam import Adamax as Adamax
+from .adam import Nadam as Nadam
+from .base import Optimizer
+from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
+from .relics import GATE_OP
+from .slots import Slot
+
+
+class TF1(Optimizer):
+    """What TF1's optimizers share: stands before a Keras class, whose hyperparameters they have.
+
+    Args:
+        learning_rate: a number, a schedule, or a callable; as attribute it may be reassigned.
+        use_locking: accepted, and without meaning here: an update is atomic, done whole or not at all.
+        name: of the optimizer, not empty; slots are called `variable/name`, `variable/name_1` ..., as in TF1.
+        args, kwargs: of the Keras class. Those that all Keras optimizers take are not among TF1's.
+
+    Differs from TF1 in that `get_slot` raises KeyError for a slot that is not there, and in having a config.
+    """
+
+    renamed: dict[str, str] = {}
+    """From the names that arguments have in the Keras class to those they have here."""
+    _decays = property(lambda self: False)  # the learning rate does not: `decay` is another thing in TF1
+
+    def __init__(self, *args: Any, use_locking: bool, name: str, **kwargs: Any):
+        if not name:
+            raise ValueError("Must specify the optimizer name")
+        super().__init__(*args, name=name, **kwargs)
+        self.use_locking = use_locking
+        del self._hyper["decay"]
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` rebuilds the optimizer from, under the names of the constructor's arguments."""
+        config = super().get_config() | {"use_locking": self.use_locking}
+        return {self.renamed.get(name, name): x for name, x in config.items()}
+
+    def minimize(
+        self,
+        loss: Callable[[], Any],
+        global_step: Any = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        name: str | None = None,
+        grad_loss: Any = None,
+    ):
+        """`Optimizer.minimize` with TF1's order of arguments."""
+        how = _how(gate_gradients, aggregation_method, colocate_gradients_with_ops)
+        return super().minimize(loss, var_list, grad_loss, name, global_step=global_step, **how)
+
+    def compute_gradients(
+        self,
+        loss: Callable[[], Any],
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Any = None,
+    ):
+        """`Optimizer.compute_gradients` with TF1's order of arguments."""
+        how = _how(gate_gradients, aggregation_method, colocate_gradients_with_ops)
+        return super().compute_gradients(loss, var_list, grad_loss, **how)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple], global_step: Any = None, name: str | None = None):
+        """`Optimizer.apply_gradients` with TF1's order of arguments. Raises ValueError also for an empty list."""
+        if not (pairs := list(grads_and_vars)):
+            raise ValueError("No variables provided.")
+        return super().apply_gradients(pairs, name, global_step=global_step)
+
+    def get_name(self) -> str:
+        """The name, as `name`."""
+        return self._name
+
+    def _slot(self, table, key, slot_name):
+        return Slot(self, table, key, f"{key}/{self._suffix(slot_name)}")
+
+    def _suffix(self, slot_name: str) -> str:
+        n = [*self.get_slot_names(), slot_name].index(slot_name)
+        return f"{self._name}_{n}" if n else self._name
+
+
+def _how(gate: int, aggregation: int | None, colocate: bool) -> dict[str, Any]:
+    """How gradients are computed, as `Optimizer.compute_gradients` takes it."""
+    return {"gate_gradients": gate, "aggregation_method": aggregation, "colocate_gradients_with_ops": colocate}
+
+
+class GradientDescentOptimizer(TF1):
+    """p ← p − learning_rate · g: Keras's `SGD` without momentum. Arguments as in `TF1`.
+
+    >>> v = Variable(1.0)
+    >>> _ = GradientDescentOptimizer(0.1).apply_gradients([(2.0, v)])
+    >>> round(float(v), 3)
+    0.8
+    """
+
+    row_mode = "touched"
+
+    def __init__(self, learning_rate, use_locking=False, name="GradientDescent"):
+        super().__init__(learning_rate=learning_rate, use_locking=use_locking, name=name)
+
+    def transform(self, hyper):
+        return scale_by_learning_rate(hyper.learning_rate)
+
+
+class MomentumOptimizer(TF1, SGD):
+    """p ← p − learning_rate · a with a ← momentum·a + g; with use_nesterov p ← p − learning_rate · (g + momentum·a).
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`.
+        momentum: in [0, 1]; there is a slot for it even at 0.
+        use_nesterov: whether to look one step ahead; as attribute nesterov.
+
+    Slots: momentum. Polyak 1964; Sutskever et al. 2013, ICML. Differs from Keras's `SGD`, which has the learning
+    rate inside the slot: here a new rate takes effect at once, there as the slot decays.
+
+    >>> v, opt = Variable(1.0, name="v"), MomentumOptimizer(0.1, 0.9)
+    >>> _ = opt.apply_gradients([(2.0, v)])
+    >>> round(float(v), 3), opt.get_slot(v, "momentum")
+    (0.8, Variable('v/Momentum', shape=(), dtype=float32, value=2.))
+    """
+
+    renamed = {"nesterov": "use_nesterov"}
+
+    def __init__(self, learning_rate, momentum, use_locking=False, name="Momentum", use_nesterov=False):
+        super().__init__(learning_rate, momentum, use_nesterov, use_locking=use_locking, name=name)
+
+    def transform(self, hyper):
+        return chain(trace(hyper.momentum, self.nesterov), scale_by_learning_rate(hyper.learning_rate))
+
+
+class AdagradOptimizer(TF1, Adagrad):
+    """p ← p − learning_rate · g / √acc with acc ← acc + g². Differs from Keras's `Adagrad` in having no epsilon.
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`.
+        initial_accumulator_value: what acc starts with, > 0.
+
+    Slots: accumulator. Duchi, Hazan & Singer 2011, JMLR 12.
+
+    >>> v = Variable(1.0)
+    >>> _ = AdagradOptimizer(0.1, initial_accumulator_value=5.0).apply_gradients([(2.0, v)])
+    >>> round(float(v), 4)
+    0.9333
+    """
+
+    settings = ("initial_accumulator_value",)
+
+    def __init__(self, learning_rate, initial_accumulator_value=0.1, use_locking=False, name="Adagrad"):
+        Range("(0, inf]").check("initial_accumulator_value", initial_accumulator_value)
+        super().__init__(learning_rate, initial_accumulator_value, use_locking=use_locking, name=name)
+
+    def transform(self, hyper):
+        rule = scale_by_rss(self.initial_accumulator_value, eps=0.0)
+        return chain(rule, scale_by_learning_rate(hyper.learning_rate))
+
+
+class AdadeltaOptimizer(TF1, Adadelta):
+    """p ← p − learning_rate · u, u = √(accum_update + ε) / √(accum + ε) · g: running means of u² and g².
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`; a rate of 1.0 is the paper's.
+        rho: decay of the means, in [0, 1).
+        epsilon: ε > 0.
+
+    Slots: accum, accum_update. Zeiler 2012, arXiv:1212.5701. Keras's `Adadelta` but for slots and ε's default.
+
+    >>> v = Variable(1.0)
+    >>> _ = AdadeltaOptimizer(1.0, rho=0.0, epsilon=1.0).apply_gradients([(2.0, v)])
+    >>> round(float(v), 4)
+    0.1056
+    """
+
+    keras2_slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
+
+    def __init__(self, learning_rate=0.001, rho=0.95, epsilon=1e-8, use_locking=False, name="Adadelta"):
+        Range("(0, inf]").check("epsilon", epsilon)
+        super().__init__(learning_rate, rho, epsilon, use_locking=use_locking, name=name)
+
+
+class AdamOptimizer(TF1, Adam):
+    """p ← p − learning_rate · √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε), m and v running means of g and g².
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`.
+        beta1, beta2: decay of the means, in [0, 1); as attributes beta_1 and beta_2.
+        epsilon: ε ≥ 0, which is Kingma & Ba's ε̂.
+
+    Slots: m, v. Kingma & Ba 2014, arXiv:1412.6980. Keras's `Adam` but for ε's default, and 0 is 0.
+
+    >>> v, opt = Variable(1.0, name="v"), AdamOptimizer(0.1)
+    >>> _ = opt.apply_gradients([(2.0, v)])
+    >>> round(float(v), 3), [w.name for w in opt.variables()]
+    (0.9, ['Adam/iter:0', 'v/Adam:0', 'v/Adam_1:0'])
+    """
+
+    settings = ("epsilon",)
+    renamed = {"beta_1": "beta1", "beta_2": "beta2"}
+
+    def __init__(self, learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-8, use_locking=False, name="Adam"):
+        super().__init__(learning_rate, beta1, beta2, use_locking=use_locking, name=name)
+        self.epsilon = Range("[0, inf]").check("epsilon", epsilon)
+
+
+class RMSPropOptimizer(TF1, RMSprop):
+    """p ← p − mom, mom ← momentum·mom + learning_rate · g / √(rms − mg² + ε): running means of g² and (centered) g.
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`.
+        decay: of the means, in [0, 1); as attribute rho.
+        momentum: in [0, 1]; there is a slot for it even at 0.
+        epsilon: ε ≥ 0.
+        centered: whether mg is subtracted.
+
+    Slots: rms, which starts at 1; mg (if centered); momentum. Hinton 2012, lecture 6e; Graves 2013, arXiv:1308.0850.
+    Differs from Keras's `RMSprop`, where rms starts at 0 and ε and sparse rows depend on whether there is momentum.
+
+    >>> v = Variable(1.0)
+    >>> _ = RMSPropOptimizer(0.1, decay=0.5).apply_gradients([(1.0, v)])
+    >>> round(float(v), 3)
+    0.9
+    """
+
+    keras2_slots = ({"rms": "nu"}, {"mg": "mu"}, {"momentum": "trace"})
+    renamed = {"rho": "decay"}
+
+    def __init__(
+        self, learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, use_locking=False, centered=False, name="RMSProp"
+    ):
+        if not callable(decay):
+            Range("[0, 1)").check("decay", decay)
+        super().__init__(learning_rate, decay, momentum, centered=centered, use_locking=use_locking, name=name)
+        self.epsilon = Range("[0, inf]").check("epsilon", epsilon)
+        self.row_mode = "touched"
+
+    def transform(self, hyper):
+        rule = scale_by_stddev if self.centered else scale_by_rms
+        direction = rule(hyper.rho, self.epsilon, initial_scale=1.0)
+        ascend = scale_by_learning_rate(hyper.learning_rate, flip_sign=False)
+        return chain(direction, ascend, trace(hyper.momentum), scale(-1.0))
+
+
+class FtrlOptimizer(TF1, Ftrl):
+    """Follow the regularized leader: Keras's `Ftrl` with TF1's names. See `ftrl` for the rule.
+
+    Args:
+        learning_rate, use_locking, name: as in `TF1`.
+        accum_name, linear_name: what follows the variable in the names of its slots; `name` and `name_1` if None.
+        beta: as in `Ftrl`; None for 0.
+        learning_rate_power, initial_accumulator_value and the strengths: as in `Ftrl`.
+
+    Slots: accum, linear, whatever accum_name and linear_name are. McMahan et al. 2013, KDD.
+
+    >>> v = Variable(0.0)
+    >>> _ = FtrlOptimizer(0.1, l1_regularization_strength=5.0).apply_gradients([(-2.0, v)])
+    >>> float(v)
+    0.0
+    """
+
+    keras2_slots = ({"accum": "accumulator", "linear": "linear"},)
+    settings = (*Ftrl.settings, "accum_name", "linear_name")
+
+    def __init__(
+        self,
+        learning_rate,
+        learning_rate_power=-0.5,
+        initial_accumulator_value=0.1,
+        l1_regularization_strength=0.0,
+        l2_regularization_strength=0.0,
+        use_locking=False,
+        name="Ftrl",
+        accum_name=None,
+        linear_name=None,
+        l2_shrinkage_regularization_strength=0.0,
+        beta=None,
+    ):
+        rate = learning_rate, learning_rate_power, initial_accumulator_value
+        penalties = l1_regularization_strength, l2_regularization_strength
+        more = {"l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength, "beta": beta or 0.0}
+        super().__init__(*rate, *penalties, **more, use_locking=use_locking, name=name)
+        self.accum_name, self.linear_name = accum_name, linear_name
+
+    def _suffix(self, slot_name):
+        given = {"accum": self.accum_name, "linear": self.linear_name}.get(slot_name)
+        return given or super()._suffix(slot_name)

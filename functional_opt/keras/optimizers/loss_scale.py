@@ -1,0 +1,173 @@
+"""LossScaleOptimizer: training in float16 with a loss scale that finds its own size."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..variable import Variable
+from .base import SHARED, Optimizer
+from .step import Step
+from .wrapper import Wrapper, divided
+
+
+class Scaling(NamedTuple):
+    """`scale`: of the loss. `counter`: steps since it was changed."""
+
+    counter: jax.Array
+    scale: jax.Array
+
+
+@dataclass(frozen=True)
+class Scaled(Step):
+    """A step that is only done where all gradients are finite; the state has a `Scaling` before it."""
+
+    inner: Step
+    growth_steps: int
+
+    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+        scaling, inner = state
+        grads = divided(grads, scaling.scale)
+        floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(g)) for g in floats]))
+        values, inner, clock = jax.lax.cond(
+            finite,
+            lambda: self.inner(numbers, inner, clock, values, idle, grads, advance),
+            lambda: (values, inner, clock),
+        )
+        return values, (self._adjusted(scaling, finite) if advance else scaling, inner), clock
+
+    def _adjusted(self, scaling: Scaling, finite: jax.Array) -> Scaling:
+        counter = jnp.where(finite, scaling.counter + 1, 0)
+        grow = counter == self.growth_steps
+        scale = jnp.where(grow, scaling.scale * 2, jnp.where(finite, scaling.scale, scaling.scale / 2))
+        return Scaling(jnp.where(grow, 0, counter), scale)
+
+
+class LossScaleOptimizer(Wrapper):
+    """Multiplies the loss and divides the gradients, so that small ones do not vanish in float16.
+
+    g ← g / s; where all g are finite the inner optimizer takes its step, and s doubles after
+    `dynamic_growth_steps` of them; where one is not, the step is left out and s is halved.
+    `minimize` and `make_train_step` scale the loss themselves; gradients that are given to `apply` or
+    `apply_gradients` are those of `scale_loss(loss)`.
+
+    Args:
+        inner_optimizer: an `Optimizer`, with all clipping, decay and averaging that there is to be.
+        initial_scale: of the loss, at first.
+        dynamic_growth_steps: steps with finite gradients after which the scale doubles, at least 1.
+        name, axis_name: as in `Optimizer`.
+
+    Raises TypeError for what is no optimizer, ValueError for an argument that belongs to the inner one.
+    Micikevicius et al. 2017, arXiv:1710.03740. Differs from Keras on JAX, where only `stateless_apply` works.
+
+    >>> from functional_opt import keras
+    >>> v = keras.Variable([1.0, 2.0], name="v")
+    >>> opt = LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=4.0)
+    >>> opt.apply([jnp.array([4.0, jnp.inf])], [v])
+    >>> v.numpy().tolist(), float(opt.dynamic_scale), int(opt.iterations)
+    ([1.0, 2.0], 2.0, 0)
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: Optimizer,
+        initial_scale: float = 2.0**15,
+        dynamic_growth_steps: int = 2000,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(inner_optimizer, Optimizer):
+            raise TypeError(f"inner_optimizer must be an Optimizer, got {inner_optimizer!r}")
+        for key in kwargs:
+            if key in SHARED:
+                raise ValueError(f"LossScaleOptimizer does not support `{key}`. Set it on the `inner_optimizer`.")
+        if not initial_scale > 0:
+            raise ValueError(f"initial_scale must be positive, got {initial_scale}")
+        if not isinstance(dynamic_growth_steps, int) or dynamic_growth_steps < 1:
+            raise ValueError(f"dynamic_growth_steps must be an integer >= 1, got {dynamic_growth_steps!r}")
+        super().__init__(name, **kwargs)
+        self.inner_optimizer, self._parts = inner_optimizer, [inner_optimizer]
+        self.initial_scale, self.dynamic_growth_steps = initial_scale, dynamic_growth_steps
+        self.step_counter = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/step_counter")
+        self.dynamic_scale = Variable(
+            initial_scale, trainable=False, dtype=jnp.float32, name=f"{self._name}/dynamic_scale"
+        )
+
+    def _part_of(self, variable):
+        return 0
+
+    # The inner optimizer's, seen from outside
+
+    @property
+    def iterations(self) -> Variable:
+        """Those of the inner optimizer: steps that were not left out."""
+        return self.inner_optimizer.iterations
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        self.inner_optimizer.iterations = variable
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of the inner optimizer."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, x: Any) -> None:
+        self.inner_optimizer.learning_rate = x
+
+    def current_learning_rate(self):
+        return self.inner_optimizer.current_learning_rate()
+
+    # The scale
+
+    def scale_loss(self, loss):
+        """The loss times the scale as it is now."""
+        return loss * self.dynamic_scale.value
+
+    def _loss_scale(self, numbers, state):
+        return state[0].scale
+
+    def _gradients(self, pairs, variables, aggregate=True):
+        inner = self.inner_optimizer
+        if not (inner.gradient_aggregator or inner.gradient_transformers):
+            return super()._gradients(pairs, variables, aggregate)
+        # functions of the user's own are given gradients of the loss, not of the scaled one
+        s = self.dynamic_scale.value
+        grads = super()._gradients([(divided(g, s), v) for g, v in pairs], variables, aggregate)
+        return [divided(g, 1 / s) for g in grads]
+
+    def _ready(self, variables):
+        numbers, state = super()._ready(variables)
+        return numbers, (Scaling(self.step_counter._value, self.dynamic_scale._value), state)
+
+    def _plan(self, variables):
+        return Scaled(super()._plan(variables), self.dynamic_growth_steps)
+
+    def _store(self, state, clock):
+        (self.step_counter._value, self.dynamic_scale._value), inner = state
+        super()._store(inner, (self._iterations._value, *clock[1:]))  # Keras's outer iteration stays where it is
+
+    def _counters(self):
+        return [*super()._counters(), self.step_counter, self.dynamic_scale]
+
+    # Configs
+
+    def get_config(self):
+        from .serialization import serialize
+
+        return {
+            "name": self._name,
+            "inner_optimizer": serialize(self.inner_optimizer),
+            "initial_scale": self.initial_scale,
+            "dynamic_growth_steps": self.dynamic_growth_steps,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        from .serialization import deserialize
+
+        config = dict(config)
+        return cls(deserialize(config.pop("inner_optimizer"), custom_objects), **config)

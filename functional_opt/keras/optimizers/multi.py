@@ -1,0 +1,195 @@
+"""MultiOptimizer: different optimizers for different variables."""
+
+import re
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..foreign import theirs
+from ..variable import Variable
+from .base import Optimizer
+from .step import Step
+from .wrapper import Wrapper, divided
+
+
+class OptimizerMap(MutableMapping):
+    """Optimizers by a pattern of the variables' paths, and one for all the others.
+
+    Args:
+        default_optimizer: of variables that no pattern matches.
+        optimizer_map: optimizers by regular expression, which must match the whole path.
+
+    Raises TypeError for what is no optimizer, ValueError for a pattern that is there already, and where the
+    optimizer of a path is asked for that two patterns match.
+
+    >>> from functional_opt.keras.optimizers import SGD, Adam
+    >>> optimizers = OptimizerMap(SGD(), {"encoder/.*": Adam()})
+    >>> type(optimizers["encoder/kernel"]).__name__, type(optimizers["head/kernel"]).__name__
+    ('Adam', 'SGD')
+    """
+
+    def __init__(self, default_optimizer: Optimizer, optimizer_map: dict[str, Optimizer] | None = None):
+        self.default_optimizer = _optimizer("default_optimizer", default_optimizer)
+        self._by_pattern: dict[str, Optimizer] = {}
+        if not isinstance(optimizer_map, dict | None):
+            raise TypeError(f"optimizer_map must be a dictionary. Received: {optimizer_map!r}")
+        for pattern, optimizer in (optimizer_map or {}).items():
+            self[pattern] = optimizer
+
+    def __call__(self, variable: Any) -> Optimizer:
+        return self[variable.path]
+
+    def __getitem__(self, path: str) -> Optimizer:
+        matching = [p for p in self._by_pattern if re.fullmatch(p, path)]
+        if len(matching) > 1:
+            raise ValueError(f"Multiple optimizers assigned to variable {path}: {matching} match")
+        return self._by_pattern[matching[0]] if matching else self.default_optimizer
+
+    def __setitem__(self, pattern: str, optimizer: Optimizer) -> None:
+        if pattern in self._by_pattern:
+            raise ValueError(f"{pattern!r} already exists in the OptimizerMap; delete it first")
+        self._by_pattern[pattern] = _optimizer(f"the optimizer of {pattern!r}", optimizer)
+
+    def __delitem__(self, pattern: str) -> None:
+        del self._by_pattern[pattern]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_pattern)
+
+    def __len__(self) -> int:
+        return len(self._by_pattern)
+
+    def optimizers(self) -> list[Optimizer]:
+        """Each once, the default one last."""
+        found = [*self._by_pattern.values(), self.default_optimizer]
+        return list({id(o): o for o in found}.values())
+
+    def get_config(self) -> dict[str, Any]:
+        from .serialization import serialize
+
+        return {
+            "default_optimizer": serialize(self.default_optimizer),
+            "optimizer_map": {pattern: serialize(o) for pattern, o in self._by_pattern.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> "OptimizerMap":
+        from .serialization import deserialize
+
+        by_pattern = {p: deserialize(c, custom_objects) for p, c in config["optimizer_map"].items()}
+        return cls(deserialize(config["default_optimizer"], custom_objects), by_pattern)
+
+
+class MultiOptimizer(Wrapper):
+    """Hands each variable to an optimizer of its own; one call does the step of all.
+
+    An optimizer none of whose variables has a gradient takes no step.
+
+    Args:
+        optimizer_map: an `OptimizerMap`, or a function from a variable to its optimizer, which is called once for
+            each.
+        loss_scale_factor: as in `Optimizer`, for all.
+        name, axis_name: as in `Optimizer`.
+
+    There is no `learning_rate`: each of `optimizers` has one. Raises TypeError for what is no optimizer.
+
+    >>> from functional_opt import keras
+    >>> kernel, bias = keras.Variable(1.0, name="kernel"), keras.Variable(1.0, name="bias")
+    >>> opt = MultiOptimizer(lambda v: keras.optimizers.SGD(0.25 if v is bias else 0.5))
+    >>> _ = opt.minimize(lambda: kernel + bias, [kernel, bias])
+    >>> float(kernel), float(bias)
+    (0.5, 0.75)
+    """
+
+    def __init__(
+        self,
+        optimizer_map: OptimizerMap | Callable[[Any], Optimizer],
+        loss_scale_factor: float | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if not callable(optimizer_map):
+            raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got {optimizer_map!r}")
+        super().__init__(name, loss_scale_factor=loss_scale_factor, **kwargs)
+        self._optimizer_map = optimizer_map
+        self._parts = optimizer_map.optimizers() if isinstance(optimizer_map, OptimizerMap) else []
+        self._where: dict[int, int] = {}  # the part of each variable, by id
+        self._left: dict[str, int] = {}  # by path, of variables that stayed behind when this was pickled
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All of them; of those that a function returns, those that were asked for until now."""
+        return list(self._parts)
+
+    def __getattr__(self, name):
+        if name in ("learning_rate", "lr"):
+            raise AttributeError(
+                "Learning rate cannot be accessed on a MultiOptimizer. Access the learning rate on the individual "
+                "sub-optimizers instead: multi_optimizer.optimizers"
+            )
+        return super().__getattr__(name)
+
+    def _part_of(self, variable: Variable) -> int:
+        where = self._where.get(id(variable), self._left.get(variable.path))
+        if where is None:
+            optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(theirs(variable)))
+            known = [id(part) for part in self._parts]
+            if id(optimizer) not in known:
+                self._parts.append(optimizer)
+                known.append(id(optimizer))
+            where = self._where[id(variable)] = known.index(id(optimizer))
+        return where
+
+    def __getstate__(self):
+        left = {v.path: self._where[id(v)] for v in self._variables.values() if id(v) in self._where}
+        return super().__getstate__() | {"_where": {}, "_left": self._left | left}
+
+    # The loss scale
+
+    def _loss_scale(self, numbers, state):
+        return numbers[0]
+
+    def _ready(self, variables):
+        numbers, state = super()._ready(variables)
+        return (self.loss_scale_factor, numbers), state
+
+    def _plan(self, variables):
+        return Unscaled(super()._plan(variables))
+
+    # Configs
+
+    def get_config(self):
+        from .serialization import serialize
+
+        if not isinstance(self._optimizer_map, OptimizerMap):
+            raise NotImplementedError("a MultiOptimizer has a config only if it was made from an OptimizerMap")
+        return {
+            "optimizer_map": serialize(self._optimizer_map),
+            "loss_scale_factor": self.loss_scale_factor,
+            "name": self._name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        by_pattern = OptimizerMap.from_config(config.pop("optimizer_map")["config"], custom_objects)
+        return cls(by_pattern, **config)
+
+
+@dataclass(frozen=True)
+class Unscaled(Step):
+    """A step whose gradients are divided by a loss scale; the numbers have it before them, None for none."""
+
+    inner: Step
+
+    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+        scale, numbers = numbers
+        if scale is not None:
+            grads = divided(grads, scale)
+        return self.inner(numbers, state, clock, values, idle, grads, advance)
+
+
+def _optimizer(argument: str, x: Any) -> Optimizer:
+    if not isinstance(x, Optimizer):
+        raise TypeError(f"{argument} must be an Optimizer, got {x!r}")
+    return x

@@ -1,0 +1,195 @@
+"""Stepping: what an optimizer gives to its compiled step, and where it puts what comes back.
+
+An optimizer that stands for several others overrides most of it: see `wrapper`.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..foreign import is_variable, ours, theirs
+from ..indexed_slices import IndexedSlices
+from ..variable import Variable
+from .by_variable import ByVariable, State, grow
+from .donation import donated_tree, to_donate
+from .replicas import AxisName, summed
+from .slots import Slots
+from .step import Numbers, Step, at, jitted_step
+
+log = logging.getLogger(__name__)
+
+GradsAndVars = Sequence[tuple[Any, Any]]
+
+
+class Stepping(Slots):
+    """The part of an optimizer that runs steps."""
+
+    gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None
+    gradient_transformers: list[Callable[[GradsAndVars], GradsAndVars]]
+    axis_name: AxisName | None
+    gradient_accumulation_steps: int | None
+    use_ema: bool
+
+    def _numbers(self) -> Numbers:
+        """The transformations and other numbers of a step, with hyperparameters as they now are."""
+        raise NotImplementedError
+
+    def _plan(self, variables: Sequence[Variable]) -> Step:
+        """What a step of these variables is compiled for."""
+        raise NotImplementedError
+
+    def build(self, var_list: Iterable[Any]) -> None:
+        """Makes the slots of the variables now, rather than at the first step."""
+        with self._undone_on_error():
+            _, state = self._ready([ours(v) for v in var_list])
+            self._store(state, self._clock())
+
+    def _build_once(self, variables: Sequence[Variable]) -> None:
+        """Calls a `build` of the user's own before the first step, as Keras 3 does."""
+        if not self.built and type(self).build is not Stepping.build:
+            self.build([theirs(v) for v in variables])
+
+    def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
+        """The gradients after the user's own functions, one for each variable, None where there is none."""
+        present = [(g, theirs(v)) for g, v in pairs if g is not None]
+        if not present:
+            raise ValueError(f"No gradients provided for any variable: {[v.name for v in variables]}.")
+        if missing := [v.name for g, v in pairs if g is None]:
+            log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
+        if aggregate and self.gradient_aggregator:
+            present = self.gradient_aggregator(present)
+        elif aggregate and self.axis_name is not None:
+            present = zip(summed([g for g, _ in present], self.axis_name), (v for _, v in present), strict=True)
+        for fn in self.gradient_transformers:
+            present = fn(list(present))
+        queues: dict[int, list] = {}
+        for g, v in as_pairs(present):
+            shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
+            if shape != v.shape:
+                raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
+            if isinstance(g, IndexedSlices) and v.constraint is not None:
+                raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
+            queues.setdefault(id(v), []).append(g)
+        return [queues[id(v)].pop(0) if queues.get(id(v)) else None for v in variables]
+
+    def _apply(self, pairs: list[tuple], advance: bool) -> None:
+        """One compiled step for variables that differ."""
+        variables = [v for _, v in pairs]
+        self._build_once(variables)
+        with self._undone_on_error():
+            numbers, state = self._ready(variables)
+            grads = [g if isinstance(g, jax.Array | IndexedSlices) else jnp.asarray(g) for g, _ in pairs]
+            values, state, clock = jitted_step(
+                self._plan(variables),
+                numbers,
+                donated_tree(state),
+                self._clock(),
+                self._by_variable(variables, to_donate([v._value for v in variables])),
+                self._idle(variables),
+                self._by_variable(variables, grads),
+                advance=advance,
+            )
+            self._store(state, clock)
+        for v, x in zip(variables, self._listed(variables, values), strict=True):
+            v._value = x
+
+    # What goes in and comes out
+
+    def _ready(self, variables: Sequence[Variable]) -> tuple[Any, Any]:
+        """The numbers of a step as they are now, and the state with slots for these variables.
+
+        To be called where what it changes is undone if the step fails.
+        """
+        new = [v for v in variables if id(v) not in self._keys]
+        self._register(new)
+        numbers, state = self._numbers(), self._state
+        rule = at(0, numbers.rule)
+        structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
+        if state is None or new or structure != self._structure:
+            self._structure = structure
+            known = list(self._variables.values())
+            everything = self._by_variable(known, [v._value for v in known])
+            accumulate = self.gradient_accumulation_steps is not None
+            state = grow(rule, state, everything, average=self.use_ema, accumulate=accumulate)
+            if self._pending_weights is not None:
+                self._state = state
+                self._assign_weights(self._pending_weights)
+                state, self._pending_weights = self._state, None
+        return numbers, state
+
+    def _clock(self) -> Any:
+        """What counts steps."""
+        return self._iterations._value
+
+    def _store(self, state: State, clock: Any) -> None:
+        """Keeps what came out of a step."""
+        self._state, self._iterations._value = state, clock
+
+    def _register(self, new: Sequence[Variable]) -> None:
+        """Gives each variable the key under which the state has it: its path, after a number if that is taken."""
+        made = []
+        for v in new:
+            key, n = v.path, 1
+            if key not in self._orphans:
+                while key in self._variables:
+                    n += 1
+                    key = f"{n}/{v.path}"
+                made.append(key)
+            self._orphans.discard(key)
+            self._variables[key], self._keys[id(v)] = v, key
+        if made:
+            self._together.append(made)
+
+    def _by_variable(self, variables: Sequence[Variable], values: Sequence[Any]) -> Any:
+        """Values of some variables as a step takes them, with None for all others that the state knows."""
+        given = {self._keys[id(v)]: x for v, x in zip(variables, values, strict=True)}
+        return ByVariable((key, given.get(key)) for key in self._variables)
+
+    def _listed(self, variables: Sequence[Variable], values: Any) -> list[Any]:
+        """The other way round: from what a step returns to a list."""
+        return [values[self._keys[id(v)]] for v in variables]
+
+    def _idle(self, variables: Sequence[Variable]) -> Any:
+        """The values of all variables but these."""
+        busy = {id(v) for v in variables}
+        return ByVariable((key, v._value) for key, v in self._variables.items() if id(v) not in busy)
+
+    # Undone when it fails
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
+        before = self._snapshot()
+        try:
+            yield
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def _snapshot(self) -> Any:
+        """All that a step changes but the variables."""
+        known = dict(self._variables), dict(self._keys), list(self._together), set(self._orphans)
+        values = [(v, v._value) for v in (*self._counters(), *self._weights)]
+        return known, self._structure, self._pending_weights, self._state, values
+
+    def _restore(self, snapshot: Any) -> None:
+        known, self._structure, self._pending_weights, self._state, values = snapshot
+        self._variables, self._keys, self._together, self._orphans = known
+        for v, x in values:
+            v._value = x
+
+
+def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
+    """(gradient, variable) pairs, with other libraries' variables seen as ours. TypeError for what is none."""
+    pairs = list(grads_and_vars)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
+        if not is_variable(pair[1]):
+            raise TypeError(f"the second of each pair must be a Variable, got {pair[1]!r}")
+    return [(g, ours(v)) for g, v in pairs]

@@ -1,0 +1,161 @@
+"""Wrapper: an optimizer that stands for others, each with variables of its own."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...base import increment
+from ..foreign import ours
+from ..variable import Variable
+from .base import Optimizer
+from .slots import Variables
+from .step import Step
+
+
+@dataclass(frozen=True)
+class Parts(Step):
+    """The steps of several optimizers; numbers, states and values are tuples with one part for each.
+
+    The clock has that of the whole before those of the parts. A part that is None has no gradients, and stays
+    as it is.
+    """
+
+    steps: tuple[Step | None, ...]
+
+    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+        whole, *clocks = clock
+        done = [
+            (values[i], state[i], clocks[i])
+            if step is None
+            else step(numbers[i], state[i], clocks[i], values[i], idle[i], grads[i], advance)
+            for i, step in enumerate(self.steps)
+        ]
+        values, state, clocks = zip(*done, strict=True)
+        return values, state, (increment(whole) if advance else whole, *clocks)
+
+
+class Wrapper(Optimizer):
+    """What wraps one optimizer or several: they keep the slots, and it hands each its variables.
+
+    A class says in `_part_of` which of `_parts` a variable belongs to.
+    """
+
+    default_dialect = "keras3"
+    _parts: list[Optimizer]
+
+    def __init__(self, name: str | None, **kwargs: Any):
+        super().__init__(name, **kwargs)
+        self._rate = Variable(0.0, trainable=False, name=f"{self._name}/learning_rate")  # a weight of Keras's, unused
+
+    def _part_of(self, variable: Variable) -> int:
+        raise NotImplementedError
+
+    def transform(self, hyper):
+        raise TypeError(f"{type(self).__name__} has no transformation of its own; the optimizers in it have")
+
+    def _each(self, variables: Sequence[Variable], *more: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Each part with its variables and what goes with them."""
+        where = [self._part_of(v) for v in variables]
+        for i, part in enumerate(self._parts):
+            yield part, *([x for x, at in zip(xs, where, strict=True) if at == i] for xs in (variables, *more))
+
+    # What a step is given
+
+    def _build_once(self, variables):
+        for part, own in self._each(variables):
+            part._build_once(own)
+
+    def _gradients(self, pairs, variables, aggregate=True):
+        grads = super()._gradients(pairs, variables, aggregate)
+        found: dict[int, list] = {}
+        for part, own, gs in self._each(variables, grads):
+            if any(g is not None for g in gs):
+                gs = part._gradients(list(zip(gs, own, strict=True)), own, aggregate)
+            for g, v in zip(gs, own, strict=True):
+                found.setdefault(id(v), []).append(g)
+        return [found[id(v)].pop(0) for v in variables]
+
+    def _ready(self, variables):
+        self._register([v for v in variables if id(v) not in self._keys])
+        ready = [part._ready(own) if own or part.built else (None, None) for part, own in self._each(variables)]
+        if self._pending_weights is not None:
+            for part, (_, state) in zip(self._parts, ready, strict=True):
+                part._state = state
+            self._assign_weights(self._pending_weights)
+            ready = [(numbers, part._state) for part, (numbers, _) in zip(self._parts, ready, strict=True)]
+            self._pending_weights = None
+        numbers, state = zip(*ready, strict=True)
+        return numbers, state
+
+    def _plan(self, variables) -> Step:
+        return Parts(tuple(part._plan(own) if own else None for part, own in self._each(variables)))
+
+    def _clock(self):
+        return self._iterations._value, *(part._clock() for part in self._parts)
+
+    def _store(self, state, clock):
+        self._iterations._value, *clocks = clock
+        for part, s, c in zip(self._parts, state, clocks, strict=True):
+            if s is not None:
+                part._store(s, c)
+
+    def _by_variable(self, variables, values):
+        return tuple(part._by_variable(own, xs) for part, own, xs in self._each(variables, values))
+
+    def _listed(self, variables, values):
+        found = {}
+        for x, (part, own) in zip(values, self._each(variables), strict=True):
+            found |= dict(zip(map(id, own), part._listed(own, x), strict=True))
+        return [found[id(v)] for v in variables]
+
+    def _idle(self, variables):
+        return tuple(part._idle(own) for part, own in self._each(variables))
+
+    def _snapshot(self):
+        return super()._snapshot(), [part._snapshot() for part in self._parts]
+
+    def _restore(self, snapshot):
+        own, parts = snapshot
+        super()._restore(own)
+        for part, s in zip(self._parts, parts, strict=False):  # a failed step may have brought in another
+            part._restore(s)
+
+    def _detach(self):
+        for part in self._parts:
+            part._detach()
+
+    # What is seen of it
+
+    @property
+    def built(self) -> bool:
+        return any(part.built for part in self._parts)
+
+    @property
+    def variables(self) -> Variables:
+        """Its own, then those of each inner optimizer."""
+        return Variables([*self._counters(), *(v for part in self._parts for v in part.variables)])
+
+    def _counters(self):
+        return [self._iterations, self._rate]
+
+    def get_slot_names(self):
+        return list(dict.fromkeys(name for part in self._parts for name in part.get_slot_names()))
+
+    def get_slot(self, var, slot_name):
+        return self._parts[self._part_of(ours(var))].get_slot(var, slot_name)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        for part in self._parts:
+            part.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list):
+        for part in self._parts:
+            part.finalize_variable_values(var_list)
+
+
+def divided(grads: Any, scale: Any) -> Any:
+    """All gradients by a number; the indices of sparse ones as they are."""
+    return jax.tree.map(lambda g: g if jnp.issubdtype(jnp.result_type(g), jnp.integer) else g / scale, grads)
