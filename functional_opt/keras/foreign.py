@@ -43,14 +43,14 @@ class Foreign(Variable):
 
     @property
     def _value(self) -> Any:
-        if hasattr(self.theirs, "get_raw_value"):  # of nnx, whose `value` warns, and asks which trace it is in
-            return self.theirs.get_raw_value()
+        if hasattr(self.theirs, "_raw_value"):  # of nnx, whose `value` is deprecated
+            return self.theirs._raw_value
         return self.theirs._value if _is_keras(self.theirs) else self.theirs.value
 
     @_value.setter
     def _value(self, x: Any) -> None:
-        if hasattr(self.theirs, "set_raw_value"):
-            self.theirs.set_raw_value(x, _unsafe_bypass_check=True)
+        if hasattr(self.theirs, "_raw_value"):  # assigned to in any trace: what is put there is taken out again
+            object.__setattr__(self.theirs, "_raw_value", x)
         elif _is_keras(self.theirs):
             self.theirs._value = x
         elif hasattr(self.theirs, "assign"):
@@ -88,7 +88,7 @@ def all_ours(variables: Iterable[Any]) -> list[Variable]:
 
 def is_variable(x: Any) -> bool:
     """Whether it holds an array that can be replaced."""
-    if isinstance(x, Variable) or hasattr(x, "get_raw_value"):
+    if isinstance(x, Variable) or _is_keras(x) or hasattr(x, "_raw_value"):
         return True
     return hasattr(x, "value") and (hasattr(x, "assign") or _is_settable(type(x), "value"))
 

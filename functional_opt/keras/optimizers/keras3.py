@@ -70,7 +70,7 @@ class Keras3Methods(Training):
             numbers, state = self._ready(variables)
             values = self._by_variable(variables, [jnp.asarray(x) for x in trainable_variables])
             values, state, clock = self._plan(variables)(
-                numbers, state, self._clock(), values, values, self._by_variable(variables, grads)
+                numbers, values, state, self._clock(), values, self._by_variable(variables, grads)
             )
             self._store(state, clock)
             return self._listed(variables, values), [v._value for v in own]

@@ -26,14 +26,14 @@ class Scaled(Step):
     inner: Step
     growth_steps: int
 
-    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
         scaling, inner = state
         grads = divided(grads, scaling.scale)
         floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(g)) for g in floats]))
         values, inner, clock = jax.lax.cond(
             finite,
-            lambda: self.inner(numbers, inner, clock, values, idle, grads, advance),
+            lambda: self.inner(numbers, values, inner, clock, idle, grads, advance),
             lambda: (values, inner, clock),
         )
         return values, (self._adjusted(scaling, finite) if advance else scaling, inner), clock

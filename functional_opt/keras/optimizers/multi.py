@@ -182,11 +182,11 @@ class Unscaled(Step):
 
     inner: Step
 
-    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
         scale, numbers = numbers
         if scale is not None:
             grads = divided(grads, scale)
-        return self.inner(numbers, state, clock, values, idle, grads, advance)
+        return self.inner(numbers, values, state, clock, idle, grads, advance)
 
 
 def _optimizer(argument: str, x: Any) -> Optimizer:

@@ -37,7 +37,7 @@ class Step(Protocol):
     """What a step is compiled for: hashable, and itself the step, a pure function."""
 
     def __call__(
-        self, numbers: Any, state: Any, clock: Any, values: Any, idle: Any, grads: Any, advance: bool = True
+        self, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any, advance: bool = True
     ) -> tuple[Any, Any, Any]:
         """New values, state and clock (`iterations`, or several of them), which stands still unless `advance`.
 
@@ -59,8 +59,8 @@ class Plan(Step):
     overwritten: tuple[str, ...] = ()  # the variables that are assigned their gradients
     keras3: bool = False
 
-    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
-        values, state = _step(self, numbers, state, values, idle, grads, clock)
+    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+        values, state = _step(self, numbers, values, state, idle, grads, clock)
         return values, state, increment(clock) if advance else clock
 
 
@@ -111,8 +111,8 @@ def _replaced(kind: type[Schedule], step: Any, numbers: Any) -> Any:
 def _step(
     plan: Plan,
     numbers: Numbers,
-    state: State,
     values: ByVariable,
+    state: State,
     idle: ByVariable,
     grads: ByVariable,
     iterations: jax.Array,
@@ -210,9 +210,13 @@ def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> B
     return values
 
 
-@functools.partial(jax.jit, static_argnames=("step", "advance"), donate_argnums=(2, 4))
+@functools.partial(jax.jit, static_argnames=("step", "advance"), donate_argnums=(2, 3))
 def jitted_step(
-    step: Step, numbers: Any, state: Any, clock: Any, values: Any, idle: Any, grads: Any, advance: bool
+    step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any, advance: bool
 ) -> tuple[Any, Any, Any]:
-    """A step, compiled once for all optimizers of the same structure; its state and values are donated."""
-    return step(numbers, state, clock, values, idle, grads, advance)
+    """A step, compiled once for all optimizers of the same structure; its values and state are donated.
+
+    They come in the order in which they are returned: buffers go from one to the other in order, and what would
+    have to change places would be copied.
+    """
+    return step(numbers, values, state, clock, idle, grads, advance)

@@ -87,9 +87,9 @@ class Stepping(Slots):
             values, state, clock = jitted_step(
                 self._plan(variables),
                 numbers,
+                self._by_variable(variables, to_donate([v._value for v in variables])),
                 donated_tree(state),
                 self._clock(),
-                self._by_variable(variables, to_donate([v._value for v in variables])),
                 self._idle(variables),
                 self._by_variable(variables, grads),
                 advance=advance,

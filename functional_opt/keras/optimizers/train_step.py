@@ -19,7 +19,8 @@ class TrainStep:
         if mesh is not None and not (isinstance(axis, str) and axis in mesh.axis_names):
             raise ValueError(f"mesh must have the optimizer's axis_name, which is {axis!r}, among {mesh.axis_names}")
         self._optimizer, self._loss_fn, self._var_list, self._has_aux = optimizer, loss_fn, var_list, has_aux
-        self._mesh = mesh
+        # of any kind of axes: arrays come as they are, and jax.jit moves them
+        self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
         self._plans: dict[Any, _Plan] = {}
 
     def __call__(self, *batch: Any) -> Any:
@@ -36,9 +37,9 @@ class TrainStep:
             others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
             out, values, state, clock, written = plan.program(
                 numbers,
+                opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained])),
                 donated_tree(state),
                 opt._clock(),
-                opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained])),
                 opt._idle(plan.trained),
                 others,
                 *batch,
@@ -96,7 +97,7 @@ class _Plan:
         self.trained, self.others, self.written = trained, others, written
         opt, on_mesh = step._optimizer, step._mesh is not None
 
-        def program(numbers, state, clock, values, idle, others, *batch):
+        def program(numbers, values, state, clock, idle, others, *batch):
             inputs = opt._listed(trained, values)
             scale = opt._loss_scale(numbers, state)
 
@@ -109,7 +110,7 @@ class _Plan:
             variables = [*trained, *self.others]
             grads = tracing.call(opt._gradients, variables, [*inputs, *others], pairs, trained).out
             values, state, clock = opt._plan(trained)(
-                numbers, state, clock, values, idle, opt._by_variable(trained, grads)
+                numbers, values, state, clock, idle, opt._by_variable(trained, grads)
             )
             out, new = done.out, [x for _, x in done.written]
             if on_mesh:
@@ -119,7 +120,7 @@ class _Plan:
 
         specs = PartitionSpec(opt.axis_name), *[PartitionSpec()] * 4
         program = step._on_devices(program, specs, replicated=6)
-        self.program = jax.jit(program, donate_argnums=(1, 3) if donate else ())
+        self.program = jax.jit(program, donate_argnums=(1, 2) if donate else ())
 
 
 def _calls_back(jaxpr: Any) -> bool:

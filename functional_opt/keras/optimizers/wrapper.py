@@ -25,12 +25,12 @@ class Parts(Step):
 
     steps: tuple[Step | None, ...]
 
-    def __call__(self, numbers, state, clock, values, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
         whole, *clocks = clock
         done = [
             (values[i], state[i], clocks[i])
             if step is None
-            else step(numbers[i], state[i], clocks[i], values[i], idle[i], grads[i], advance)
+            else step(numbers[i], values[i], state[i], clocks[i], idle[i], grads[i], advance)
             for i, step in enumerate(self.steps)
         ]
         values, state, clocks = zip(*done, strict=True)
