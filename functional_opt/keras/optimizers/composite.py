@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ...base import GradientTransformation
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.rmsprop import scale_by_rms
-from ...optimizers.schedule_free import schedule_free
+from ...optimizers.schedule_free import schedule_free, schedule_free_eval_params
 from ...schedules import Rate, Schedule
 from ...schedules.base import rate_at
 from ...transforms.chain import chain
@@ -18,6 +18,7 @@ from ...transforms.moments import trace
 from ...transforms.orthogonalize import orthogonalize, scale_by_shape
 from ...transforms.select import partition
 from ...value import PositiveInt, Static, value
+from ..foreign import all_ours
 from .base import EPSILON, Optimizer
 from .by_variable import ByVariable
 
@@ -164,6 +165,15 @@ class ScheduleFreeAdamW(Optimizer):
         self._set_hyper("beta_1", beta_1)
         self._set_hyper("beta_2", beta_2)
         self.epsilon, self.warmup_steps = epsilon or 1e-8, warmup_steps
+
+    def averaged_params(self, var_list=None):
+        """x, which the gradients are not taken at, and which is to be evaluated."""
+        given = list(self._variables.values()) if var_list is None else all_ours(var_list)
+        if self._state is None:
+            return [v._value for v in given]
+        everything = ByVariable((key, v._value) for key, v in self._variables.items())
+        x = schedule_free_eval_params(self._state.inner, everything)
+        return [x[self._keys[id(v)]] for v in given]
 
     def transform(self, hyper):
         rate = hyper.learning_rate

@@ -88,6 +88,12 @@ class Keras3Methods(Training):
             if self._state is not None and key in self._state.average:
                 v.assign(self._state.average[key])
 
+    def averaged_params(self, var_list: Iterable[Any] | None = None) -> list[jax.Array]:
+        """What to evaluate with: the running means where `use_ema` keeps any, else the values; of all if None."""
+        given = list(self._variables.values()) if var_list is None else all_ours(var_list)
+        means = self._state.average if self._state is not None else {}
+        return [means.get(self._keys.get(id(v)), v._value) for v in given]
+
     def scale_loss(self, loss: Any) -> Any:
         """The loss times `loss_scale_factor`, if there is one, that gradients are divided by.
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from ...optimizers.adafactor import relative_step, scale_by_factored_rms
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.lion import scale_by_lion
@@ -11,6 +14,7 @@ from ...transforms.learning_rate import scale_by_learning_rate
 from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
 from .adam import TwoMoments
 from .base import Optimizer
+from .slots import Derived
 
 
 class Lion(Optimizer):
@@ -91,7 +95,8 @@ class Adafactor(Optimizer):
         name, kwargs: as in `Optimizer`.
 
     Slots: r, c (means over the last two axes, of variables that have them), v (of the others).
-    Shazeer & Stern 2018, arXiv:1804.04235. Differs from Keras, which keeps all three slots of every variable.
+    Shazeer & Stern 2018, arXiv:1804.04235. Keras keeps all three for every variable; in the list of weights they
+    are there, with v = r·c / mean(r) computed where Keras stores it, and 0 for an r or c that is not used.
 
     >>> from functional_opt import keras
     >>> v = keras.Variable([3.0, 4.0], name="v")
@@ -118,6 +123,23 @@ class Adafactor(Optimizer):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
         self.beta_2_decay, self.epsilon_1, self.epsilon_2 = beta_2_decay, epsilon_1, epsilon_2
         self.clip_threshold, self.relative_step = clip_threshold, relative_step
+
+    def _weights_of(self, key, group):
+        variable = self._variables[key]
+        r, c, v = (self.get_slot(variable, name) for name in "rcv")
+        r._name = c._name = f"{self._name}/{key}"  # as Keras has it
+        v._name = f"{self._name}/{key}_velocity"
+
+        def reconstructed() -> jax.Array:
+            rows, columns = r._value[..., None], c._value[..., None, :]
+            mean = jnp.mean(rows, axis=-2, keepdims=True)
+            return rows * columns / jnp.where(mean == 0, 1.0, mean)
+
+        if variable.ndim >= 2:
+            yield from (r, c, Derived(reconstructed, v.path))
+        else:
+            yield from (Derived(lambda: jnp.zeros((), jnp.int32), key) for _ in (r, c))
+            yield v
 
     def transform(self, hyper):
         factored = scale_by_factored_rms(

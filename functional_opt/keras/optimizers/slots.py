@@ -38,6 +38,22 @@ class Slot(Variable):
         self._table(self._optimizer._state)[self._key] = x
 
 
+class Derived(Slot):
+    """A weight that other libraries keep and this one computes, or has no use for; what is assigned is ignored."""
+
+    def __init__(self, compute: Callable[[], jax.Array], name: str):
+        self._compute, self._name = compute, name
+        self.trainable, self.constraint = False, None
+
+    @property
+    def _value(self) -> jax.Array:
+        return self._compute()
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        pass
+
+
 class Scalar(Slot):
     """A view of a number in an optimizer's state that is not kept by variable."""
 
@@ -225,9 +241,13 @@ class Slots:
         for keys in self._together:
             for group in self._groups():
                 for key in keys:
-                    for name, field in group.items():
-                        if self._has(field, key):
-                            yield self.get_slot(self._variables[key], name)
+                    yield from self._weights_of(key, group)
+
+    def _weights_of(self, key: str, group: dict[str, Fields]) -> Iterator[Variable]:
+        """The slots of a variable that are among the weights, of one group."""
+        for name, field in group.items():
+            if self._has(field, key):
+                yield self.get_slot(self._variables[key], name)
 
     def get_weights(self) -> list[np.ndarray]:
         """The values of `weights`."""

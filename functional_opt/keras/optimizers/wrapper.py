@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...base import increment
-from ..foreign import ours
+from ..foreign import all_ours, ours
 from ..variable import Variable
 from .base import Optimizer
 from .slots import Variables
@@ -150,6 +150,10 @@ class Wrapper(Optimizer):
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         for part in self._parts:
             part.exclude_from_weight_decay(var_list, var_names)
+
+    def averaged_params(self, var_list=None):
+        given = list(self._variables.values()) if var_list is None else all_ours(var_list)
+        return [self._parts[self._part_of(v)].averaged_params([v])[0] for v in given]
 
     def finalize_variable_values(self, var_list):
         for part in self._parts:
