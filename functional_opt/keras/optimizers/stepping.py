@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...base import EmptyState
+from ...transforms.clip import clip_by_global_norm
 from ..foreign import is_variable, ours, theirs
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
@@ -32,6 +34,8 @@ class Stepping(Slots):
     gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None
     gradient_transformers: list[Callable[[GradsAndVars], GradsAndVars]]
     axis_name: AxisName | None
+    global_clipnorm: float | None
+    loss_scale_factor: float | None
     gradient_accumulation_steps: int | None
     use_ema: bool
 
@@ -67,8 +71,11 @@ class Stepping(Slots):
             present = zip(summed([g for g, _ in present], self.axis_name), (v for _, v in present), strict=True)
         for fn in self.gradient_transformers:
             present = fn(list(present))
+        present = as_pairs(present)
+        if self.global_clipnorm is not None and len({id(v) for _, v in present}) < len(present):
+            present = _clipped_together(present, self.global_clipnorm * (self.loss_scale_factor or 1.0))
         queues: dict[int, list] = {}
-        for g, v in as_pairs(present):
+        for g, v in present:
             shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
             if shape != v.shape:
                 raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
@@ -193,3 +200,13 @@ def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
         if not is_variable(pair[1]):
             raise TypeError(f"the second of each pair must be a Variable, got {pair[1]!r}")
     return [(g, ours(v)) for g, v in pairs]
+
+
+def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:
+    """For a variable that is listed twice: steps one after the other would each see a part of the norm."""
+    values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
+    clipped, _ = clip_by_global_norm(bound).update(values, EmptyState())
+    return [
+        (old.with_values(g) if isinstance(old, IndexedSlices) else g, v)
+        for g, (old, v) in zip(clipped, pairs, strict=True)
+    ]

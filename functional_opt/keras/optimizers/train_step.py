@@ -24,32 +24,38 @@ class TrainStep:
         self._plans: dict[Any, _Plan] = {}
 
     def __call__(self, *batch: Any) -> Any:
-        opt = self._optimizer
-        # what the loss reads may depend on the shapes of the batch, as its compilation does
-        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
-        signature = jax.tree.structure(batch), shapes
-        plan = self._plans.get(signature)
-        if plan is None:
-            plan = self._plans[signature] = self._plan(*batch)
+        opt, plan = self._optimizer, self._plan_of(batch)
         opt._build_once(plan.trained)
         with opt._undone_on_error():
-            numbers, state = opt._ready(plan.trained)
-            others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
-            out, values, state, clock, written = plan.program(
-                numbers,
-                opt._by_variable(plan.trained, to_donate([v._value for v in plan.trained])),
-                donated_tree(state),
-                opt._clock(),
-                opt._idle(plan.trained),
-                others,
-                *batch,
-            )
+            out, values, state, clock, written = plan.program(*self._arguments(plan), *batch)
             opt._store(state, clock)
         for v, x in zip(plan.trained, opt._listed(plan.trained, values), strict=True):
             v._value = x
         for v, x in zip(plan.written, written, strict=True):
             v._value = x
         return out
+
+    def lower(self, *batch: Any) -> jax.stages.Lowered:
+        """The program for such a batch, not run: as `jax.jit(...).lower`, to look at its code, cost and memory."""
+        plan = self._plan_of(batch)
+        self._optimizer.build(plan.trained)
+        return plan.program.lower(*self._arguments(plan), *batch)
+
+    def _plan_of(self, batch: tuple) -> "_Plan":
+        # what the loss reads may depend on the shapes of the batch, as its compilation does
+        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
+        signature = jax.tree.structure(batch), shapes
+        plan = self._plans.get(signature)
+        if plan is None:
+            plan = self._plans[signature] = self._plan(*batch)
+        return plan
+
+    def _arguments(self, plan: "_Plan") -> tuple[Any, ...]:
+        opt, trained = self._optimizer, plan.trained
+        numbers, state = opt._ready(trained)
+        others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
+        values = opt._by_variable(trained, to_donate([v._value for v in trained]))
+        return numbers, values, donated_tree(state), opt._clock(), opt._idle(trained), others
 
     def _plan(self, *batch: Any) -> "_Plan":
         """Runs the loss once without computing, to see which variables it reads and assigns."""
