@@ -262,7 +262,8 @@ class Custom(Keras3Methods, Hyperparameters):
 
     def _constants(self) -> tuple:
         """The attributes that are plain: to assign to one is to compile the code again."""
-        return tuple((k, x) for k, x in self.__dict__.items() if isinstance(x, int | float | str | None))
+        plain = int | float | str | None
+        return tuple((k, x) for k, x in self.__dict__.items() if k not in self._kept_here and isinstance(x, plain))
 
     def _ready(self, variables):
         numbers, state = super()._ready(variables)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..variable import Variable
 from .base import SHARED, Optimizer
 from .step import Step
-from .wrapper import Wrapper, divided
+from .wrapper import Wrapper, divided, needed
 
 
 class Scaling(NamedTuple):
@@ -169,5 +169,5 @@ class LossScaleOptimizer(Wrapper):
     def from_config(cls, config, custom_objects=None):
         from .serialization import deserialize
 
-        config = dict(config)
-        return cls(deserialize(config.pop("inner_optimizer"), custom_objects), **config)
+        inner, rest = needed(cls, "inner_optimizer", config)
+        return cls(deserialize(inner, custom_objects), **rest)

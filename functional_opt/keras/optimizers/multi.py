@@ -9,7 +9,7 @@ from ..foreign import theirs
 from ..variable import Variable
 from .base import Optimizer
 from .step import Step
-from .wrapper import Wrapper, divided
+from .wrapper import Wrapper, divided, needed
 
 
 class OptimizerMap(MutableMapping):
@@ -171,9 +171,8 @@ class MultiOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        by_pattern = OptimizerMap.from_config(config.pop("optimizer_map")["config"], custom_objects)
-        return cls(by_pattern, **config)
+        inner, rest = needed(cls, "optimizer_map", config)
+        return cls(OptimizerMap.from_config(inner["config"], custom_objects), **rest)
 
 
 @dataclass(frozen=True)

@@ -163,3 +163,10 @@ class Wrapper(Optimizer):
 def divided(grads: Any, scale: Any) -> Any:
     """All gradients by a number; the indices of sparse ones as they are."""
     return jax.tree.map(lambda g: g if jnp.issubdtype(jnp.result_type(g), jnp.integer) else g / scale, grads)
+
+
+def needed(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """An entry of a config, and the others. ValueError if it is not there."""
+    if key not in config:
+        raise ValueError(f"{cls.__name__} needs {key!r} in its config, which has {sorted(config)}")
+    return config[key], {k: x for k, x in config.items() if k != key}
