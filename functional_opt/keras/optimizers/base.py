@@ -1,5 +1,6 @@
 """Optimizer: Keras's stateful API over a pure transformation. It knows no algorithm."""
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,7 +138,10 @@ class Optimizer(Custom):
     def transform(self, hyper: Any) -> GradientTransformation:
         """The transformation for the hyperparameters as they are: `hyper.learning_rate` is an array or a schedule."""
         if self._is_custom:
-            return imperative(self, self._constants(), vars(hyper))
+            known = vars(_blank())
+            plain = int | float | str | None
+            constants = ((k, x) for k, x in self.__dict__.items() if k not in known and isinstance(x, plain))
+            return imperative(self, tuple(constants), vars(hyper))
         raise NotImplementedError(
             f"{type(self).__name__} must override transform(hyper), or _resource_apply_dense, or update_step"
         )
@@ -217,6 +221,12 @@ class Optimizer(Custom):
         return not any(
             id(v) in ids or any(re.search(pattern, v.path) for pattern in names) for ids, names in self._undecayed
         )
+
+
+@functools.cache
+def _blank() -> Optimizer:
+    """One with the attributes that all have."""
+    return Optimizer("blank")
 
 
 SHARED: dict[str, Any] = {

@@ -75,8 +75,8 @@ class imperative(GradientTransformation):
 class Custom(Keras3Methods, Hyperparameters):
     """What an optimizer that assigns to its variables may override, and what it calls."""
 
-    _traced_hyper: dict[str, Any] | None = None
-    _making: dict[str, ByVariable] | None = None
+    _traced_hyper: dict[str, Any] | None  # while the user's code is traced
+    _making: dict[str, ByVariable] | None  # while it makes slots
     _resource_apply_dense: Any  # these three are there only where a subclass has them
     _resource_apply_sparse: Any
     update_step: Any
@@ -84,6 +84,10 @@ class Custom(Keras3Methods, Hyperparameters):
     @property
     def _is_custom(self) -> bool:
         return hasattr(self, "_resource_apply_dense") or hasattr(self, "update_step")
+
+    def _start(self) -> None:
+        super()._start()
+        self._traced_hyper, self._making = None, None
 
     # OptimizerV2
 
@@ -259,11 +263,6 @@ class Custom(Keras3Methods, Hyperparameters):
                 self._resource_apply_sparse_duplicate_indices(g.values, v, g.indices, **more)
             else:
                 self._resource_apply_dense(_dense(g, v), v, **_takes(self._resource_apply_dense, apply_state))
-
-    def _constants(self) -> tuple:
-        """The attributes that are plain: to assign to one is to compile the code again."""
-        plain = int | float | str | None
-        return tuple((k, x) for k, x in self.__dict__.items() if k not in self._kept_here and isinstance(x, plain))
 
     def _ready(self, variables):
         numbers, state = super()._ready(variables)

@@ -112,7 +112,6 @@ class Slots:
 
     def _start(self) -> None:
         """Nothing kept yet."""
-        before = set(self.__dict__)
         self._variables: dict[str, Variable] = {}  # by the key under which the state has them
         self._keys: dict[int, str] = {}  # of each variable, by id
         self._together: list[list[str]] = []  # the keys of variables whose slots were made at one time
@@ -124,7 +123,6 @@ class Slots:
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/{name}")
         self._own_weights: list[Variable] = []  # made by `add_weight`
         self._weights: list[Variable] = []  # those of them, or others, that are among `weights`
-        self._kept_here = set(self.__dict__) - before
 
     @property
     def built(self) -> bool:
