@@ -19,6 +19,8 @@ check: $(VENV)/test
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.facade
+	$(BIN)/python -m benchmarks.sparse
 
 # One environment; each stamp adds the packages that its job needs.
 $(VENV)/demo: EXTRA = examples

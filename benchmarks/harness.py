@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,42 +16,59 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
-def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str) -> dict[str, float]:
-    """The median time of each contender, in seconds; a first round, not counted, warms up."""
+def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str, calls: int = 1) -> dict[str, float]:
+    """The median time of a call of each contender, in seconds, over rounds of some calls each.
+
+    A first round, not counted, warms up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in track(range(rounds + 1), what):
         for name, run in contenders.items():
             start = time.perf_counter()
-            run()
+            for _ in range(calls):
+                run()
             if i:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def report(title: str, rows: list[tuple[str, dict[str, float]]], peers: list[str], rounds: int) -> None:
-    """Prints the medians with ours as a ratio of the first peer's, and keeps them in RESULTS.md under the title."""
-    first, *_ = peers
-    columns = ["work", "ours, ms", *(f"{p} {version(p)}, ms" for p in peers), f"ours / {first}"]
+def report(
+    title: str, rows: list[tuple[str, dict[str, float]]], peers: list[str], rounds: int, notes: Sequence[str] = ()
+) -> None:
+    """A table of medians, with ours as a ratio of each peer's."""
+    columns = ["work", "ours, ms", *(c for p in peers for c in (f"{p} {version(p)}, ms", f"ours / {p}"))]
     cells = []
     for work, t in rows:
-        medians = (f"{t[name] * 1e3:.1f}" for name in ("ours", *peers))
-        cells.append([work, *medians, f"{t['ours'] / t[first]:.2f}"])
+        against = (c for p in peers for c in (milliseconds(t[p]), f"{t['ours'] / t[p]:.2f}"))
+        cells.append([work, milliseconds(t["ours"]), *against])
+    write_table(title, columns, cells, rounds, notes)
+
+
+def write_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rounds: int, notes: Sequence[str] = ()
+) -> None:
+    """Prints a table, and keeps it in RESULTS.md under the title."""
     table = Table(*columns, title=title)
-    for row in cells:
+    for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console().print(table, *notes, sep="\n")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     software = f"Python {platform.python_version()}, jax {version('jax')}"
     lines = [
         f"## {title}",
         "",
         f"{date.today()}, {machine}, {software}; medians of {rounds} interleaved rounds in one process.",
+        *(line for note in notes for line in ("", note)),
         "",
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(row)} |" for row in cells),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
     _replace_section(title, "\n".join(lines))
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}" if seconds > 2e-3 else f"{seconds * 1e3:.2f}"
 
 
 def _replace_section(title: str, section: str) -> None:

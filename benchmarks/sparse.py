@@ -8,13 +8,13 @@ import numpy as np
 
 from functional_opt import keras
 
-from .harness import interleave, write_table
+from .harness import interleave, milliseconds, write_table
 
 ROWS, WIDTH, TOUCHED = 1_000_000, 64, 1024
 
 
 def contender(opt: keras.optimizers.Optimizer, by_row: bool):
-    """A function that does one training step and waits for it, and the memory that its program asks for besides."""
+    """A function that does one training step and waits for it, and the step."""
     table = keras.Variable(jnp.zeros((ROWS, WIDTH)), name="table")
     indices = jnp.asarray(np.random.default_rng(0).choice(ROWS, TOUCHED, replace=False))
 
@@ -37,22 +37,23 @@ def temporary(lowered: jax.stages.Lowered) -> int:
 
 
 def main(rounds: int) -> None:
-    rows = []
-    for name, make in {
+    makers = {
         "SGD": lambda: keras.optimizers.SGD(0.1),
         "SGD, momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
         "Adagrad": lambda: keras.optimizers.Adagrad(0.1),
         "Ftrl": lambda: keras.optimizers.Ftrl(0.1),
-    }.items():
+    }
+    cells, indices = [], jnp.zeros(TOUCHED, jnp.int32)
+    for name, make in makers.items():
         (sparse, sparse_step), (dense, dense_step) = contender(make(), True), contender(make(), False)
-        t = interleave({"sparse_read": sparse, "dense": dense}, rounds, name)
-        indices = jnp.zeros(TOUCHED, jnp.int32)
+        t = interleave({"rows": sparse, "dense": dense}, rounds, name)
         memory = [temporary(step.lower(indices)) / 2**20 for step in (sparse_step, dense_step)]
-        times = f"{t['sparse_read'] * 1e3:.2f}", f"{t['dense'] * 1e3:.0f}", f"{t['sparse_read'] / t['dense']:.4f}"
-        rows.append([name, *times, f"{memory[0]:.1f}", f"{memory[1]:.0f}"])
+        times = milliseconds(t["rows"]), milliseconds(t["dense"]), f"{t['rows'] / t['dense']:.4f}"
+        cells.append([name, *times, *(f"{m:.1f}" for m in memory)])
     columns = ["optimizer", "sparse_read, ms", "dense, ms", "ratio", "sparse_read, MiB", "dense, MiB"]
-    title = f"Embedding table, {ROWS:,} × {WIDTH}, {TOUCHED} rows touched: time, and memory besides table and slots"
-    write_table(title, columns, rows, rounds)
+    title = f"Embedding table of {ROWS:,} × {WIDTH}, {TOUCHED} rows touched"
+    notes = ["A train step. MiB: what the program needs besides the table, its slots and the batch."]
+    write_table(title, columns, cells, rounds, notes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""The time of one eager `apply_gradients` next to Keras 3's and torch's fused step: `python -m benchmarks.facade`."""
+
+import argparse
+import os
+from collections.abc import Callable
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax
+import keras
+import numpy as np
+import torch
+
+from functional_opt.keras import Variable, optimizers
+from functional_opt.keras.optimizers.step import jitted_step
+
+from .harness import interleave, report
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def transformer(layers: int = 12, width: int = 32, words: int = 1024, places: int = 128) -> Shapes:
+    """The shapes of a small transformer's weights, by path."""
+    norm = {"scale": (width,), "offset": (width,)}
+    block = {
+        **{f"attention/{name}": (width, width) for name in ("query", "key", "value", "output")},
+        **{"mlp/up/kernel": (width, 4 * width), "mlp/up/bias": (4 * width,)},
+        **{"mlp/down/kernel": (4 * width, width), "mlp/down/bias": (width,)},
+        **{f"{place}/{name}": shape for place in ("norm_1", "norm_2") for name, shape in norm.items()},
+    }
+    return {
+        "embedding/words": (words, width),
+        "embedding/places": (places, width),
+        **{f"layer_{i}/{name}": shape for i in range(layers) for name, shape in block.items()},
+        **{f"norm/{name}": shape for name, shape in norm.items()},
+    }
+
+
+def arrays(shapes: Shapes, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, 0.02, shape).astype(np.float32) for shape in shapes.values()]
+
+
+def ours(opt: optimizers.Optimizer, shapes: Shapes) -> Callable[[], None]:
+    """A function that does one step and waits for it; so are the next two."""
+    variables = [Variable(x, name=name) for name, x in zip(shapes, arrays(shapes, 0), strict=True)]
+    grads = [jax.device_put(x) for x in arrays(shapes, 1)]
+
+    def run():
+        opt.apply_gradients(zip(grads, variables, strict=True))
+        jax.block_until_ready([v.value for v in variables])
+
+    return run
+
+
+def keras3(opt: keras.optimizers.Optimizer, shapes: Shapes) -> Callable[[], None]:
+    variables = [keras.Variable(x) for x in arrays(shapes, 0)]
+    grads = [jax.device_put(x) for x in arrays(shapes, 1)]
+    opt.build(variables)
+
+    def run():
+        opt.apply(grads, variables)
+        jax.block_until_ready([v.value for v in variables])
+
+    return run
+
+
+def fused(make: Callable, shapes: Shapes) -> Callable[[], None]:
+    params = [torch.nn.Parameter(torch.from_numpy(x)) for x in arrays(shapes, 0)]
+    for p, x in zip(params, arrays(shapes, 1), strict=True):
+        p.grad = torch.from_numpy(x)
+    return make(params).step
+
+
+def compilations(shapes: Shapes, assignments: int = 200) -> int:
+    """How often a step is compiled anew while hyperparameters are assigned between steps."""
+    opt = optimizers.Adam(1e-3)
+    run = ours(opt, shapes)
+
+    def assign(i: int) -> None:
+        if i % 3 == 0:
+            opt.learning_rate = 1e-3 / (1 + i)
+        elif i % 3 == 1:
+            opt.beta_1 = 0.9 - i / 1000
+        else:
+            opt.learning_rate = optimizers.schedules.ExponentialDecay(1e-3 / (1 + i), 10 + i, 0.9)
+        run()
+
+    for i in range(3):  # a number and a schedule are one program each
+        assign(i)
+    before = jitted_step._cache_size()
+    for i in range(assignments):
+        assign(i)
+    return jitted_step._cache_size() - before
+
+
+def main(rounds: int) -> None:
+    shapes = transformer()
+    rows = {
+        "Adam": {
+            "ours": ours(optimizers.Adam(1e-3), shapes),
+            "keras": keras3(keras.optimizers.Adam(1e-3), shapes),
+            "torch": fused(lambda params: torch.optim.Adam(params, 1e-3, fused=True), shapes),
+        },
+        "SGD, momentum": {
+            "ours": ours(optimizers.SGD(1e-3, momentum=0.9), shapes),
+            "keras": keras3(keras.optimizers.SGD(1e-3, momentum=0.9), shapes),
+            "torch": fused(lambda params: torch.optim.SGD(params, 1e-3, momentum=0.9, fused=True), shapes),
+        },
+    }
+    times = [(name, interleave(contenders, rounds, name, calls=5)) for name, contenders in rows.items()]
+    size = sum(x.size for x in arrays(shapes, 0)) / 1e6
+    notes = [
+        f"An eager step of {len(shapes)} variables, the {size:.2f}M parameters of a small transformer: ours "
+        "`apply_gradients`, Keras's `apply` on JAX, torch's `step` with `fused=True`. Each round is 5 steps.",
+        f"Compilations in 200 steps with a learning rate, a beta_1 or a schedule assigned before each: "
+        f"{compilations(shapes)}.",
+    ]
+    report("Eager step of the Keras facade, CPU", times, ["keras", "torch"], rounds, notes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=21)
+    main(parser.parse_args().rounds)
