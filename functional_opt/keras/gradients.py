@@ -72,7 +72,7 @@ def forward(
         by_whole, by_rows = vjp(cotangent)
         found = {id(v): g for v, g in zip(whole, by_whole, strict=True) if g.dtype != jax.dtypes.float0}
         for v in trained:
-            if id(v) in by_rows:
+            if id(v) in by_rows and id(v) in rows:  # it may have been read by row last time, and not now
                 found[id(v)] = _slices(v, rows[id(v)], by_rows[id(v)])
         return [found.get(id(v)) if id(v) in seen["reads"] or v._unwatched else None for v in trained]
 
