@@ -123,7 +123,7 @@ class Optimizer(Custom):
         self.weight_decay, self.loss_scale_factor = weight_decay, loss_scale_factor
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
-        self._undecayed: list[tuple[set[int], list[str]]] = []
+        self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
         if learning_rate is not NO_RATE:
             self._set_hyper("learning_rate", learning_rate)
         self._set_hyper("decay", kwargs.get("decay", 0.0))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foreign import all_ours, ours
+from ..foreign import all_ours
+from ..variable import Variable
 from .hyper import present
 from .step import at, decayed
 from .training import Training
@@ -17,7 +18,7 @@ class Keras3Methods(Training):
     """Keras 3's ways to apply gradients and to keep, save and read what an optimizer has."""
 
     loss_scale_factor: float | None
-    _undecayed: list[tuple[set[int], list[str]]]
+    _undecayed: list[tuple[dict[int, Variable], list[str]]]
 
     @property
     def _decays(self) -> bool:
@@ -79,7 +80,8 @@ class Keras3Methods(Training):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
-        self._undecayed.append(({id(ours(v)) for v in var_list or ()}, list(var_names or ())))
+        variables = all_ours(var_list or ())
+        self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
