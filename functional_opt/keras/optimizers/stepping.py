@@ -181,7 +181,7 @@ class Stepping(Slots):
     def _snapshot(self) -> Any:
         """All that a step changes but the variables."""
         known = dict(self._variables), dict(self._keys), list(self._together), set(self._orphans)
-        values = [(v, v._value) for v in (*self._counters(), *self._weights)]
+        values = [(v, v._value) for v in (*self._counters(), *self._own_weights, *self._weights)]
         return known, self._structure, self._pending_weights, self._state, values
 
     def _restore(self, snapshot: Any) -> None:
