@@ -206,14 +206,15 @@ class Optimizer(Custom):
 
     def _plan(self, variables: Sequence[Variable]) -> Plan:
         """What a step of these variables is compiled for."""
-        keyed = [(self._keys[id(v)], v) for v in variables]
+        key = lambda v: self._keys[id(v)]  # noqa: E731
+        shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
         return Plan(
-            constraints=tuple((key, v.constraint) for key, v in keyed if v.constraint is not None),
-            decayed=() if self.weight_decay is None else tuple(key for key, v in keyed if self._decays_weight(v)),
+            constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
+            decayed=tuple(shrunk),
             rows="as they are" if self._is_custom else self.row_mode,
             accumulate=self.gradient_accumulation_steps,
             ema_overwrite=self.ema_overwrite_frequency,
-            overwritten=tuple(key for key, v in keyed if v.overwrite_with_gradient),
+            overwritten=tuple([key(v) for v in variables if v.overwrite_with_gradient]),
             keras3=self.dialect == "keras3",
         )
 

@@ -264,12 +264,16 @@ class Custom(Keras3Methods, Hyperparameters):
             else:
                 self._resource_apply_dense(_dense(g, v), v, **_takes(self._resource_apply_dense, apply_state))
 
+    @property
+    def _packs(self) -> bool:
+        return not self._is_custom
+
     def _ready(self, variables):
-        numbers, state = super()._ready(variables)
-        if self._is_custom:
+        numbers = super()._ready(variables)
+        if self._is_custom and self._state is not None:
             weights = [w._value for w in self._own_weights]
-            state = state._replace(inner=state.inner | {"weights": weights})
-        return numbers, state
+            self._state = self._state._replace(inner=self._state.inner | {"weights": weights})
+        return numbers
 
     def _store(self, state, clock):
         super()._store(state, clock)

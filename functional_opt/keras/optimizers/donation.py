@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 
-def _references(arrays: list[Any], i: int) -> int:
-    return sys.getrefcount(arrays[i])
+def _references(arrays: list[Any]) -> list[int]:
+    return list(map(sys.getrefcount, arrays))
 
 
 # what `_references` counts for an array held by one owner and the list
-_OWNED = _references([*(_owner := [object()])], 0)
+_OWNED = _references([*(_owner := [object()])])[0]
 
 
 def to_donate(arrays: list[Any]) -> list[Any]:
@@ -20,7 +20,10 @@ def to_donate(arrays: list[Any]) -> list[Any]:
 
     That makes variables copy-on-write: what a user took out of one stays valid.
     """
-    return [jnp.copy(arrays[i]) if _references(arrays, i) > _OWNED else arrays[i] for i in range(len(arrays))]
+    counts = _references(arrays)
+    if max(counts, default=0) <= _OWNED:
+        return arrays
+    return [jnp.copy(x) if n > _OWNED else x for n, x in zip(counts, arrays, strict=True)]
 
 
 def donated_tree(tree: Any) -> Any:

@@ -68,10 +68,10 @@ class Keras3Methods(Training):
             for v, x in zip(own, optimizer_variables, strict=True):
                 v._value = jnp.asarray(x)
             grads = self._gradients(list(zip(grads, variables, strict=True)), variables)
-            numbers, state = self._ready(variables)
+            numbers = self._ready(variables)
             values = self._by_variable(variables, [jnp.asarray(x) for x in trainable_variables])
             values, state, clock = self._plan(variables)(
-                numbers, values, state, self._clock(), values, self._by_variable(variables, grads)
+                numbers, values, self._state, self._clock(), values, self._by_variable(variables, grads)
             )
             self._store(state, clock)
             return self._listed(variables, values), [v._value for v in own]

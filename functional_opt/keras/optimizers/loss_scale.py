@@ -139,9 +139,15 @@ class LossScaleOptimizer(Wrapper):
         grads = super()._gradients([(divided(g, s), v) for g, v in pairs], variables, aggregate)
         return [divided(g, 1 / s) for g in grads]
 
-    def _ready(self, variables):
-        numbers, state = super()._ready(variables)
-        return numbers, (Scaling(self.step_counter._value, self.dynamic_scale._value), state)
+    @property
+    def _state(self) -> Any:
+        return Scaling(self.step_counter._value, self.dynamic_scale._value), super()._state
+
+    @_state.setter
+    def _state(self, state: Any) -> None:
+        if state is not None:
+            (self.step_counter._value, self.dynamic_scale._value), inner = state
+            Wrapper._state.__set__(self, inner)
 
     def _plan(self, variables):
         return Scaled(super()._plan(variables), self.dynamic_growth_steps)

@@ -150,8 +150,7 @@ class MultiOptimizer(Wrapper):
         return numbers[0]
 
     def _ready(self, variables):
-        numbers, state = super()._ready(variables)
-        return (self.loss_scale_factor, numbers), state
+        return self.loss_scale_factor, super()._ready(variables)
 
     def _plan(self, variables):
         return Unscaled(super()._plan(variables))

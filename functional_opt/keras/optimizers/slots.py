@@ -12,6 +12,8 @@ from ... import state as parts
 from ..foreign import ours
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
+from .donation import to_donate
+from .packing import Group, Packing
 from .relics import Operation
 
 Fields = str | tuple[str, ...]
@@ -107,7 +109,6 @@ class Slots:
 
     dialect: str
     _name: str
-    _state: State | None
     _hyper: dict[str, Any]
 
     def _start(self) -> None:
@@ -117,6 +118,7 @@ class Slots:
         self._together: list[list[str]] = []  # the keys of variables whose slots were made at one time
         self._orphans: set[str] = set()  # keys whose variables stayed behind when this was pickled
         self._state = None
+        self._last: Group | None = None  # the variables of the last step, if it was packed
         self._structure: Any = None  # of the transformation that the state belongs to
         self._pending_weights: list[np.ndarray] | None = None
         name = "iteration" if self.dialect == "keras3" else "iter"
@@ -127,7 +129,31 @@ class Slots:
     @property
     def built(self) -> bool:
         """Whether `build` was called, or a step done."""
-        return self._state is not None
+        return self._nested is not None or self._flat is not None
+
+    @property
+    def _state(self) -> State | None:
+        """The state. Between eager steps it is kept packed, as `_flat`; this unpacks it when somebody looks."""
+        if self._flat is not None:
+            arrays, packing = self._flat
+            self._nested, self._flat = packing.unpacked(arrays), None
+        return self._nested
+
+    @_state.setter
+    def _state(self, state: State | None) -> None:
+        self._nested: State | None = state
+        self._flat: tuple[list[jax.Array], Packing] | None = None
+
+    def _packed_state(self) -> tuple[list[jax.Array], Packing]:
+        """Arrays that a step may reuse, and what they stand for: copies of those that are held elsewhere too."""
+        if self._flat is not None:
+            return self._flat
+        leaves, treedef = jax.tree.flatten(self._nested)
+        packing = Packing.of(leaves, treedef)
+        return packing.packed(to_donate(leaves)), packing
+
+    def _keep_packed(self, arrays: list[jax.Array], packing: Packing) -> None:
+        self._nested, self._flat = None, (arrays, packing)
 
     def _detach(self) -> None:
         """Makes the state a copy, which slots can write to without changing the one that was there."""
@@ -139,6 +165,7 @@ class Slots:
 
     def __deepcopy__(self, memo: dict) -> Self:
         """A twin with a state of its own, for the same variables."""
+        self._state, self._last = self._state, None
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         shared = ("_variables", "_keys")
@@ -147,6 +174,7 @@ class Slots:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        self._state, self._last = self._state, None
         return self.__dict__ | {"_keys": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

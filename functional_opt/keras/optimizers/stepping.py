@@ -19,11 +19,13 @@ from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 from .by_variable import ByVariable, State, grow
 from .donation import donated_tree, to_donate
+from .packing import Group, Packed
 from .replicas import AxisName, summed
 from .slots import Slots
 from .step import Numbers, Step, at, jitted_step
 
 log = logging.getLogger(__name__)
+_ARRAY = type(jnp.zeros(()))  # `isinstance(x, jax.Array)` takes thirty times as long
 
 GradsAndVars = Sequence[tuple[Any, Any]]
 
@@ -50,8 +52,7 @@ class Stepping(Slots):
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the slots of the variables now, rather than at the first step."""
         with self._undone_on_error():
-            _, state = self._ready([ours(v) for v in var_list])
-            self._store(state, self._clock())
+            self._ready([ours(v) for v in var_list])
 
     def _build_once(self, variables: Sequence[Variable]) -> None:
         """Calls a `build` of the user's own before the first step, as Keras 3 does."""
@@ -89,13 +90,19 @@ class Stepping(Slots):
         variables = [v for _, v in pairs]
         self._build_once(variables)
         with self._undone_on_error():
-            numbers, state = self._ready(variables)
+            numbers = self._ready(variables)
             grads = [g if isinstance(g, jax.Array | IndexedSlices) else jnp.asarray(g) for g, _ in pairs]
+            if self._packs:
+                group = Group(self._variables, self._keys, variables)
+                self._packed_step(group, numbers, grads, advance)
+                self._last = group
+                return
+            values = self._by_variable(variables, to_donate([v._value for v in variables]))
             values, state, clock = jitted_step(
                 self._plan(variables),
                 numbers,
-                self._by_variable(variables, to_donate([v._value for v in variables])),
-                donated_tree(state),
+                values,
+                donated_tree(self._state),
                 self._clock(),
                 self._idle(variables),
                 self._by_variable(variables, grads),
@@ -105,29 +112,69 @@ class Stepping(Slots):
         for v, x in zip(variables, self._listed(variables, values), strict=True):
             v._value = x
 
+    def _repeat(self, grads: Sequence[Any], variables: Sequence[Variable], aggregate: bool) -> bool:
+        """Does the step if it is one like the last: dense gradients that fit, for the same variables."""
+        last = self._last
+        if (
+            last is None
+            or aggregate
+            and (self.gradient_aggregator or self.axis_name is not None)
+            or self.gradient_transformers
+            or last.ids != tuple(map(id, variables))
+            or set(map(type, grads)) != {_ARRAY}
+            or last.shapes != [g.shape for g in grads]
+        ):
+            return False
+        numbers = self._numbers()
+        if jax.tree.structure(numbers.rule) != last.structure:
+            return False
+        self._packed_step(last, numbers, grads, advance=True)
+        return True
+
+    def _packed_step(self, group: Group, numbers: Numbers, grads: Sequence[Any], advance: bool) -> None:
+        arrays, packing = self._packed_state()
+        values, arrays, self._iterations._value = jitted_step(
+            Packed(self._plan(group.variables), group.layout(packing)),
+            numbers,
+            to_donate([v._value for v in group.variables]),
+            arrays,
+            self._iterations._value,
+            [v._value for v in group.idle],
+            [grads[i] for i in group.order],
+            advance=advance,
+        )
+        self._keep_packed(arrays, packing)
+        group.structure = jax.tree.structure(numbers.rule)
+        for v, x in zip(group.variables, values, strict=True):
+            v._value = x
+
     # What goes in and comes out
 
-    def _ready(self, variables: Sequence[Variable]) -> tuple[Any, Any]:
-        """The numbers of a step as they are now, and the state with slots for these variables.
+    @property
+    def _packs(self) -> bool:
+        """Whether an eager step may be given lists and a packed state."""
+        return True
+
+    def _ready(self, variables: Sequence[Variable]) -> Any:
+        """Makes the slots of these variables that are missing. Returns the numbers of a step as they are now.
 
         To be called where what it changes is undone if the step fails.
         """
         new = [v for v in variables if id(v) not in self._keys]
         self._register(new)
-        numbers, state = self._numbers(), self._state
+        numbers = self._numbers()
         rule = at(0, numbers.rule)
         structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
-        if state is None or new or structure != self._structure:
+        if new or not self.built or structure != self._structure:
             self._structure = structure
             known = list(self._variables.values())
             everything = self._by_variable(known, [v._value for v in known])
             accumulate = self.gradient_accumulation_steps is not None
-            state = grow(rule, state, everything, average=self.use_ema, accumulate=accumulate)
+            self._state = grow(rule, self._state, everything, average=self.use_ema, accumulate=accumulate)
             if self._pending_weights is not None:
-                self._state = state
                 self._assign_weights(self._pending_weights)
-                state, self._pending_weights = self._state, None
-        return numbers, state
+                self._pending_weights = None
+        return numbers
 
     def _clock(self) -> Any:
         """What counts steps."""
@@ -147,6 +194,8 @@ class Stepping(Slots):
                     n += 1
                     key = f"{n}/{v.path}"
                 made.append(key)
+            elif key in self._variables:
+                self._keys.pop(id(self._variables[key]), None)
             self._orphans.discard(key)
             self._variables[key], self._keys[id(v)] = v, key
         if made:
@@ -182,10 +231,11 @@ class Stepping(Slots):
         """All that a step changes but the variables."""
         known = dict(self._variables), dict(self._keys), list(self._together), set(self._orphans)
         values = [(v, v._value) for v in (*self._counters(), *self._own_weights, *self._weights)]
-        return known, self._structure, self._pending_weights, self._state, values
+        return known, self._structure, self._pending_weights, self._nested, self._flat, values
 
     def _restore(self, snapshot: Any) -> None:
-        known, self._structure, self._pending_weights, self._state, values = snapshot
+        known, self._structure, self._pending_weights, self._nested, self._flat, values = snapshot
+        self._last = None
         self._variables, self._keys, self._together, self._orphans = known
         for v, x in values:
             v._value = x
@@ -194,11 +244,15 @@ class Stepping(Slots):
 def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
     """(gradient, variable) pairs, with other libraries' variables seen as ours. TypeError for what is none."""
     pairs = list(grads_and_vars)
-    for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
-        if not is_variable(pair[1]):
-            raise TypeError(f"the second of each pair must be a Variable, got {pair[1]!r}")
+    if set(map(type, pairs)) != {tuple} or set(map(len, pairs)) != {2}:
+        for pair in pairs:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
+    if {type(v) for _, v in pairs} == {Variable}:
+        return [(g, v) for g, v in pairs]
+    for _, v in pairs:
+        if not is_variable(v):
+            raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
     return [(g, ours(v)) for g, v in pairs]
 
 

@@ -52,10 +52,10 @@ class TrainStep:
 
     def _arguments(self, plan: "_Plan") -> tuple[Any, ...]:
         opt, trained = self._optimizer, plan.trained
-        numbers, state = opt._ready(trained)
+        numbers = opt._ready(trained)
         others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
         values = opt._by_variable(trained, to_donate([v._value for v in trained]))
-        return numbers, values, donated_tree(state), opt._clock(), opt._idle(trained), others
+        return numbers, values, donated_tree(opt._state), opt._clock(), opt._idle(trained), others
 
     def _plan(self, *batch: Any) -> "_Plan":
         """Runs the loss once without computing, to see which variables it reads and assigns."""

@@ -47,6 +47,8 @@ class Wrapper(Optimizer):
     _parts: list[Optimizer]
 
     def __init__(self, name: str | None, **kwargs: Any):
+        self._nested = self._flat = None  # the parts have states, not the whole
+        self._parts = []
         super().__init__(name, **kwargs)
         self._rate = Variable(0.0, trainable=False, name=f"{self._name}/learning_rate")  # a weight of Keras's, unused
 
@@ -80,15 +82,24 @@ class Wrapper(Optimizer):
 
     def _ready(self, variables):
         self._register([v for v in variables if id(v) not in self._keys])
-        ready = [part._ready(own) if own or part.built else (None, None) for part, own in self._each(variables)]
+        numbers = tuple(part._ready(own) if own or part.built else None for part, own in self._each(variables))
         if self._pending_weights is not None:
-            for part, (_, state) in zip(self._parts, ready, strict=True):
-                part._state = state
             self._assign_weights(self._pending_weights)
-            ready = [(numbers, part._state) for part, (numbers, _) in zip(self._parts, ready, strict=True)]
             self._pending_weights = None
-        numbers, state = zip(*ready, strict=True)
-        return numbers, state
+        return numbers
+
+    @property
+    def _packs(self) -> bool:
+        return False
+
+    @property
+    def _state(self) -> Any:
+        return tuple(part._state for part in self._parts)
+
+    @_state.setter
+    def _state(self, state: Any) -> None:
+        for part, s in zip(self._parts, state or (), strict=False):
+            part._state = s
 
     def _plan(self, variables) -> Step:
         return Parts(tuple(part._plan(own) if own else None for part, own in self._each(variables)))

@@ -1,0 +1,141 @@
+"""Packing: an eager step that is given few arrays. JAX takes its time by the array passed, not by its size.
+
+So the trees of a step are passed as lists, and small arrays of the state are kept several to one array.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..variable import Variable
+from .by_variable import ByVariable
+from .step import Step
+
+SMALL = 1 << 14
+"""Elements of the largest array that is packed: to copy more takes longer than to pass it."""
+TOGETHER = 8
+"""Arrays in one; more take longer to compile, and save little."""
+ENOUGH = 32
+"""Arrays at least that make it worth the while."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the leaves of a tree are kept: packs of small ones first, then the others."""
+
+    treedef: Any
+    kinds: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of all leaves
+    packs: tuple[tuple[int, ...], ...]  # the leaves in each
+    others: tuple[int, ...]
+
+    @staticmethod
+    def of(leaves: Sequence[jax.Array], treedef: Any) -> "Packing":
+        alike: dict[Any, list[int]] = {}
+        for i, x in enumerate(leaves):
+            if x.size <= SMALL and len(x.devices()) == 1:
+                alike.setdefault((x.dtype, x.sharding), []).append(i)
+        packs = [
+            tuple(same[i : i + TOGETHER])
+            for same in alike.values()
+            if len(same) >= ENOUGH
+            for i in range(0, len(same), TOGETHER)
+        ]
+        others = set(range(len(leaves))).difference(*packs)
+        return Packing(treedef, _kinds(leaves), tuple(packs), tuple(sorted(others)))
+
+    def packed(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """New arrays for the packs; the others are as they are."""
+        return [*(_join([leaves[i] for i in pack]) for pack in self.packs), *(leaves[i] for i in self.others)]
+
+    def unpacked(self, arrays: Sequence[jax.Array]) -> Any:
+        """The tree."""
+        found = dict(zip(self.others, arrays[len(self.packs) :], strict=True))
+        for pack, x in zip(self.packs, arrays, strict=False):
+            shapes = tuple(self.kinds[i][0] for i in pack)
+            found.update(zip(pack, _split(x, shapes), strict=True))
+        return self.treedef.unflatten([found[i] for i in range(len(found))])
+
+    def repacked(self, tree: Any) -> list[jax.Array]:
+        """The arrays for another tree of the same structure. TypeError if it is not."""
+        leaves, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef or _kinds(leaves) != self.kinds:
+            raise TypeError(f"a step changed the structure of the state from {self.treedef} to {treedef}")
+        return self.packed(leaves)
+
+
+def _kinds(leaves: Sequence[Any]) -> tuple:
+    return tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+@jax.jit
+def _join(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate([x.ravel() for x in arrays])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _split(joined: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
+    ends = [*itertools.accumulate(map(math.prod, shapes))]
+    return [part.reshape(shape) for part, shape in zip(jnp.split(joined, ends[:-1]), shapes, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What the lists of arrays stand for; its hash is computed once."""
+
+    keys: tuple[str, ...]  # of all variables that the state knows, in its order
+    moving: tuple[str, ...]  # of those that have values and gradients
+    state: Packing
+
+    def __post_init__(self):
+        object.__setattr__(self, "_hash", hash((self.keys, self.moving, self.state)))
+
+    def __hash__(self):
+        return self.__dict__["_hash"]
+
+    def __eq__(self, other):
+        parts = lambda layout: (layout.keys, layout.moving, layout.state)  # noqa: E731
+        return self is other or isinstance(other, Layout) and parts(self) == parts(other)
+
+
+@dataclass(frozen=True)
+class Packed(Step):
+    """A step that takes and returns lists of arrays for `ByVariable`s, and a packed state."""
+
+    step: Step
+    layout: Layout
+
+    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+        keys, moving, packing = self.layout.keys, self.layout.moving, self.layout.state
+        values, grads = ({key: None for key in keys} | dict(zip(moving, xs, strict=True)) for xs in (values, grads))
+        idle = ByVariable(zip((key for key in keys if key not in moving), idle, strict=True))
+        values, state, clock = self.step(
+            numbers, ByVariable(values), packing.unpacked(state), clock, idle, ByVariable(grads), advance
+        )
+        return [values[key] for key in moving], packing.repacked(state), clock
+
+
+class Group:
+    """The variables of a step, in the order of the state, and what is known of them until others come."""
+
+    def __init__(self, known: dict[str, Variable], keys: dict[int, str], variables: Sequence[Variable]):
+        self.ids, self.shapes = tuple(map(id, variables)), [v.shape for v in variables]
+        place = {key: i for i, key in enumerate(known)}
+        self.order = sorted(range(len(variables)), key=lambda i: place[keys[self.ids[i]]])
+        self.variables = [variables[i] for i in self.order]
+        self.keys, self.all_keys = tuple(keys[id(v)] for v in self.variables), tuple(place)
+        moving = set(self.keys)
+        self.idle = [v for key, v in known.items() if key not in moving]
+        self.structure: Any = None  # of the transformation at the last step
+        self._layout: Layout | None = None
+
+    def layout(self, packing: Packing) -> Layout:
+        if self._layout is None or self._layout.state is not packing:
+            if self._layout is None or self._layout.state != packing:
+                self._layout = Layout(self.all_keys, self.keys, packing)
+        return self._layout
