@@ -2,4 +2,5 @@
 
 from . import optimizers as optimizers
 from .indexed_slices import IndexedSlices as IndexedSlices
+from .optimizers import Optimizer as Optimizer
 from .variable import Variable as Variable

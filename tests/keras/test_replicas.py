@@ -102,7 +102,7 @@ def test_a_mesh_without_the_axis(axis):
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("how", ["apart", "by itself"])
 def test_stateless_apply_in_shard_map(check_vma, how):
-    """Gradients may be each replica's own, or summed by shard_map, where they are by a value it knows to be the same."""
+    """Gradients may be each replica's own, or summed by shard_map already."""
     (kernel, _), opt = make_variables(), Adam(0.1, clipnorm=1.0, axis_name=AXIS)
     opt.build([kernel])
     twin = Adam(0.1, clipnorm=1.0)

@@ -172,11 +172,20 @@ class Nadam(TwoMoments):
     def __init__(self, *args: Any, schedule_decay: float = 0.004, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.dialect == "keras2":
-            if isinstance(self.learning_rate, LearningRateSchedule | Schedule):
-                raise ValueError(
-                    "The Nadam optimizer does not support a schedule as the learning rate in the 'keras2' dialect"
-                )
             self._set_hyper("decay", schedule_decay)
+
+    def _set_hyper(self, name, x):
+        if self.dialect == "keras2" and isinstance(x, LearningRateSchedule | Schedule):
+            raise ValueError(f"The Nadam optimizer does not support a schedule as its {name} in the 'keras2' dialect")
+        super()._set_hyper(name, x)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """As in `Optimizer`; the `decay` of a config is the momentum's, which Keras loses."""
+        config = dict(config)
+        if config.get("dialect", cls.default_dialect) == "keras2" and "decay" in config:
+            config["schedule_decay"] = config.pop("decay")
+        return super().from_config(config, custom_objects)
 
     @property
     def _decays(self) -> bool:

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import numpy as np
-
 from ...base import GradientTransformation
 from ...transforms.chain import chain
 from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
 from .custom import Custom, imperative
-from .hyper import present
+from .hyper import not_negative, present
 from .relics import users_level
 from .replicas import AxisName
 from .rows import RowMode
@@ -25,6 +23,8 @@ from .stepping import GradsAndVars
 NO_RATE: Any = object()
 """The learning rate of an optimizer that has none."""
 Dialect = Literal["keras2", "keras3"]
+CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
+NOT_NEGATIVE = {*CLIPS, "weight_decay"}
 EPSILON = 1e-7
 """What Keras divides by at least, and what an epsilon of 0 or None means."""
 
@@ -72,7 +72,7 @@ class Optimizer(Custom):
 
     def __init__(
         self,
-        name: str | None,
+        name: str | None = None,
         gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None = None,
         gradient_transformers: Sequence[Callable[[GradsAndVars], GradsAndVars]] | None = None,
         *,
@@ -94,17 +94,6 @@ class Optimizer(Custom):
         for key in kwargs:
             if key not in {"lr", "decay"}:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
-        clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
-        rates = {"weight_decay": weight_decay} | (
-            {} if learning_rate is NO_RATE else {"learning_rate": learning_rate}
-        )
-        for key, x in (clips | kwargs | rates).items():
-            _not_negative(key, x)
-        if clipnorm is not None and global_clipnorm is not None:
-            raise ValueError(
-                "Cannot accept both `clipnorm` and `global_clipnorm`, "
-                f"received clipnorm={clipnorm} and global_clipnorm={global_clipnorm}"
-            )
         if use_ema and not 0 <= ema_momentum <= 1:
             raise ValueError(f"`ema_momentum` must be in the range [0, 1]. Received: ema_momentum={ema_momentum}")
         _at_least("ema_overwrite_frequency", ema_overwrite_frequency, 1)
@@ -113,13 +102,11 @@ class Optimizer(Custom):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
             warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=users_level())
-            learning_rate = kwargs["lr"]
+            not_negative("lr", learning_rate := kwargs["lr"])
         self._name, self.dialect = name or _default_name(type(self).__name__, dialect), dialect
-        self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
-        if gradient_transformers is not None and any(c is not None for c in clips.values()):
-            raise ValueError("gradient_transformers cannot be combined with clipvalue, clipnorm or global_clipnorm")
         self.gradient_aggregator, self.axis_name = gradient_aggregator, axis_name
         self.gradient_transformers = list(gradient_transformers or [])
+        self.clipvalue, self.clipnorm, self.global_clipnorm = clipvalue, clipnorm, global_clipnorm
         self.weight_decay, self.loss_scale_factor = weight_decay, loss_scale_factor
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -132,6 +119,20 @@ class Optimizer(Custom):
     @property
     def name(self) -> str:
         return self._name
+
+    def __setattr__(self, name: str, x: Any) -> None:
+        if name in NOT_NEGATIVE:
+            not_negative(name, x)
+        if name in CLIPS and x is not None:
+            if self.gradient_transformers:
+                raise ValueError(f"`{name}` cannot be set where there are gradient_transformers")
+            rivals = {"clipnorm", "global_clipnorm"} - {name} if name != "clipvalue" else ()
+            if taken := [(rival, bound) for rival in rivals if (bound := self.__dict__.get(rival)) is not None]:
+                raise ValueError(
+                    "Cannot accept both `clipnorm` and `global_clipnorm`, "
+                    f"received {name}={x} and {taken[0][0]}={taken[0][1]}"
+                )
+        super().__setattr__(name, x)
 
     # What a class says of itself
 
@@ -247,15 +248,6 @@ SHARED: dict[str, Any] = {
 def _default_name(cls: str, dialect: Dialect) -> str:
     """Keras 2 takes the name of the class, Keras 3 puts it in snake case."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
-
-
-def _not_negative(name: str, x: Any) -> None:
-    if x is None or callable(x) or isinstance(x, Variable) or np.ndim(x):
-        return
-    if isinstance(x, str | bytes):
-        raise TypeError(f"{name} must be a number, got {x!r}")
-    if not x >= 0:
-        raise ValueError(f"Expected {name} >= 0, received: {x}")
 
 
 def _at_least(name: str, x: int | None, least: int) -> None:

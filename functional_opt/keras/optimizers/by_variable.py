@@ -55,10 +55,11 @@ def grow(
 
     fresh = shift_counts(tx.init(values), state.counted)
     zeros = {key: jnp.zeros_like(x) for key, x in values.items()}
+    copies = {key: jnp.copy(x) for key, x in values.items() if key not in state.average} if average else {}
     return State(
         jax.tree_util.tree_map_with_path(carry, fresh, is_leaf=is_by_variable),
         state.counted,
-        ByVariable(zeros | state.average) if average else ByVariable(),
+        ByVariable((key, state.average.get(key, copies.get(key))) for key in values) if average else ByVariable(),
         ByVariable(zeros | state.accumulated) if accumulate else ByVariable(),
     )
 

@@ -30,10 +30,13 @@ class Hyperparameters:
     def _set_hyper(self, name: str, x: Any) -> None:
         """Makes or reassigns a hyperparameter.
 
-        Raises TypeError for what cannot be one, ValueError for a decay of a running mean outside [0, 1).
+        Raises TypeError for what cannot be one, ValueError for a negative learning rate or decay, and for a decay of
+        a running mean outside [0, 1).
         """
         if isinstance(x, str | bool) or x is None or not callable(x) and np.ndim(x):
             raise TypeError(f"{name} must be a number, a schedule or a callable, got {x!r}")
+        if name in ("learning_rate", "decay"):
+            not_negative(name, x)
         if name in RANGES and not callable(x) and not isinstance(x, Variable):
             RANGES[name].check(name, x)
         known = self.__dict__.setdefault("_hyper", {})
@@ -100,3 +103,13 @@ def _takes_nothing(fn: Callable) -> bool:
     except TypeError:
         return False
     return True
+
+
+def not_negative(name: str, x: Any) -> None:
+    """TypeError for text, ValueError for a negative number; what is no number yet passes."""
+    if x is None or callable(x) or isinstance(x, Variable) or np.ndim(x):
+        return
+    if isinstance(x, str | bytes):
+        raise TypeError(f"{name} must be a number, got {x!r}")
+    if not x >= 0:
+        raise ValueError(f"Expected {name} >= 0, received: {x}")

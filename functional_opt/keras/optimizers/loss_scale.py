@@ -26,17 +26,17 @@ class Scaled(Step):
     inner: Step
     growth_steps: int
 
-    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads):
         scaling, inner = state
         grads = divided(grads, scaling.scale)
         floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(g)) for g in floats]))
         values, inner, clock = jax.lax.cond(
             finite,
-            lambda: self.inner(numbers, values, inner, clock, idle, grads, advance),
+            lambda: self.inner(numbers, values, inner, clock, idle, grads),
             lambda: (values, inner, clock),
         )
-        return values, (self._adjusted(scaling, finite) if advance else scaling, inner), clock
+        return values, (self._adjusted(scaling, finite), inner), clock
 
     def _adjusted(self, scaling: Scaling, finite: jax.Array) -> Scaling:
         counter = jnp.where(finite, scaling.counter + 1, 0)
@@ -50,8 +50,8 @@ class LossScaleOptimizer(Wrapper):
 
     g ← g / s; where all g are finite the inner optimizer takes its step, and s doubles after
     `dynamic_growth_steps` of them; where one is not, the step is left out and s is halved.
-    `minimize` and `make_train_step` scale the loss themselves; gradients that are given to `apply` or
-    `apply_gradients` are those of `scale_loss(loss)`.
+    `minimize`, `compute_gradients` and `make_train_step` scale the loss themselves; gradients from elsewhere
+    that are given to `apply` or `apply_gradients` must be those of `scale_loss(loss)`.
 
     Args:
         inner_optimizer: an `Optimizer`, with all clipping, decay and averaging that there is to be.

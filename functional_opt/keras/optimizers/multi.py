@@ -17,7 +17,7 @@ class OptimizerMap(MutableMapping):
 
     Args:
         default_optimizer: of variables that no pattern matches.
-        optimizer_map: optimizers by regular expression, which must match the whole path.
+        optimizer_map: optimizers by path, or by regular expression, which must match the whole path.
 
     Raises TypeError for what is no optimizer, ValueError for a pattern that is there already, and where the
     optimizer of a path is asked for that two patterns match.
@@ -40,6 +40,8 @@ class OptimizerMap(MutableMapping):
         return self[variable.path]
 
     def __getitem__(self, path: str) -> Optimizer:
+        if path in self._by_pattern:
+            return self._by_pattern[path]
         matching = [p for p in self._by_pattern if re.fullmatch(p, path)]
         if len(matching) > 1:
             raise ValueError(f"Multiple optimizers assigned to variable {path}: {matching} match")
@@ -180,11 +182,11 @@ class Unscaled(Step):
 
     inner: Step
 
-    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads):
         scale, numbers = numbers
         if scale is not None:
             grads = divided(grads, scale)
-        return self.inner(numbers, values, state, clock, idle, grads, advance)
+        return self.inner(numbers, values, state, clock, idle, grads)
 
 
 def _optimizer(argument: str, x: Any) -> Optimizer:

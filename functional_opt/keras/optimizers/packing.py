@@ -110,12 +110,12 @@ class Packed(Step):
     step: Step
     layout: Layout
 
-    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads):
         keys, moving, packing = self.layout.keys, self.layout.moving, self.layout.state
         values, grads = ({key: None for key in keys} | dict(zip(moving, xs, strict=True)) for xs in (values, grads))
         idle = ByVariable(zip((key for key in keys if key not in moving), idle, strict=True))
         values, state, clock = self.step(
-            numbers, ByVariable(values), packing.unpacked(state), clock, idle, ByVariable(grads), advance
+            numbers, ByVariable(values), packing.unpacked(state), clock, idle, ByVariable(grads)
         )
         return [values[key] for key in moving], packing.repacked(state), clock
 

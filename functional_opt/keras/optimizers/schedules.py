@@ -17,6 +17,8 @@ class LearningRateSchedule:
     """
 
     def __call__(self, step: Any) -> jax.Array:
+        if type(self).core is LearningRateSchedule.core:
+            raise NotImplementedError(f"learning rate schedule {type(self).__name__!r} must override `__call__`")
         return self.core()(step)
 
     def core(self) -> core.Schedule:

@@ -286,13 +286,15 @@ class Slots:
 
         Raises ValueError for another length or a shape that differs; nothing is changed then.
         """
-        if self._state is None:
-            self._pending_weights = [np.array(w) for w in weights]
-        else:
+        shapes = [np.shape(w) for w in weights]
+        if self.built or shapes == [w.shape for w in self.weights]:
             self._assign_weights(weights)
+        else:
+            self._pending_weights = [np.array(w) for w in weights]
 
     def _assign_weights(self, weights: Sequence[Any]) -> None:
-        own, weights = self.weights, self._of_older_generations(weights)
+        own = self.weights
+        weights = weights if len(weights) == len(own) else self._of_older_generations(weights)
         if len(weights) != len(own):
             raise ValueError(
                 f"You called `set_weights(weights)` on optimizer {self._name} with a weight list of length "

@@ -16,7 +16,7 @@ from ...base import GradientTransformation, apply_updates, increment
 from ...schedules import Schedule
 from ...value import value
 from ..indexed_slices import IndexedSlices
-from .by_variable import ByVariable, State, keep, shift_counts
+from .by_variable import ByVariable, State, is_by_variable, keep, shift_counts
 from .rows import RowMode, by_rows, on_values
 
 Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]
@@ -37,9 +37,9 @@ class Step(Protocol):
     """What a step is compiled for: hashable, and itself the step, a pure function."""
 
     def __call__(
-        self, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any, advance: bool = True
+        self, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
     ) -> tuple[Any, Any, Any]:
-        """New values, state and clock (`iterations`, or several of them), which stands still unless `advance`.
+        """New values, state and clock: `iterations`, or several of them.
 
         Variables without a gradient (None) keep their slots as they are. Some or all of these are in `idle`
         rather than in `values`. Gradients may be IndexedSlices.
@@ -59,9 +59,9 @@ class Plan(Step):
     overwritten: tuple[str, ...] = ()  # the variables that are assigned their gradients
     keras3: bool = False
 
-    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads):
         values, state = _step(self, numbers, values, state, idle, grads, clock)
-        return values, state, increment(clock) if advance else clock
+        return values, state, increment(clock)
 
 
 @value
@@ -181,7 +181,9 @@ def _accumulate(
         elif g is not None:
             total[key] = accumulated[key] + g.astype(accumulated[key].dtype)
     mean = ByVariable((key, None if g is None else total[key] / n) for key, g in grads.items())
-    return mean, ByVariable((key, jnp.where(update_now, 0, x)) for key, x in total.items())
+    # what a variable gathered that has no gradient now is kept for the next update
+    kept = {key: jnp.where(update_now, 0, total[key]) for key, g in grads.items() if g is not None}
+    return mean, ByVariable(total | kept)
 
 
 def _average(
@@ -210,13 +212,47 @@ def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> B
     return values
 
 
-@functools.partial(jax.jit, static_argnames=("step", "advance"), donate_argnums=(2, 3))
+@dataclass(frozen=True)
+class Rounds(Step):
+    """Steps one after the other that count as one, for variables that are listed more than once.
+
+    `grads` is a tuple with the gradients of each round; values that have none in a round are idle in it. Numbers
+    that are kept once, not by variable, are in every round what they were before the first.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, numbers, values, state, clock, idle, grads):
+        first, after = state, clock
+        for step, gs in zip(self.steps, grads, strict=True):
+            here = _map(lambda g, v: {k: None if g[k] is None else x for k, x in v.items()}, gs, values)
+            rest = _map(
+                lambda g, v, i: i | {k: x for k, x in v.items() if x is not None and g[k] is None}, gs, values, idle
+            )
+            state = _map(lambda old, new: new if is_by_variable(new) else old, first, state)
+            new, state, done = step(numbers, here, state, clock, rest, gs)
+            values = _map(lambda v, n: v | {k: x for k, x in n.items() if x is not None}, values, new)
+            after = jax.tree.map(jnp.maximum, after, done)
+        return values, state, after
+
+
+def _map(fn: Callable, *trees: Any) -> Any:
+    """Maps a function of `ByVariable`s, which may return plain dicts."""
+
+    def leaf(*xs):
+        out = fn(*xs)
+        return ByVariable(out) if isinstance(out, dict) else out
+
+    return jax.tree.map(leaf, *trees, is_leaf=is_by_variable)
+
+
+@functools.partial(jax.jit, static_argnames="step", donate_argnums=(2, 3))
 def jitted_step(
-    step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any, advance: bool
+    step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
 ) -> tuple[Any, Any, Any]:
     """A step, compiled once for all optimizers of the same structure; its values and state are donated.
 
     They come in the order in which they are returned: buffers go from one to the other in order, and what would
     have to change places would be copied.
     """
-    return step(numbers, values, state, clock, idle, grads, advance)
+    return step(numbers, values, state, clock, idle, grads)

@@ -22,7 +22,7 @@ from .donation import donated_tree, to_donate
 from .packing import Group, Packed
 from .replicas import AxisName, summed
 from .slots import Slots
-from .step import Numbers, Step, at, jitted_step
+from .step import Numbers, Rounds, Step, at, jitted_step
 
 log = logging.getLogger(__name__)
 _ARRAY = type(jnp.zeros(()))  # `isinstance(x, jax.Array)` takes thirty times as long
@@ -80,33 +80,39 @@ class Stepping(Slots):
             shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
             if shape != v.shape:
                 raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
+            dtype = g.dtype if hasattr(g, "dtype") else np.result_type(g)
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                raise TypeError(f"the gradient of {v.name} has dtype {dtype}; it must be one of floats")
             if isinstance(g, IndexedSlices) and v.constraint is not None:
                 raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
             queues.setdefault(id(v), []).append(g)
         return [queues[id(v)].pop(0) if queues.get(id(v)) else None for v in variables]
 
-    def _apply(self, pairs: list[tuple], advance: bool) -> None:
-        """One compiled step for variables that differ."""
-        variables = [v for _, v in pairs]
+    def _apply(self, grads: Sequence[Any], variables: Sequence[Variable]) -> None:
+        """One compiled step; a variable that is listed more than once takes part in several rounds of it."""
+        rounds = _rounds([(g, v) for g, v in zip(grads, variables, strict=True) if g is not None])
+        if not rounds:
+            return
+        variables = [v for _, v in rounds[0]]
         self._build_once(variables)
         with self._undone_on_error():
             numbers = self._ready(variables)
-            grads = [g if isinstance(g, jax.Array | IndexedSlices) else jnp.asarray(g) for g, _ in pairs]
-            if self._packs:
+            if self._packs and len(rounds) == 1:
                 group = Group(self._variables, self._keys, variables)
-                self._packed_step(group, numbers, grads, advance)
+                self._packed_step(group, numbers, [g for g, _ in rounds[0]])
                 self._last = group
                 return
+            steps = [self._plan([v for _, v in pairs]) for pairs in rounds]
+            each = [self._by_variable([v for _, v in pairs], [g for g, _ in pairs]) for pairs in rounds]
             values = self._by_variable(variables, to_donate([v._value for v in variables]))
             values, state, clock = jitted_step(
-                self._plan(variables),
+                steps[0] if len(rounds) == 1 else Rounds(tuple(steps)),
                 numbers,
                 values,
                 donated_tree(self._state),
                 self._clock(),
                 self._idle(variables),
-                self._by_variable(variables, grads),
-                advance=advance,
+                each[0] if len(rounds) == 1 else tuple(each),
             )
             self._store(state, clock)
         for v, x in zip(variables, self._listed(variables, values), strict=True):
@@ -128,10 +134,10 @@ class Stepping(Slots):
         numbers = self._numbers()
         if jax.tree.structure(numbers.rule) != last.structure:
             return False
-        self._packed_step(last, numbers, grads, advance=True)
+        self._packed_step(last, numbers, grads)
         return True
 
-    def _packed_step(self, group: Group, numbers: Numbers, grads: Sequence[Any], advance: bool) -> None:
+    def _packed_step(self, group: Group, numbers: Numbers, grads: Sequence[Any]) -> None:
         arrays, packing = self._packed_state()
         values, arrays, self._iterations._value = jitted_step(
             Packed(self._plan(group.variables), group.layout(packing)),
@@ -141,7 +147,6 @@ class Stepping(Slots):
             self._iterations._value,
             [v._value for v in group.idle],
             [grads[i] for i in group.order],
-            advance=advance,
         )
         self._keep_packed(arrays, packing)
         group.structure = jax.tree.structure(numbers.rule)
@@ -254,6 +259,18 @@ def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
         if not is_variable(v):
             raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
     return [(g, ours(v)) for g, v in pairs]
+
+
+def _rounds(pairs: list[tuple]) -> list[list[tuple]]:
+    """The pairs, those of a variable that was listed before in a round of their own; the first has all variables."""
+    rounds: list[list[tuple]] = []
+    times: dict[int, int] = {}
+    for g, v in pairs:
+        n = times[id(v)] = times.get(id(v), 0) + 1
+        if n > len(rounds):
+            rounds.append([])
+        rounds[n - 1].append((g if type(g) in (_ARRAY, IndexedSlices) else jnp.asarray(g), v))
+    return rounds
 
 
 def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:

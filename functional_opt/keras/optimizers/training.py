@@ -1,6 +1,6 @@
 """Training: minimize, gradients, and what applies them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -173,21 +173,10 @@ class Training(Stepping):
         grads, variables = zip(*pairs, strict=True)
         with jax.named_scope(name or self._name):
             if not self._repeat(grads, variables, experimental_aggregate_gradients):
-                self._apply_once_or_more(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
+                self._apply(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
         if global_step is not None:
             global_step.assign_add(1)
         return self._operation
-
-    def _apply_once_or_more(self, grads: Sequence[Any], variables: Sequence[Variable]) -> None:
-        """One step, or several where a variable is listed more than once."""
-        todo = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
-        while todo:
-            first, rest = {}, []
-            for pair in todo:
-                if first.setdefault(id(pair[1]), pair) is not pair:
-                    rest.append(pair)
-            self._apply(list(first.values()), advance=not rest)
-            todo = rest
 
     def make_train_step(
         self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False, mesh: jax.sharding.Mesh | None = None

@@ -25,16 +25,16 @@ class Parts(Step):
 
     steps: tuple[Step | None, ...]
 
-    def __call__(self, numbers, values, state, clock, idle, grads, advance=True):
+    def __call__(self, numbers, values, state, clock, idle, grads):
         whole, *clocks = clock
         done = [
             (values[i], state[i], clocks[i])
             if step is None
-            else step(numbers[i], values[i], state[i], clocks[i], idle[i], grads[i], advance)
+            else step(numbers[i], values[i], state[i], clocks[i], idle[i], grads[i])
             for i, step in enumerate(self.steps)
         ]
         values, state, clocks = zip(*done, strict=True)
-        return values, state, (increment(whole) if advance else whole, *clocks)
+        return values, state, (increment(whole), *clocks)
 
 
 class Wrapper(Optimizer):
