@@ -125,13 +125,15 @@ class Optimizer(Custom):
             not_negative(name, x)
         if name in CLIPS and x is not None:
             if self.gradient_transformers:
-                raise ValueError(f"`{name}` cannot be set where there are gradient_transformers")
-            rivals = {"clipnorm", "global_clipnorm"} - {name} if name != "clipvalue" else ()
-            if taken := [(rival, bound) for rival in rivals if (bound := self.__dict__.get(rival)) is not None]:
                 raise ValueError(
-                    "Cannot accept both `clipnorm` and `global_clipnorm`, "
-                    f"received {name}={x} and {taken[0][0]}={taken[0][1]}"
+                    "gradient_transformers cannot be combined with clipvalue, clipnorm or global_clipnorm"
                 )
+            norms = {n: self.__dict__.get(n) for n in ("clipnorm", "global_clipnorm")} | (
+                {} if name == "clipvalue" else {name: x}
+            )
+            if None not in norms.values():
+                given = " and ".join(f"{n}={bound}" for n, bound in norms.items())
+                raise ValueError(f"Cannot accept both `clipnorm` and `global_clipnorm`, received {given}")
         super().__setattr__(name, x)
 
     # What a class says of itself

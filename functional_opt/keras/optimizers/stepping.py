@@ -80,9 +80,9 @@ class Stepping(Slots):
             shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
             if shape != v.shape:
                 raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
-            dtype = g.dtype if hasattr(g, "dtype") else np.result_type(g)
+            dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
             if not jnp.issubdtype(dtype, jnp.inexact):
-                raise TypeError(f"the gradient of {v.name} has dtype {dtype}; it must be one of floats")
+                raise TypeError(f"the gradient of {v.name} must be floating-point, got {dtype}")
             if isinstance(g, IndexedSlices) and v.constraint is not None:
                 raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
             queues.setdefault(id(v), []).append(g)

@@ -65,7 +65,8 @@ class TrainStep:
             done = tracing.call(self._loss_fn, (), (), *batch)
             gradients.check_loss(self._loss_of(done.out))
             trained = self._optimizer._resolve(self._var_list, done.reads)
-            pairs = [(jnp.zeros_like(v._value), v) for v in trained]
+            floats = [jnp.issubdtype(v.dtype, jnp.inexact) for v in trained]
+            pairs = [(jnp.zeros_like(v._value) if f else None, v) for f, v in zip(floats, trained, strict=True)]
             more = tracing.call(self._optimizer._gradients, (), (), pairs, trained).reads
             found.update(reads=done.reads, more=more, written=[v for v, _ in done.written.values()], trained=trained)
             found.update(shapes={i: tuple(r.shape for r in rows) for i, rows in done.rows.items()})
