@@ -74,10 +74,10 @@ def gated(grads: Sequence[Any], gate_gradients: int) -> Sequence[Any]:
 
 
 def colocated(grads: Sequence[Any], variables: Sequence[Variable]) -> Sequence[Any]:
-    """Each gradient sharded over devices as its variable is."""
+    """Each gradient sharded over devices as its variable is, if that has a place of its own: if it is committed."""
 
     def place(g: Any, v: Variable) -> Any:
-        if g is None or isinstance(g, IndexedSlices) or isinstance(v._value, core.Tracer):
+        if g is None or isinstance(g, IndexedSlices) or isinstance(v._value, core.Tracer) or not v._value.committed:
             return g
         return jax.lax.with_sharding_constraint(g, v._value.sharding)
 
