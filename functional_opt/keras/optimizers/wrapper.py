@@ -29,7 +29,7 @@ class Parts(Step):
         whole, *clocks = clock
         done = [
             (values[i], state[i], clocks[i])
-            if step is None
+            if step is None or not jax.tree.leaves(grads[i])
             else step(numbers[i], values[i], state[i], clocks[i], idle[i], grads[i])
             for i, step in enumerate(self.steps)
         ]
