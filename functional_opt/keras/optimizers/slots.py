@@ -190,7 +190,7 @@ class Slots:
 
     @iterations.setter
     def iterations(self, variable: Variable) -> None:
-        if self._state is not None:
+        if self.built:
             raise RuntimeError(
                 "Cannot set `iterations` to a new Variable after the Optimizer weights have been created; "
                 "assign to the present one: optimizer.iterations.assign(...)"
