@@ -383,6 +383,15 @@ def test_a_function_that_selects():
     np.testing.assert_allclose(opt.get_slot(late, "m").value, 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("of", [lambda o: lambda v: o, OptimizerMap], ids=["function", "map"])
+def test_weights_that_do_not_decay(of):
+    (kernel, bias), other = make_variables(), Variable(KERNEL, name="other")
+    opt = MultiOptimizer(of(SGD(0.5, weight_decay=0.5)))
+    opt.exclude_from_weight_decay([kernel], ["other"])
+    opt.apply([0 * KERNEL, 0 * BIAS, 0 * KERNEL], [kernel, bias, other])
+    assert_close([v.numpy() for v in (kernel, bias, other)], [KERNEL, 0.75 * BIAS, KERNEL])
+
+
 @pytest.mark.parametrize("way", ["minimize", "make_train_step"])
 def test_an_optimizer_without_gradients_does_not_move(way):
     (kernel, bias), opt = make_variables(), multi()

@@ -138,6 +138,8 @@ class MultiOptimizer(Wrapper):
             known = [id(part) for part in self._parts]
             if id(optimizer) not in known:
                 self._parts.append(optimizer)
+                for variables, names in self._undecayed:
+                    optimizer.exclude_from_weight_decay(variables.values(), names)
                 known.append(id(optimizer))
             where = self._where[id(variable)] = known.index(id(optimizer))
         return where

@@ -159,6 +159,7 @@ class Wrapper(Optimizer):
         return self._parts[self._part_of(ours(var))].get_slot(var, slot_name)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        super().exclude_from_weight_decay(var_list, var_names)  # for parts that come later
         for part in self._parts:
             part.exclude_from_weight_decay(var_list, var_names)
 
