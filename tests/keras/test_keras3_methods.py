@@ -138,6 +138,10 @@ def test_weight_decay_and_what_is_kept_from_it():
     opt.exclude_from_weight_decay([kernel])  # also after the first step
     opt.apply_gradients([(np.zeros((2, 2), np.float32), kernel)])
     assert float(kernel[0, 0]) == 0.75
+    loaded = pickle.loads(pickle.dumps(opt))  # where variables are known by their paths
+    twin, other = Variable(1.0, name="kernel"), Variable(1.0, name="kernel_2")
+    loaded.apply([0.0, 0.0], [twin, other])
+    assert (float(twin), float(other)) == (1.0, 0.75)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What Keras 3 added to the methods of an optimizer."""
 
+import re
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
@@ -82,6 +83,14 @@ class Keras3Methods(Training):
         """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
         variables = all_ours(var_list or ())
         self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Variables that do not decay are known by their paths to what is made from a pickle."""
+        undecayed = [
+            ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())])
+            for variables, names in self._undecayed
+        ]
+        return super().__getstate__() | {"_undecayed": undecayed}
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
