@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ...base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ...schedules import Schedule
 from ...value import Static
 from .. import tracing
 from ..foreign import ours
@@ -20,6 +21,7 @@ from .by_variable import ByVariable, State
 from .hyper import Hyperparameters
 from .keras3 import Keras3Methods
 from .replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
+from .schedules import LearningRateSchedule
 from .slots import Slot
 
 
@@ -116,6 +118,12 @@ class Custom(Keras3Methods, Hyperparameters):
         if self._traced_hyper is not None:
             return jnp.asarray(self._traced_hyper["learning_rate"], var_dtype)
         return jnp.asarray(self.current_learning_rate(), var_dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        x = super().__getattr__(name)
+        if self.__dict__.get("_traced_hyper") is None or isinstance(x, Variable | Schedule | LearningRateSchedule):
+            return x
+        return self._get_hyper("learning_rate" if name == "lr" else name)  # of a function, what it returned
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         if self._traced_hyper is not None:
