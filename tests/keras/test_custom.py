@@ -1,5 +1,9 @@
 """Optimizers of the user's own, written the OptimizerV2 way and the Keras 3 way."""
 
+import copy
+import pickle
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -156,3 +160,227 @@ def test_built_in_optimizers_have_the_slots_of_their_transformation():
     opt.build([bias])
     with pytest.raises(RuntimeError, match="Adam has the slots of its transformation; none can be added"):
         opt.add_slot(bias, "more")
+
+
+# Weights of its own
+
+
+class OldCounter(Optimizer):
+    """Adds up all gradients, which it divides by the number of steps, in weights of its own."""
+
+    def __init__(self, name="counter", listed=False):
+        super().__init__(name, learning_rate=1.0)
+        self.total = self.add_weight("total", shape=(2,), initializer="ones")
+        self.steps = self.add_weight("steps", dtype=jnp.int32)
+        if listed:
+            self._weights += [self.total, self.steps]
+
+    def _resource_apply_dense(self, grad, var):
+        self.total.assign_add(grad)
+        self.steps.assign(self.steps + 1)
+        var.assign_sub(self.total / self.steps)
+
+
+class NewCounter(Optimizer):
+    """The same, for Keras 3."""
+
+    def __init__(self, name="counter", listed=True):
+        super().__init__(name, learning_rate=1.0, dialect="keras3")
+        self.total = self.add_variable((2,), "ones", name="total")
+        self.steps = self.add_variable(shape=(), dtype="int32", name="steps")
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_add(self.total, gradient)
+        self.assign_add(self.steps, 1)
+        variable.assign(variable - self.total / self.steps)
+
+
+def gradients_of(opt, v, way):
+    """A function that does a step with a gradient, in one of the ways."""
+    ways = {
+        "apply": lambda g: opt.apply([g], [v]),
+        "minimize": lambda g: opt.minimize(lambda: jnp.sum(g * v), [v]),
+        "make_train_step": opt.make_train_step(lambda g: jnp.sum(g * v.value), [v]),
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize("kind", [OldCounter, NewCounter])
+@pytest.mark.parametrize("way", ["apply", "minimize", "make_train_step"])
+def test_weights_of_its_own(kind, way):
+    opt, v = kind(), Variable([0.0, 0.0], name="v")
+    step = gradients_of(opt, v, way)
+    for g in ([1.0, 2.0], [3.0, -1.0]):
+        step(np.float32(g))
+    assert opt.total.numpy().tolist() == [5.0, 2.0] and int(opt.steps) == 2
+    assert v.numpy().tolist() == [-2.0 - 2.5, -3.0 - 1.0]
+    opt.total.assign([0.0, 0.0])
+    step(np.float32([3.0, 3.0]))
+    assert v.numpy().tolist() == [-5.5, -5.0]
+    assert [w.path for w in opt._own_weights] == ["counter/total", "counter/steps"]
+
+
+@pytest.mark.parametrize("kind", [OldCounter, NewCounter])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_have_weights_of_their_own(kind, copied):
+    opt, v = kind(listed=True), Variable([0.0, 0.0], name="v")
+    opt.apply([np.ones(2)], [v])
+    twin = copied(opt)
+    twin.apply([np.ones(2)], [v])
+    assert (opt.total.numpy().tolist(), twin.total.numpy().tolist()) == ([2.0, 2.0], [3.0, 3.0])
+    assert (int(opt.steps), int(twin.steps)) == (1, 2) == (int(opt.get_weights()[-1]), int(twin.get_weights()[-1]))
+
+
+def test_which_of_them_are_among_the_weights():
+    listed, plain, new = OldCounter(listed=True), OldCounter(), NewCounter()
+    names = [[w.path for w in opt.weights] for opt in (listed, plain, new)]
+    own = ["counter/total", "counter/steps"]
+    assert names == [["counter/iter", *own], ["counter/iter"], ["counter/iteration", "counter/learning_rate", *own]]
+    for opt in (listed, new):
+        v = Variable([0.0, 0.0], name="v")
+        opt.set_weights([np.full(w.shape, 3) for w in opt.weights])  # kept until the first step
+        opt.learning_rate = 1.0
+        opt.apply([np.ones(2)], [v])
+        assert (opt.total.numpy().tolist(), int(opt.steps), int(opt.iterations)) == ([4.0, 4.0], 4, 4)
+        assert v.numpy().tolist() == [-1.0, -1.0]
+        opt.set_weights([np.zeros(w.shape) for w in opt.weights])
+        assert int(opt.steps) == 0
+
+
+def test_stateless_apply_takes_and_returns_them():
+    opt, v = NewCounter(), Variable([0.0, 0.0], name="v")
+    opt.build([v])
+    pure = jax.jit(opt.stateless_apply)
+    values, weights = [v.value], [w.value for w in opt.variables]
+    for _ in range(2):
+        values, weights = pure(weights, [np.ones(2)], values)
+    assert values[0].tolist() == [-2.0 - 1.5] * 2
+    assert [w.tolist() for w in weights] == [2, 1.0, [3.0, 3.0], 2]
+    assert opt.total.numpy().tolist() == [1.0, 1.0] and int(opt.steps) == 0
+
+
+def test_a_weight_that_minimize_finds_by_itself():
+    class Trained(OldCounter):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_weight("scale", shape=(2,), trainable=True)
+
+    opt = Trained()
+    (found,) = SGD().compute_gradients(lambda: jnp.sum(opt.scale * opt.total))
+    assert found[1] is opt.scale and found[0].tolist() == [1.0, 1.0]
+
+
+def test_a_variable_that_was_not_made_with_add_weight():
+    stray, v = Variable(1.0, name="stray"), Variable([0.0, 0.0], name="v")
+
+    class Assigning(OldCounter):
+        def _resource_apply_dense(self, grad, var):
+            super()._resource_apply_dense(grad, var)
+            stray.assign_add(1.0)
+
+    opt = Assigning()
+    for step in (lambda: opt.apply([np.ones(2)], [v]), opt.make_train_step(lambda: jnp.sum(v.value))):
+        with pytest.raises(RuntimeError, match=r"Assigning assigns to \['stray:0'\], which .* made with add_weight"):
+            step()
+    assert float(stray) == 1.0 and v.numpy().tolist() == [0.0, 0.0]
+    assert opt.total.numpy().tolist() == [1.0, 1.0] and int(opt.iterations) == 0
+
+
+# What else may be overridden and read
+
+
+def test_what_is_prepared_once_for_a_step():
+    prepared = []
+
+    class Preparing(OldMomentum):
+        def _prepare(self, var_list):
+            prepared.append([v.path for v in var_list])
+            apply_state = super()._prepare(var_list)
+            apply_state["norm"] = sum(jnp.sum(v**2) for v in var_list)
+            return apply_state
+
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            coefficients = apply_state[var.device, var.dtype]
+            var.assign_sub(coefficients["lr_t"] * apply_state["norm"] * grad)
+
+    vs, opt = variables(), Preparing(0.5)
+    opt.apply([np.ones((2, 2)), np.ones(2)], vs)
+    assert vs[0].numpy().tolist() == [[-15.0, -14.0], [-13.0, -12.0]] and vs[1].numpy().tolist() == [-15.0, -17.0]
+    assert prepared == [["kernel", "bias"]]
+
+
+SLICES = IndexedSlices(np.float32([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]]), [1, 0, 1])
+
+
+def test_rows():
+    class Adding(OldMomentum):
+        def _resource_apply_sparse(self, grad, var, indices):
+            assert len(indices) == 3
+            self._resource_scatter_add(var, indices, grad)
+
+    class Replacing(OldMomentum):
+        def _resource_apply_sparse(self, grad, var, indices, apply_state):
+            assert apply_state
+            self._resource_scatter_update(var, indices, grad)
+
+    class Plain(OldMomentum):
+        _resource_apply_sparse = property()  # none: slices are made dense
+
+    kernel = np.float32([[1.0, 2.0], [3.0, 4.0]])
+    moved = np.float32([[2.0], [5.0]])  # rows that are named twice are summed
+    expected = {Adding: kernel + moved, Replacing: 0 * kernel + moved, Plain: kernel - 0.5 * moved}
+    for kind, values in expected.items():
+        v, opt = variables()[0], kind(0.5)
+        opt.apply_gradients([(SLICES, v)])
+        assert_close(v.numpy(), values)
+
+
+def test_rows_as_they_come():
+    class Unsummed(OldMomentum):
+        def _resource_apply_sparse_duplicate_indices(self, grad, handle, indices, **kwargs):
+            assert kwargs == {}
+            return self._resource_apply_sparse(jnp.sqrt(grad), handle, indices)
+
+    v = variables()[0]
+    Unsummed(1.0).apply_gradients([(SLICES, v)])
+    assert_close(v.numpy(), np.float32([[1.0 - 2**0.5, 2.0 - 2**0.5], [3.0 - 1.0 - 2.0, 4.0 - 1.0 - 2.0]]))
+
+
+class Attributes(Optimizer):
+    """Reads a hyperparameter and a plain attribute as such."""
+
+    traced = 0
+
+    def __init__(self):
+        super().__init__("attributes", learning_rate=1.0)
+        self._set_hyper("momentum", 0.5)
+        self.scale, self.sign = 2.0, "minus"
+
+    def _resource_apply_dense(self, grad, var):
+        type(self).traced += 1
+        var.assign(var + (-1 if self.sign == "minus" else 1) * self.scale * self.momentum * self.learning_rate * grad)
+
+
+@pytest.mark.parametrize("way", ["apply", "make_train_step"])
+def test_attributes_follow_reassignment(way):
+    opt, v = Attributes(), Variable([0.0], name="v")
+    step, one = gradients_of(opt, v, way), np.float32([1.0])
+
+    def moved():
+        v.assign([0.0])
+        step(one)
+        return float(v[0])
+
+    assert moved() == -1.0
+    traced = Attributes.traced
+    opt.momentum = 0.25
+    assert moved() == -0.5
+    opt.momentum, opt.learning_rate = lambda: 0.75, 2.0
+    assert moved() == -3.0
+    assert Attributes.traced == traced  # hyperparameters are arguments of the compiled step
+    opt.scale = 4.0
+    assert moved() == -6.0
+    opt.sign = "plus"
+    assert moved() == 6.0
+    opt.scale, opt.sign, opt.momentum = 2.0, "minus", 0.5
+    assert moved() == -2.0
