@@ -47,6 +47,7 @@ def forward(
         values: of `trained`; `others` hold `other_values` meanwhile.
         loss_of: from what `fn` returns to the loss.
     """
+    shapes = {id(v): shapes[id(v)] for v in trained if id(v) in shapes and jnp.issubdtype(v.dtype, jnp.inexact)}
     whole = [v for v in trained if id(v) not in shapes]
     given = {id(v): x for v, x in zip(trained, values, strict=True)}
     zeros = {

@@ -164,6 +164,16 @@ def test_tables_that_take_turns():
     assert [w.path for w in opt.weights] == ["SGD/iter"]
 
 
+def test_a_table_of_integers_has_no_gradient(caplog):
+    table, w, opt = Variable([[1], [2], [3]], name="table"), Variable(1.0, name="w"), SGD(0.5)
+    loss = lambda: w * jnp.sum(table.sparse_read([1, 2]))  # noqa: E731
+    for step in (lambda: opt.minimize(loss), lambda: opt.minimize(loss, [table, w]), opt.make_train_step(loss)):
+        before = float(w)
+        step()
+        assert before - float(w) == 2.5
+    assert "['table:0']" in caplog.text and table.numpy().tolist() == [[1], [2], [3]]
+
+
 def test_a_loss_that_reads_other_rows_each_time_it_is_called():
     table, n = make_table(), []
     with pytest.raises(RuntimeError, match="rows of another shape, each time it is called"):
