@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -168,3 +169,19 @@ def test_a_constraint_follows_each_update():
     assert len(seen) == 1  # it is part of the compiled step
     opt.apply_gradients([(None, v), (1.0, free)])
     assert v.value.tolist() == [1.0, 0.0]
+
+
+def test_in_code_that_is_compiled_by_the_user():
+    fresh = Adam(0.5)  # not built yet
+
+    @jax.jit
+    def two_steps(value, g):
+        v = Variable(value, name="v")
+        fresh.apply_gradients([(g, v)])
+        fresh.minimize(lambda: jnp.sum(g * v), [v])
+        return v.value, fresh.get_slot(v, "m").value, fresh.iterations.value
+
+    v, opt = Variable(KERNEL, name="v"), Adam(0.5)
+    for _ in range(2):
+        opt.apply_gradients([(np.ones(3), v)])
+    assert_close(two_steps(KERNEL, np.ones(3)), (v.value, opt.get_slot(v, "m").value, 2))

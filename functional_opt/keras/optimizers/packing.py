@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from ..variable import Variable
 from .by_variable import ByVariable
@@ -38,7 +39,7 @@ class Packing:
     def of(leaves: Sequence[jax.Array], treedef: Any) -> "Packing":
         alike: dict[Any, list[int]] = {}
         for i, x in enumerate(leaves):
-            if x.size <= SMALL and len(x.devices()) == 1:
+            if not isinstance(x, core.Tracer) and x.size <= SMALL and len(x.devices()) == 1:
                 alike.setdefault((x.dtype, x.sharding), []).append(i)
         packs = [
             tuple(same[i : i + TOGETHER])
