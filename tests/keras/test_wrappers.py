@@ -365,7 +365,7 @@ def test_an_optimizer_map():
     del optimizers["a/.*"]
     assert optimizers["a/bias"] is sgd
     with pytest.raises(ValueError, match="Multiple optimizers"):
-        MultiOptimizer(OptimizerMap(sgd, {".": adam, "v": adam})).build([Variable(1.0, name="v")])
+        MultiOptimizer(OptimizerMap(sgd, {".": adam, "[v]": adam})).build([Variable(1.0, name="v")])
 
 
 def test_a_function_that_selects():
