@@ -9,7 +9,15 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from functional_opt.keras import IndexedSlices, Variable
-from functional_opt.keras.optimizers import SGD, Adagrad, Adam, Optimizer
+from functional_opt.keras.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    LossScaleOptimizer,
+    MultiOptimizer,
+    Optimizer,
+    OptimizerMap,
+)
 
 from .helpers import KERNEL, assert_close, make_variables, snapshot
 
@@ -53,6 +61,29 @@ def test_a_train_step_on_a_mesh(make, mesh):
         assert losses.shape == (4,)
         np.testing.assert_allclose(jnp.sum(losses), loss, rtol=1e-5)
     assert_close(snapshot(opt, variables), snapshot(other, twins))
+
+
+WRAPPED = {
+    "outside": lambda: LossScaleOptimizer(SGD(0.01, 0.9), 8.0, axis_name=AXIS),
+    "both": lambda: LossScaleOptimizer(SGD(0.01, 0.9, axis_name=AXIS), 8.0, axis_name=AXIS),
+    "maps": lambda: MultiOptimizer(OptimizerMap(SGD(0.01, 0.9, axis_name=AXIS)), axis_name=AXIS),
+}
+
+
+@pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
+def test_wrapped_optimizers_sum_once(make):
+    (variables, twins), other = (make_variables(), make_variables()), SGD(0.01, 0.9)
+    make().make_train_step(regression(*variables), mesh=MESH)(BATCH)
+    other.make_train_step(regression(*twins))(BATCH)
+    assert_close([v.numpy() for v in variables], [v.numpy() for v in twins])
+
+
+def test_an_infinite_gradient_in_one_replica_stops_all():
+    (kernel, bias), opt = make_variables(), WRAPPED["outside"]()
+    step = opt.make_train_step(regression(kernel, bias), mesh=MESH)
+    step(np.where(np.arange(24).reshape(8, 3) == 23, np.inf, BATCH))
+    np.testing.assert_array_equal(kernel.value, KERNEL)
+    assert opt.dynamic_scale == 4.0
 
 
 def test_aux_and_arguments_that_are_not_split():

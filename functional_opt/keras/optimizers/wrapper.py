@@ -72,6 +72,7 @@ class Wrapper(Optimizer):
 
     def _gradients(self, pairs, variables, aggregate=True):
         grads = super()._gradients(pairs, variables, aggregate)
+        aggregate = aggregate and self.axis_name is None and self.gradient_aggregator is None  # else it is done
         found: dict[int, list] = {}
         for part, own, gs in self._each(variables, grads):
             if any(g is not None for g in gs):
