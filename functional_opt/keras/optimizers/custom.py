@@ -164,7 +164,9 @@ class Custom(Keras3Methods, Hyperparameters):
         synchronization: Any = "auto",
         aggregation: Any = "none",
     ) -> Weight:
-        """A variable of the optimizer's own, which its code may assign to. It is not in `weights`.
+        """A variable of the optimizer's own, which its code may assign to.
+
+        It is not in `weights`, nor in what `stateless_apply` returns, unless it is appended to `self._weights`.
 
         Args:
             shape, dtype: float32 if None.

@@ -70,7 +70,9 @@ class Hyperparameters:
     def __getattr__(self, name: str) -> Any:
         name = "learning_rate" if name == "lr" else name
         if name in self.__dict__.get("_hyper", {}):
-            return self._hyper[name]
+            x = self._hyper[name]
+            numeric = isinstance(x, Variable | LearningRateSchedule | Schedule)
+            return x if numeric or not _takes_nothing(x) else x()  # as Keras: what a function says now
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, x: Any) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..variable import Variable
 from .base import SHARED, Optimizer
 from .step import Step
-from .wrapper import Wrapper, divided, needed
+from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
 
 class Scaling(NamedTuple):
@@ -80,6 +80,7 @@ class LossScaleOptimizer(Wrapper):
     ):
         if not isinstance(inner_optimizer, Optimizer):
             raise TypeError(f"inner_optimizer must be an Optimizer, got {inner_optimizer!r}")
+        refuse_loss_scale("inner_optimizer", inner_optimizer)
         for key in kwargs:
             if key in SHARED:
                 raise ValueError(f"LossScaleOptimizer does not support `{key}`. Set it on the `inner_optimizer`.")

@@ -9,7 +9,7 @@ from ..foreign import theirs
 from ..variable import Variable
 from .base import Optimizer
 from .step import Step
-from .wrapper import Wrapper, divided, needed
+from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
 
 class OptimizerMap(MutableMapping):
@@ -194,4 +194,5 @@ class Unscaled(Step):
 def _optimizer(argument: str, x: Any) -> Optimizer:
     if not isinstance(x, Optimizer):
         raise TypeError(f"{argument} must be an Optimizer, got {x!r}")
+    refuse_loss_scale(argument, x)
     return x

@@ -178,6 +178,12 @@ def divided(grads: Any, scale: Any) -> Any:
     return jax.tree.map(lambda g: g if jnp.issubdtype(jnp.result_type(g), jnp.integer) else g / scale, grads)
 
 
+def refuse_loss_scale(argument: str, optimizer: Optimizer) -> None:
+    """ValueError for an optimizer in a wrapper that has a loss scale: it would divide too."""
+    if optimizer.loss_scale_factor is not None or isinstance(optimizer.__dict__.get("dynamic_scale"), Variable):
+        raise ValueError(f"{argument} has a loss scale of its own; give the outermost optimizer the only one")
+
+
 def needed(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """An entry of a config, and the others. ValueError if it is not there."""
     if key not in config:
