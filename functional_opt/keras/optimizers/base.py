@@ -12,8 +12,9 @@ from ...transforms.chain import chain
 from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
 from ..variable import Variable
 from . import schedules
-from .custom import Custom, imperative
+from .custom import Custom
 from .hyper import not_negative, present
+from .imperative import imperative
 from .relics import users_level
 from .replicas import AxisName
 from .rows import RowMode

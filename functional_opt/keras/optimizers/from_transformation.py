@@ -9,7 +9,7 @@ from ...base import as_transformation
 from ...transforms.chain import chain
 from ...transforms.learning_rate import scale_by_learning_rate
 from .base import NO_RATE, Optimizer
-from .slots import fields
+from .views import fields
 
 
 class FromTransformation(Optimizer):

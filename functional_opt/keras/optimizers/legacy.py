@@ -18,7 +18,7 @@ from .adam import Nadam as Nadam
 from .base import Optimizer
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
 from .relics import GATE_OP
-from .slots import Slot
+from .views import Slot
 
 
 class TF1(Optimizer):

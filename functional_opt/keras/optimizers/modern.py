@@ -14,7 +14,7 @@ from ...transforms.learning_rate import scale_by_learning_rate
 from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
 from .adam import TwoMoments
 from .base import Optimizer
-from .slots import Derived
+from .views import Derived
 
 
 class Lion(Optimizer):

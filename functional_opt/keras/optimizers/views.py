@@ -1,0 +1,79 @@
+"""Views: what an optimizer keeps, seen as variables."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ... import state as parts
+from ..variable import Variable
+from .by_variable import ByVariable, State, field_name, is_by_variable
+
+Fields = str | tuple[str, ...]
+
+
+class Slot(Variable):
+    """A view of a part of an optimizer's state; to assign to it changes the state."""
+
+    def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
+        self._optimizer, self._table, self._key, self._name = optimizer, table, key, name
+        self.trainable, self.constraint = False, None
+
+    @property
+    def _value(self) -> jax.Array:
+        return self._table(self._optimizer._state)[self._key]
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        self._table(self._optimizer._state)[self._key] = x
+
+
+class Derived(Slot):
+    """A weight that other libraries keep and this one computes, or has no use for; what is assigned is ignored."""
+
+    def __init__(self, compute: Callable[[], jax.Array], name: str):
+        self._compute, self._name = compute, name
+        self.trainable, self.constraint = False, None
+
+    @property
+    def _value(self) -> jax.Array:
+        return self._compute()
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        pass
+
+
+class Scalar(Slot):
+    """A view of a number in an optimizer's state that is not kept by variable."""
+
+    def __init__(self, optimizer: Any, field: str, name: str):
+        super().__init__(optimizer, lambda state: {field: parts.get(state.inner, field)}, field, name)
+
+    @property
+    def _value(self) -> jax.Array:
+        return super()._value
+
+    @_value.setter
+    def _value(self, x: jax.Array) -> None:
+        state = self._optimizer._state
+        self._optimizer._state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
+
+
+def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
+    """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
+    named = (field,) if isinstance(field, str) else field
+    found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
+    if len(found) != 1:
+        raise KeyError(f"the state has {len(found) or 'no'} fields {field!r} of {key!r}; there are {fields(state)}")
+    return found[0]
+
+
+def fields(state: State | None) -> list[str]:
+    """The names of the fields that are kept by variable, in order, each once."""
+    return list(dict.fromkeys(name for name, _ in _tables(state) if name))
+
+
+def _tables(state: State | None) -> list[tuple[str, ByVariable]]:
+    found = jax.tree_util.tree_leaves_with_path(state.inner if state else None, is_leaf=is_by_variable)
+    return [(field_name(path), x) for path, x in found if is_by_variable(x)]
