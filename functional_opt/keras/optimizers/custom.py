@@ -223,7 +223,7 @@ class Custom(Keras3Methods, Hyperparameters):
 
     @property
     def _packs(self) -> bool:
-        return not self._is_custom
+        return super()._packs and not self._is_custom
 
     def _ready(self, variables):
         numbers = super()._ready(variables)

@@ -103,6 +103,7 @@ def _how(gate: int, aggregation: int | None, colocate: bool) -> dict[str, Any]:
 class GradientDescentOptimizer(TF1):
     """p ← p − learning_rate · g: Keras's `SGD` without momentum. Arguments as in `TF1`.
 
+    >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
     >>> _ = GradientDescentOptimizer(0.1).apply_gradients([(2.0, v)])
     >>> round(float(v), 3)
@@ -129,6 +130,7 @@ class MomentumOptimizer(TF1, SGD):
     Slots: momentum. Polyak 1964; Sutskever et al. 2013, ICML. Differs from Keras's `SGD`, which has the learning
     rate inside the slot: here a new rate takes effect at once, there as the slot decays.
 
+    >>> from functional_opt.keras import Variable
     >>> v, opt = Variable(1.0, name="v"), MomentumOptimizer(0.1, 0.9)
     >>> _ = opt.apply_gradients([(2.0, v)])
     >>> round(float(v), 3), opt.get_slot(v, "momentum")
@@ -153,6 +155,7 @@ class AdagradOptimizer(TF1, Adagrad):
 
     Slots: accumulator. Duchi, Hazan & Singer 2011, JMLR 12.
 
+    >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
     >>> _ = AdagradOptimizer(0.1, initial_accumulator_value=5.0).apply_gradients([(2.0, v)])
     >>> round(float(v), 4)
@@ -180,6 +183,7 @@ class AdadeltaOptimizer(TF1, Adadelta):
 
     Slots: accum, accum_update. Zeiler 2012, arXiv:1212.5701. Keras's `Adadelta` but for slots and ε's default.
 
+    >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
     >>> _ = AdadeltaOptimizer(1.0, rho=0.0, epsilon=1.0).apply_gradients([(2.0, v)])
     >>> round(float(v), 4)
@@ -203,6 +207,7 @@ class AdamOptimizer(TF1, Adam):
 
     Slots: m, v. Kingma & Ba 2014, arXiv:1412.6980. Keras's `Adam` but for ε's default, and 0 is 0.
 
+    >>> from functional_opt.keras import Variable
     >>> v, opt = Variable(1.0, name="v"), AdamOptimizer(0.1)
     >>> _ = opt.apply_gradients([(2.0, v)])
     >>> round(float(v), 3), [w.name for w in opt.variables()]
@@ -230,6 +235,7 @@ class RMSPropOptimizer(TF1, RMSprop):
     Slots: rms, which starts at 1; mg (if centered); momentum. Hinton 2012, lecture 6e; Graves 2013, arXiv:1308.0850.
     Differs from Keras's `RMSprop`, where rms starts at 0 and ε and sparse rows depend on whether there is momentum.
 
+    >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
     >>> _ = RMSPropOptimizer(0.1, decay=0.5).apply_gradients([(1.0, v)])
     >>> round(float(v), 3)
@@ -266,6 +272,7 @@ class FtrlOptimizer(TF1, Ftrl):
 
     Slots: accum, linear, whatever accum_name and linear_name are. McMahan et al. 2013, KDD.
 
+    >>> from functional_opt.keras import Variable
     >>> v = Variable(0.0)
     >>> _ = FtrlOptimizer(0.1, l1_regularization_strength=5.0).apply_gradients([(-2.0, v)])
     >>> float(v)

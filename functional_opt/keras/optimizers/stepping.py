@@ -97,6 +97,9 @@ class Stepping(Slots):
         self._build_once(variables)
         with self._undone_on_error():
             numbers = self._ready(variables)
+            if self._averages_all:
+                known = set(map(id, variables))
+                variables += [v for v in self._variables.values() if id(v) not in known]
             if self._packs and len(rounds) == 1:
                 group = Group(self._variables, self._keys, variables)
                 self._packed_step(group, numbers, [g for g, _ in rounds[0]])
@@ -158,7 +161,12 @@ class Stepping(Slots):
     @property
     def _packs(self) -> bool:
         """Whether an eager step may be given lists and a packed state."""
-        return True
+        return not self._averages_all
+
+    @property
+    def _averages_all(self) -> bool:
+        """Whether a step moves the running means also of variables that have no gradient, as Keras 3 does."""
+        return self.use_ema and self.dialect == "keras3"
 
     def _ready(self, variables: Sequence[Variable]) -> Any:
         """Makes the slots of these variables that are missing. Returns the numbers of a step as they are now.
