@@ -1,5 +1,6 @@
 """scale, scale_by_schedule, scale_by_learning_rate: the updates times a number."""
 
+import dataclasses
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -93,3 +94,18 @@ def rate_now(rate: Any, state: Any) -> tuple[Any, Any]:
 
 def _times(updates: Tree, factor: Any, params: Tree) -> Tree:
     return map_leaves(lambda g: factor * g, updates, params=params)
+
+
+def learning_rates(tx: GradientTransformation) -> list[Rate]:
+    """The rates of all `scale_by_learning_rate` links in a transformation."""
+    return [x.learning_rate for x in jax.tree.leaves(tx, is_leaf=_has_rate) if _has_rate(x)]
+
+
+def with_learning_rate(tx: GradientTransformation, learning_rate: Rate) -> GradientTransformation:
+    """The transformation with another rate in these links."""
+    renew = lambda x: dataclasses.replace(x, learning_rate=learning_rate) if _has_rate(x) else x  # noqa: E731
+    return jax.tree.map(renew, tx, is_leaf=_has_rate)
+
+
+def _has_rate(x: Any) -> bool:
+    return isinstance(x, scale_by_learning_rate) and x.learning_rate is not None

@@ -1,13 +1,10 @@
 """FromTransformation: the facade over any chain."""
 
-import dataclasses
 from typing import Any
-
-import jax
 
 from ...base import as_transformation
 from ...transforms.chain import chain
-from ...transforms.learning_rate import scale_by_learning_rate
+from ...transforms.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
 from .base import NO_RATE, Optimizer
 from .views import fields
 
@@ -35,7 +32,7 @@ class FromTransformation(Optimizer):
     def __init__(self, tx: Any, name: str = "Optimizer", learning_rate: Any = None, **kwargs: Any):
         super().__init__(name, learning_rate=NO_RATE if learning_rate is None else learning_rate, **kwargs)
         tx = as_transformation(tx)
-        rates = [x.learning_rate for x in jax.tree.leaves(tx, is_leaf=_is_rate) if _is_rate(x)]
+        rates = learning_rates(tx)
         if "learning_rate" in self._hyper:
             if rates:
                 raise ValueError(f"learning_rate must not be given where tx has one: {tx!r}")
@@ -50,20 +47,10 @@ class FromTransformation(Optimizer):
         super().__setattr__(name, x)
 
     def transform(self, hyper):
-        if "learning_rate" not in self._hyper:
-            return self._tx
-
-        def renew(x):
-            return dataclasses.replace(x, learning_rate=hyper.learning_rate) if _is_rate(x) else x
-
-        return jax.tree.map(renew, self._tx, is_leaf=_is_rate)
+        return with_learning_rate(self._tx, hyper.learning_rate) if "learning_rate" in self._hyper else self._tx
 
     def _groups(self):
         return tuple({name: name} for name in fields(self._state))
 
     def get_config(self):
         raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")
-
-
-def _is_rate(x: Any) -> bool:
-    return isinstance(x, scale_by_learning_rate) and x.learning_rate is not None
