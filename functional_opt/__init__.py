@@ -4,6 +4,7 @@ from .base import EmptyState as EmptyState
 from .base import GradientTransformation as GradientTransformation
 from .base import apply_updates as apply_updates
 from .base import transformation as transformation
+from .leaves import global_norm as global_norm
 from .optimizers.adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
 from .optimizers.adadelta import adadelta as adadelta
 from .optimizers.adadelta import scale_by_adadelta as scale_by_adadelta
@@ -109,6 +110,5 @@ from .transforms.select import set_to_zero as set_to_zero
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
-from .tree import global_norm as global_norm
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, Self, cast
 import jax
 import jax.numpy as jnp
 
-from .tree import Tree, cast_like, is_nothing, narrow, paths, widen, zip_leaves
+from .leaves import Tree, cast_like, is_nothing, narrow, paths, widen, zip_leaves
 from .value import Convert, Static, show, value
 
 transformation = value

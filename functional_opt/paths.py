@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax import core
 
-from .tree import Tree, is_nothing, paths
+from .leaves import Tree, is_nothing, paths
 from .value import Convert, Static, value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .tree import Tree
+from .leaves import Tree
 
 
 def get_all_with_path(tree: Tree, key: str) -> list[tuple[str, Any]]:

@@ -12,13 +12,14 @@ import functional_opt
 ROOT = Path(functional_opt.__file__).parent
 LAYERS = {  # the first part of a module's name below the package, "" the package itself; arrows point down only
     "value": 0,
-    "tree": 1,
+    "leaves": 1,
     "base": 2,
     "paths": 2,
     "state": 2,
     "schedules": 2,
     "transforms": 3,
     "optimizers": 4,
+    "tree": 5,
     "config": 5,
     "": 6,
     "keras": 7,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate, Schedule
 from ..schedules.base import rate_at
@@ -18,7 +19,6 @@ from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale, scale_by_learning_rate
 from ..transforms.moments import ema
 from ..transforms.trust_ratio import scale_by_param_block_rms
-from ..tree import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
 from ..value import Count, Decay, DType, NonNegative, Positive, Real, Static, checked, value
 
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
+from ..leaves import Tree, abs_sq, full_like, map_leaves
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, abs_sq, full_like, map_leaves
 from ..value import DType, NonNegative, Static, checked
 
 

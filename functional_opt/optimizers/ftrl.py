@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import known, rate_at
-from ..tree import Tree, abs_sq, full_like, map_leaves, zeros_like
 from ..value import DType, NonNegative, Range, Scalar, Static
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, is_nothing, map_leaves, zeros_like
 from ..paths import Mask, resolve_mask
 from ..schedules import Rate
 from ..transforms.chain import chain
@@ -21,7 +22,6 @@ from ..transforms.orthogonalize import (
     scale_by_shape,
 )
 from ..transforms.select import partition
-from ..tree import Tree, is_nothing, map_leaves, zeros_like
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
 from .adam import adamw
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
-from ..tree import Tree, abs_sq, full_like, map_leaves, zeros_like
 from ..value import Decay, DType, Fraction, NonNegative, Static, checked
 
 

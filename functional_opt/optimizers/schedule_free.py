@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
+from ..leaves import Tree, is_nothing, map_leaves, narrow, widen, widen_tree, zeros_like
 from ..schedules import Rate, warmup_constant_schedule
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, is_nothing, map_leaves, narrow, widen, widen_tree, zeros_like
 from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
 from .rmsprop import scale_by_rms
 from .sgd import sgd

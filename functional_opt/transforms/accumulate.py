@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..leaves import Tree, all_finite, cast_like, map_leaves, sums_of_squares, zeros_like
 from ..schedules import Schedule, as_schedule
-from ..tree import Tree, all_finite, cast_like, map_leaves, sums_of_squares, zeros_like
 from ..value import Convert, DType, Integer, Static
 from .guard import update_if
 

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..tree import Tree, map_leaves, map_with_path
+from ..leaves import Tree, map_leaves, map_with_path
 from ..value import Static
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..base import EmptyState, GradientTransformation, as_transformation, transformation
-from ..tree import Tree, cast_like, widen_tree
+from ..leaves import Tree, cast_like, widen_tree
 from ..value import Static, show
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
-from ..tree import abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
+from ..leaves import abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
 from ..value import NonNegative, Positive, Scalar, Static
 
 

@@ -1,9 +1,9 @@
 """add_decayed_weights: decoupled weight decay."""
 
 from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
+from ..leaves import map_leaves
 from ..paths import Mask, keep, merge, resolve_mask
 from ..schedules import Rate, Schedule
-from ..tree import map_leaves
 from ..value import Static
 from .learning_rate import ScaleByScheduleState, rate_now
 

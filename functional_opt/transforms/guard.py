@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..tree import Tree, all_finite, cast_like, map_leaves
+from ..leaves import Tree, all_finite, cast_like, map_leaves
 from ..value import Count
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 
 from ..base import EmptyState, GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, map_leaves
 from ..schedules import Rate, Schedule, as_schedule
-from ..tree import Tree, map_leaves
 from ..value import Convert, Real, Static
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..tree import Tree, map_leaves, zeros_like
+from ..leaves import Tree, map_leaves, zeros_like
 from ..value import Decay, DType, Fraction, Static
 
 

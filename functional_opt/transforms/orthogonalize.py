@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..tree import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt
+from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt
 from ..value import Convert, NonNegative, PositiveInt, Static
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
+from ..leaves import Tree, map_leaves, paths
 from ..paths import Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
-from ..tree import Tree, map_leaves, paths
 from ..value import Static
 
 

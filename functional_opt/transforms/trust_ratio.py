@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
-from ..tree import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
+from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
 from ..value import NonNegative
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functional_opt import global_norm
-from functional_opt.tree import (
+from functional_opt.leaves import (
     abs_sq,
     all_finite,
     cast_like,
