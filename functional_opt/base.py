@@ -24,6 +24,12 @@ class EmptyState(NamedTuple):
     """The state of a transformation that keeps none."""
 
 
+def init_empty_state(params: Tree) -> EmptyState:
+    """The `init` of a transformation that keeps no state."""
+    del params
+    return EmptyState()
+
+
 class GradientTransformation:
     """A pure `(init, update)` pair over pytrees; `init, update = tx` unpacks it.
 
@@ -56,6 +62,14 @@ class GradientTransformation:
 
     def __iter__(self):
         return iter((self.init, self.update))
+
+
+GradientTransformationExtraArgs = GradientTransformation
+"""Optax's name for one that takes extra arguments; here all do."""
+
+Params = Updates = OptState = Tree
+TransformInitFn = Callable[[Params], OptState]
+TransformUpdateFn = TransformUpdateExtraArgsFn = Callable[..., tuple[Updates, OptState]]
 
 
 @transformation
@@ -98,6 +112,17 @@ def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
 
 Transformation = Annotated[GradientTransformation, Convert(lambda name, x: as_transformation(x, name))]
 """A field or argument that holds a transformation; a foreign one is wrapped."""
+
+
+def with_extra_args_support(tx: Any) -> Any:
+    """The transformation as one that takes extra keyword arguments, which all of ours do; a foreign one is wrapped.
+
+    >>> import optax
+    >>> tx = with_extra_args_support(optax.scale(-1.0))
+    >>> tx.update({"w": 1.0}, tx.init({"w": 0.0}), value=3.0)[0]
+    {'w': -1.0}
+    """
+    return as_transformation(tx)
 
 
 def needs_params(params: Tree, who: GradientTransformation) -> None:

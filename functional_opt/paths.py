@@ -141,6 +141,9 @@ Leaves that no rule of a mask matches are the opposite of the rules where these 
 `{"*/bias": False}` is all but the biases and `{"*/kernel": True}` the kernels only.
 """
 
+MaskOrFn = Tree | Callable[[Tree], Tree]
+"""Optax's name of a mask, for annotations."""
+
 Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf))]
 """A tree of labels (or a prefix of one), a function from params to one, or path rules."""
 

@@ -13,6 +13,8 @@ ROOT = Path(functional_opt.__file__).parent
 LAYERS = {  # the first part of a module's name below the package, "" the package itself; arrows point down only
     "value": 0,
     "leaves": 1,
+    "numerics": 2,
+    "average": 2,
     "base": 2,
     "paths": 2,
     "state": 2,

@@ -52,6 +52,10 @@ Rate = Annotated[Scalar | Callable[[Any], Any], Convert(_rate)]
 """A number ≥ 0, a schedule, or a function of the step count."""
 
 
+ScalarOrSchedule = Scalar | Callable[[Any], Any]
+"""Optax's name of a number or a function of the step count, for annotations."""
+
+
 def rate_at(rate: Any, count: Any) -> Any:
     """What a `Rate` is worth at a step: a number as it is, a schedule at the count."""
     return rate(count) if isinstance(rate, Schedule) else rate

@@ -1,4 +1,4 @@
-"""MultiSteps: one update from the gradients of several mini-steps."""
+"""MultiSteps, apply_every: one update from the gradients of several mini-steps."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, all_finite, cast_like, map_leaves, sums_of_squares, zeros_like
 from ..schedules import Schedule, as_schedule
-from ..value import Convert, DType, Integer, Static
+from ..value import Convert, DType, Integer, PositiveInt, Static
 from .guard import update_if
 
 
@@ -21,6 +21,10 @@ class MultiStepsState(NamedTuple):
     inner_opt_state: Any
     acc_grads: Tree
     skip_state: Any = ()
+
+
+ShouldSkipUpdateFunction = Callable[[Tree, jax.Array, Tree], tuple[jax.Array, Any]]
+"""`f(updates, gradient_step, params) -> (skip, info)`; see `MultiSteps`."""
 
 
 def _steps(name: str, x: Any) -> Any:
@@ -57,7 +61,7 @@ class MultiSteps(GradientTransformation):
     opt: Transformation
     every_k_schedule: Annotated[Any, Convert(_steps)]
     use_grad_mean: Static[bool] = True
-    should_skip_update_fn: Static[Callable | None] = None
+    should_skip_update_fn: Static[ShouldSkipUpdateFunction | None] = None
     accumulator_dtype: Static[DType] = "float32"
 
     def init(self, params):
@@ -123,3 +127,42 @@ def skip_large_updates(
     squared = jnp.sum(sums_of_squares(updates))
     skip = ~(squared < max_squared_norm)
     return skip, {"should_skip": skip, "norm_squared": squared}
+
+
+class ApplyEvery(NamedTuple):
+    """`count`: gradients in the present window. `grad_acc`: their sum."""
+
+    count: jax.Array
+    grad_acc: Tree
+
+
+@transformation
+class apply_every(GradientTransformation):
+    """The sum of the last k gradients at every k-th step, 0 at the others.
+
+    What stands before it in a chain runs at every step: for the same as one step on a k times larger batch,
+    use `MultiSteps`.
+
+    Args:
+        k: the number of steps, a whole number ≥ 1.
+
+    >>> tx = apply_every(2)
+    >>> u, state = tx.update({"w": 1.0}, tx.init({"w": 0.0}))
+    >>> u["w"].item(), tx.update({"w": 2.0}, state)[0]["w"].item()
+    (0.0, 3.0)
+    """
+
+    k: PositiveInt = 1
+
+    def init(self, params):
+        return ApplyEvery(zero_count(), zeros_like(params))
+
+    def update(self, updates, state, params=None, **extra):
+        last = state.count >= self.k - 1
+
+        def leaf(g, a):
+            a = jnp.where(state.count == 0, 0, a) + g
+            return jnp.where(last, a, 0), a
+
+        updates, acc = map_leaves(leaf, updates, state.grad_acc, params=params)
+        return updates, ApplyEvery(jnp.where(last, 0, increment(state.count)), acc)

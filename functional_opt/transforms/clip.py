@@ -160,6 +160,20 @@ def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> ja
     return safe_sqrt(jnp.sum(abs_sq(x), axis=axis, keepdims=True))
 
 
+def unitwise_clip(g_norm: jax.Array, max_norm: Scalar, grad: jax.Array, div_eps: Scalar = 1e-6) -> jax.Array:
+    """grad · min(1, max_norm / g_norm): a leaf whose units have the norms `g_norm`, held to `max_norm`.
+
+    Args:
+        g_norm: the norm of each unit of `grad`, as `unitwise_norm` gives it.
+        max_norm: the largest norm, of each unit or of all.
+        div_eps: the least norm that is divided by.
+
+    >>> unitwise_clip(jnp.array([5.0]), 1.0, jnp.array([3.0, 4.0])).round(3).tolist()
+    [0.6000000238418579, 0.800000011920929]
+    """
+    return grad * jnp.where(g_norm < max_norm, 1.0, max_norm / jnp.maximum(g_norm, div_eps))
+
+
 def _shrink(size: jax.Array, largest: Scalar) -> jax.Array:
     """min(1, largest / size), 1 where size is 0."""
     return jnp.minimum(1.0, largest / jnp.where(size == 0, 1.0, size))

@@ -1,5 +1,6 @@
-"""apply_if_finite: steps that are skipped."""
+"""apply_if_finite, zero_nans: what is done about gradients that are not finite."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,16 +54,50 @@ class apply_if_finite(GradientTransformation):
         return updates, ApplyIfFiniteState(errors, finite, total, inner_state)
 
 
+class ZeroNansState(NamedTuple):
+    """`found_nan`: for each leaf, whether the last gradient had a NaN: bool, shape ()."""
+
+    found_nan: Tree
+
+
+@transformation
+class zero_nans(GradientTransformation):
+    """u = g, and 0 for every element that is NaN. The state says in which leaves there were any.
+
+    >>> tx = zero_nans()
+    >>> u, state = tx.update({"w": jnp.array([1.0, jnp.nan])}, tx.init({"w": jnp.zeros(2)}))
+    >>> u["w"].tolist(), bool(state.found_nan["w"])
+    ([1.0, 0.0], True)
+    """
+
+    def init(self, params):
+        return ZeroNansState(jax.tree.map(lambda _: jnp.array(False), params))
+
+    def update(self, updates, state, params=None, **extra):
+        def leaf(g, found):
+            bad = jnp.isnan(g)
+            return jnp.where(bad, 0, g), jnp.any(bad)
+
+        updates, found = map_leaves(leaf, updates, state.found_nan, params=params, same_shape=False)
+        return updates, ZeroNansState(found)
+
+
 def update_if(
-    condition: jax.Array, tx: GradientTransformation, updates: Tree, state: Any, params: Tree, extra: dict
+    condition: jax.Array,
+    tx: GradientTransformation,
+    updates: Tree,
+    state: Any,
+    params: Tree,
+    extra: dict,
+    otherwise: Callable = jnp.zeros_like,
 ) -> tuple[Tree, Any]:
-    """`tx.update` where the condition holds, else zero updates and the state as it was; one of them runs."""
+    """`tx.update` where the condition holds, else `otherwise` of each leaf and the old state; one of the two runs."""
 
     def run():
         new, new_state = tx.update(updates, state, params, **extra)
         return cast_like(new, updates if params is None else params), cast_like(new_state, state)
 
     def skip():
-        return map_leaves(jnp.zeros_like, updates, params=params), state
+        return map_leaves(otherwise, updates, params=params), state
 
     return jax.lax.cond(condition, run, skip)

@@ -116,6 +116,10 @@ class partition(GradientTransformation):
         return labels
 
 
+multi_transform, MultiTransformState = partition, PartitionState
+"""Optax's old names of these two."""
+
+
 def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:

@@ -83,6 +83,20 @@ def halving(count: Any) -> Any:
     return 0.5**count
 
 
+def halved(updates: Any, params: Any) -> Any:
+    """For `stateless`, on whole trees."""
+    return jax.tree.map(lambda g: -0.5 * g, updates)
+
+
+def halved_leaf(g: Any, w: Any) -> Any:
+    """For `stateless_with_tree_map`."""
+    return -0.5 * g
+
+
+def split(o: Any, d: float) -> Any:
+    return (o if o is fo else o.contrib).split_real_and_imaginary(o.trace(d))
+
+
 def case(name: str, make: Any, peer: Any = None, reference: Any = None, vary: str = "", **args: Any) -> Case:
     return Case(name, make, peer, reference, vary, args)
 

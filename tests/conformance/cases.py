@@ -9,6 +9,7 @@ import pytest
 
 import functional_opt as fo
 
+from . import cases_compose as compose
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -95,6 +96,7 @@ OPTIMIZERS = [
     case("schedule_free_sgd", fo.schedule_free_sgd, SF_SGD, leaf.schedule_free_sgd, "b1", learning_rate=0.2),
     case("schedule_free_adamw", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, learning_rate=0.1),
     case("schedule_free_adamw-warm", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, **WARM),
+    *compose.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -157,6 +159,7 @@ TRANSFORMATIONS = [
     case("chain-empty", fo.chain),
     case("named_chain", *both(lambda o, d: o.named_chain(("m", o.trace(d)), ("lr", o.scale(0.1)))), None, "d", d=0.9),
     case("aggregate", lambda op: on_one_device(fo.aggregate("device", op)), op="mean"),
+    *compose.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

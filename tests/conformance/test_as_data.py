@@ -16,6 +16,7 @@ import pytest
 import functional_opt as fo
 
 from ..helpers import assert_close, at, make_grads, make_params, train_eagerly
+from . import case as pieces
 from . import cases
 from .cases import CASES, each_case
 
@@ -28,7 +29,7 @@ def makes_a_transformation(x):
 
 
 def test_every_public_transformation_has_a_case():
-    public = {name for name, x in vars(fo).items() if not name.startswith("_") and makes_a_transformation(x)}
+    public = {x.__name__ for name, x in vars(fo).items() if not name.startswith("_") and makes_a_transformation(x)}
     assert public - {"GradientTransformation"} == {case.name.split("-")[0] for case in CASES}
 
 
@@ -171,7 +172,7 @@ def test_copies_prints_and_compares(case):
         pickle.loads(pickle.dumps(tx)),
         copy.deepcopy(tx),
         copy.copy(tx),
-        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases)}),
+        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(pieces)}),
         dataclasses.replace(tx),
         jax.tree.map(lambda x: x, tx),
     ):
