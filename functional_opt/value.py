@@ -228,7 +228,7 @@ def _repr(self) -> str:
             positional = False
             if _key(x) == _key(f.default):
                 continue
-        parts.append(show(x) if positional else f"{f.name}={show(x)}")
+        parts.append(show(x) if positional and not f.kw_only else f"{f.name}={show(x)}")
     return f"{type(self).__name__}({', '.join(parts)})"
 
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..leaves import Tree, is_nothing, map_leaves, narrow, widen, widen_tree, zeros_like
+from ..leaves import Tree, map_leaves, narrow, widen_tree
 from ..schedules import Rate, warmup_constant_schedule
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.evaluate import copy_like, eval_params, where_kept
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
 from .rmsprop import scale_by_rms
@@ -32,6 +33,10 @@ class ScheduleFreeState(NamedTuple):
     max_lr: jax.Array
     base_optimizer_state: Any
     z: Tree
+
+    def eval_params(self, params: Tree) -> Tree:
+        """The averaged params. See `functional_opt.eval_params`."""
+        return where_kept(lambda y, z: (y - (1 - self.b1) * z) / self.b1, params, self.z)
 
 
 @transformation
@@ -73,16 +78,13 @@ class schedule_free(GradientTransformation):
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
-        def copy(z, p):
-            return z if isinstance(p, jax.ShapeDtypeStruct) else z + narrow(p, z)
-
         return ScheduleFreeState(
             b1=jnp.array(self.b1, float),
             weight_sum=jnp.zeros([]),
             step_count=jnp.ones([], jnp.int32),
             max_lr=jnp.zeros([]),
             base_optimizer_state=self.base_optimizer.init(params),
-            z=jax.tree.map(copy, zeros_like(params, self.state_dtype), params),
+            z=copy_like(params, self.state_dtype),
         )
 
     def update(self, updates, state, params=None, **extra):
@@ -121,15 +123,7 @@ def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
     found = [x for x in leaves if isinstance(x, ScheduleFreeState)]
     if not found:
         raise ValueError(f"schedule_free_eval_params needs a state with a ScheduleFreeState in it, got {type(state)}")
-    for one in found:
-
-        def leaf(y, z, b1=one.b1):
-            if y is None or not hasattr(z, "dtype"):  # masked: another state has it, or none
-                return y
-            return narrow((widen(y) - (1 - b1) * widen(z)) / b1, y)
-
-        params = jax.tree.map(leaf, params, one.z, is_leaf=is_nothing)
-    return params
+    return eval_params(found, params)
 
 
 def _warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:

@@ -22,7 +22,7 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Any) -> tuple[Tree, 
 
     >>> total, clipped = per_example_global_norm_clip([jnp.array([[3.0, 4.0], [0.0, 0.25]])], 1.0)
     >>> total[0].round(3).tolist(), int(clipped)
-    ([0.6000000238418579, 1.0499999523162842], 1)
+    ([0.6000000238418579, 1.0500000715255737], 1)
     """
     leaves, treedef = _examples(grads)
     norms = safe_sqrt(sum(map(_squares, leaves), jnp.zeros([])))
@@ -42,7 +42,7 @@ def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Any, uniform: 
 
     >>> total, clipped = per_example_layer_norm_clip([jnp.array([[3.0, 4.0], [0.0, 0.25]])], 1.0)
     >>> total[0].round(3).tolist(), int(clipped[0])
-    ([0.6000000238418579, 1.0499999523162842], 1)
+    ([0.6000000238418579, 1.0500000715255737], 1)
     """
     leaves, treedef = _examples(grads)
     sizes = [math.prod(g.shape[1:]) for g in leaves]

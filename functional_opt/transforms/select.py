@@ -1,5 +1,6 @@
-"""masked, partition, freeze: a transformation for some of the leaves."""
+"""masked, partition, freeze, selective_transform: a transformation for some of the leaves."""
 
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import jax
@@ -160,3 +161,34 @@ def freeze(mask: Any) -> GradientTransformation:
     (0.0, 1.0)
     """
     return masked(set_to_zero(), mask)
+
+
+@transformation
+class selective_transform(GradientTransformation):
+    """Transforms the leaves where the mask is False and gives zero updates where it is True.
+
+    Args:
+        optimizer: the transformation of the leaves that train; the others have no state in it.
+        freeze_mask: True for the leaves that stay: one bool, a tree of them (or a prefix of one), a function
+            from params to one, or path rules.
+
+    >>> from functional_opt import trace
+    >>> tx, params = selective_transform(trace(0.9), freeze_mask={"a": True, "b": False}), {"a": 1.0, "b": 1.0}
+    >>> state = tx.init(params)
+    >>> state.inner_states["train"].inner_state.trace["a"], tx.update(params, state)[0]["a"].item()
+    (MaskedNode(), 0.0)
+    """
+
+    optimizer: Transformation
+    freeze_mask: Static[Mask] = field(kw_only=True)
+
+    def init(self, params):
+        return self._by_label(params).init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        return self._by_label(updates if params is None else params).update(updates, state, params, **extra)
+
+    def _by_label(self, tree: Tree) -> partition:
+        frozen = resolve_mask(self.freeze_mask, tree)
+        labels = jax.tree.map(lambda stays: "freeze" if stays else "train", frozen)
+        return partition({"train": self.optimizer, "freeze": set_to_zero()}, labels)

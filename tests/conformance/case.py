@@ -14,6 +14,8 @@ import functional_opt as fo
 from functional_opt.base import Transformation
 from functional_opt.schedules import linear_schedule
 
+from ..helpers import make_params
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Case:
@@ -91,6 +93,38 @@ def halved(updates: Any, params: Any) -> Any:
 def halved_leaf(g: Any, w: Any) -> Any:
     """For `stateless_with_tree_map`."""
     return -0.5 * g
+
+
+def late(step: Any) -> Any:
+    """For what runs at some steps only: all but every third."""
+    return step % 3 > 0
+
+
+def selective(o: Any, rate: float, mask: Any) -> Any:
+    if o is optax and callable(mask):
+        mask = mask(make_params())
+    return o.selective_transform(o.adam(rate), freeze_mask=mask)
+
+
+def monitors(decay: float) -> Any:
+    return fo.monitor({"norm": fo.global_norm, "mean": fo.measure_with_ema(fo.global_norm, decay)})
+
+
+def looking_ahead(o: Any, rate: float, slow: float, k: int = 4, **options: Any) -> Any:
+    """Optax keeps the slow params with the params; here they go into the state."""
+    if o is fo:
+        return fo.lookahead(fo.adam(rate), k, slow, **options)
+    inner = optax.lookahead(optax.adam(rate), k, slow, **options)
+
+    def init(params):
+        return inner.init(optax.LookaheadParams.init_synced(params)), params
+
+    def update(updates, state, params=None):
+        both_params = optax.LookaheadParams(params, state[1])
+        updates, inner_state = inner.update(updates, state[0], both_params)
+        return updates.fast, (inner_state, optax.apply_updates(state[1], updates.slow))
+
+    return optax.GradientTransformation(init, update)
 
 
 def split(o: Any, d: float) -> Any:

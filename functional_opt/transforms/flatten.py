@@ -1,0 +1,78 @@
+"""flatten: all leaves as one vector."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ..base import GradientTransformation, Transformation, transformation
+from ..leaves import Tree, is_nothing, narrow, zip_leaves
+
+
+@transformation
+class flatten(GradientTransformation):
+    """Gives the inner transformation all leaves as one vector: fewer and larger operations for many small leaves.
+
+    The vector has the dtype that those of the leaves promote to. A leaf whose gradient is None counts as a
+    gradient of zeros there, since the vector has no gaps, and gets no update.
+
+    Args:
+        inner: a transformation that treats all elements alike: no masks, no norms or ranks by leaf.
+
+    >>> from functional_opt import trace
+    >>> tx = flatten(trace(0.9))
+    >>> tx.init({"a": jnp.ones(2), "b": jnp.ones((1, 2))}).trace.shape
+    (4,)
+    """
+
+    inner: Transformation
+
+    def init(self, params):
+        return self.inner.init(_vector(params, params))
+
+    def update(self, updates, state, params=None, **extra):
+        like = updates if params is None else params
+        flat = _vector(updates, like)
+        new, state = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
+        return _tree(new, updates, like), state
+
+
+def _vector(tree: Tree, like: Tree) -> Any:
+    """The leaves of `tree`, with zeros where it has None and `like` has a leaf."""
+    leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+        return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
+    return jnp.concatenate([jnp.ravel(_whole(x)) for x in leaves]) if leaves else jnp.zeros(0)
+
+
+def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
+    parts, start = [], 0
+    for x, y in _pairs(updates, like):
+        part = vector[start : start + jnp.size(y)].reshape(jnp.shape(y))
+        start += jnp.size(y)
+        part = narrow(part if jnp.iscomplexobj(y) else part.real, y)
+        parts.append(None if is_nothing(x) else _as_sharded(part, y))
+    return jax.tree.structure(like).unflatten(parts)
+
+
+def _pairs(tree: Tree, like: Tree) -> list[tuple]:
+    """The leaves of both trees side by side, but for those that neither has."""
+    _, rows = zip_leaves((tree, like), ("updates", "params"))
+    return [(x, y) for x, y in rows if not is_nothing(y)]
+
+
+def _sharding(x: Any) -> Any:
+    """How an array is sharded, where that is part of its type: on a mesh with explicit axes."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return sharding if sharding is not None and any(sharding.spec) else None
+
+
+def _whole(x: Any) -> Any:
+    """An array sharded by its type, gathered: leaves of several shardings have no common vector otherwise."""
+    return x if _sharding(x) is None else jax.sharding.reshard(x, PartitionSpec(*[None] * jnp.ndim(x)))
+
+
+def _as_sharded(x: jax.Array, like: Any) -> jax.Array:
+    return x if _sharding(like) is None else jax.sharding.reshard(x, _sharding(like))
