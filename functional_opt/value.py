@@ -23,6 +23,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -258,6 +259,8 @@ def _leaf_key(x: Any) -> Any:
     if isinstance(x, core.Tracer):
         return id(x)
     if isinstance(x, np.ndarray | jax.Array):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return str(jax.random.key_impl(x)), _leaf_key(jax.random.key_data(x))
         x = np.asarray(x)
         return x.shape, x.dtype.name, x.tobytes()
     return x

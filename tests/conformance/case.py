@@ -70,6 +70,20 @@ class on_one_device(fo.GradientTransformation):
         return bound(updates)
 
 
+@fo.transformation
+class with_a_loss(fo.GradientTransformation):
+    """Gives a transformation a loss at every step, half the squared norm of its gradients and 1."""
+
+    inner: Transformation
+
+    def init(self, params):
+        return self.inner.init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        loss = 1 + 0.5 * fo.global_norm(updates) ** 2
+        return self.inner.update(updates, state, params, **(extra | {"value": loss}))
+
+
 def matrices(tree: Any) -> Any:
     """A mask: True for every leaf with two axes."""
     return jax.tree.map(lambda x: np.ndim(x) > 1, tree)

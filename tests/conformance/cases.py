@@ -9,6 +9,7 @@ import pytest
 
 import functional_opt as fo
 
+from . import cases_classic as classic
 from . import cases_compose as compose
 from . import references as ref
 from . import references_by_leaf as leaf
@@ -97,6 +98,7 @@ OPTIMIZERS = [
     case("schedule_free_adamw", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, learning_rate=0.1),
     case("schedule_free_adamw-warm", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, **WARM),
     *compose.OPTIMIZERS,
+    *classic.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -160,6 +162,7 @@ TRANSFORMATIONS = [
     case("named_chain", *both(lambda o, d: o.named_chain(("m", o.trace(d)), ("lr", o.scale(0.1)))), None, "d", d=0.9),
     case("aggregate", lambda op: on_one_device(fo.aggregate("device", op)), op="mean"),
     *compose.TRANSFORMATIONS,
+    *classic.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

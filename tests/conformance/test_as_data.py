@@ -173,6 +173,7 @@ def test_copies_prints_and_compares(case):
         copy.deepcopy(tx),
         copy.copy(tx),
         eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(pieces)}),
+        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(pieces), **vars(cases)}),
         dataclasses.replace(tx),
         jax.tree.map(lambda x: x, tx),
     ):

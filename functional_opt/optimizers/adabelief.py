@@ -1,0 +1,96 @@
+"""AdaBelief: Adam whose second moment is that of the gradient's distance from its mean."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, abs_sq, map_leaves, zeros_like
+from ..value import Decay, DType, NonNegative, Static, checked
+
+
+class ScaleByBeliefState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `nu`: of |g − mu|², with eps_root added at every step."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_belief(GradientTransformation):
+    """AdaBelief's direction: u = m̂ / (√ŝ + eps).
+
+    m ← b1·m + (1 − b1)·g; s ← b2·s + (1 − b2)·|g − m|² + eps_root; m̂ and ŝ are corrected, and nesterov looks
+    ahead, as in `scale_by_adam`.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added outside the root, ≥ 0.
+        eps_root: added to s at every step, and so stored in it, ≥ 0.
+        nesterov: whether m̂ looks one step ahead.
+        state_dtype: how m and s are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Zhuang et al. 2020, arXiv:2010.07468.
+
+    >>> tx = scale_by_belief()
+    >>> u, state = tx.update({"w": jnp.array([2.0, -0.1])}, tx.init({"w": jnp.zeros(2)}))
+    >>> [round(x, 3) for x in u["w"].tolist()]
+    [1.111, -1.111]
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-16
+    eps_root: NonNegative = 1e-16
+    nesterov: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        return ScaleByBeliefState(zero_count(), mu, nu)
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+
+        def leaf(g, m, s):
+            m = b1 * m + (1 - b1) * g
+            s = b2 * s + (1 - b2) * abs_sq(g - m) + self.eps_root
+            if self.nesterov:
+                m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+            else:
+                m_hat = m / (1 - b1**t)
+            return m_hat / (jnp.sqrt(s / (1 - b2**t)) + self.eps), m, s
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        return updates, ScaleByBeliefState(t, mu, nu)
+
+
+@checked
+def adabelief(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
+    eps_root: NonNegative = 1e-16,
+    *,
+    nesterov: bool = False,
+    state_dtype: Any = None,
+) -> chain:
+    """AdaBelief: w ← w − learning_rate · m̂ / (√ŝ + eps), s of |g − m|². See `scale_by_belief`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-3 is usual.
+
+    Zhuang et al. 2020, arXiv:2010.07468.
+
+    >>> adabelief(1e-3)
+    chain(scale_by_belief(), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_belief(b1, b2, eps, eps_root, nesterov, state_dtype)
+    return chain(rule, scale_by_learning_rate(learning_rate))

@@ -1,0 +1,103 @@
+"""Adan: Adam with Nesterov momentum, from differences of gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, abs_sq, map_leaves, zeros_like
+from ..value import Decay, DType, NonNegative, Static, checked
+
+
+class ScaleByAdanState(NamedTuple):
+    """`m`, `v`, `n`: running means of g, of its change d and of |g + b2·d|². `g`: the last. `t`: steps done."""
+
+    m: Tree
+    v: Tree
+    n: Tree
+    g: Tree
+    t: jax.Array
+
+
+@transformation
+class scale_by_adan(GradientTransformation):
+    """Adan's direction: u = (m̂ + b2·v̂) / (√(n̂ + eps_root) + eps).
+
+    With d = g − (the g before), 0 at the first step: m ← b1·m + (1 − b1)·g; v ← b2·v + (1 − b2)·d;
+    n ← b3·n + (1 − b3)·|g + b2·d|²; each is divided by 1 − decayᵗ.
+
+    Args:
+        b1, b2, b3: decay of the three means, in [0, 1): one minus the paper's β.
+        eps: added outside the root, ≥ 0.
+        eps_root: added inside the root, ≥ 0.
+        state_dtype: how m, v, n and g are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Xie et al. 2022, arXiv:2208.06677.
+
+    >>> tx = scale_by_adan()
+    >>> u, state = tx.update({"w": jnp.array([2.0, -0.1])}, tx.init({"w": jnp.zeros(2)}))
+    >>> u["w"].round(3).tolist()
+    [1.0, -1.0]
+
+    Differs from Optax 0.2.8, which weighs d and v̂ by 1 − b2: the paper's β₂, where it has 1 − β₂ (its #1715).
+    """
+
+    b1: Decay = 0.98
+    b2: Decay = 0.92
+    b3: Decay = 0.99
+    eps: NonNegative = 1e-8
+    eps_root: NonNegative = 0.0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        m, v, g = (zeros_like(params, self.state_dtype) for _ in range(3))
+        return ScaleByAdanState(m, v, zeros_like(params, self.state_dtype, real=True), g, zero_count())
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.t)
+        b1, b2, b3 = self.b1, self.b2, self.b3
+
+        def leaf(g, m, v, n, before):
+            d = jnp.where(t == 1, 0.0, g - before)
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * d
+            n = b3 * n + (1 - b3) * abs_sq(g + b2 * d)
+            step = m / (1 - b1**t) + b2 * v / (1 - b2**t)
+            return step / (jnp.sqrt(n / (1 - b3**t) + self.eps_root) + self.eps), m, v, n, g
+
+        updates, m, v, n, g = map_leaves(leaf, updates, state.m, state.v, state.n, state.g, params=params)
+        return updates, ScaleByAdanState(m, v, n, g, t)
+
+
+@checked
+def adan(
+    learning_rate: Rate,
+    b1: Decay = 0.98,
+    b2: Decay = 0.92,
+    b3: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Adan: w ← w − learning_rate · ((m̂ + b2·v̂) / (√(n̂ + eps_root) + eps) + weight_decay · w). See `scale_by_adan`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-3 to 1e-2 are usual.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Xie et al. 2022, arXiv:2208.06677; the decay is AdamW's, not a division by 1 + learning_rate · weight_decay.
+
+    >>> adan(1e-3)
+    chain(scale_by_adan(eps_root=1e-08), add_decayed_weights(), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_adan(b1, b2, b3, eps, eps_root, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

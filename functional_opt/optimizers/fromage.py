@@ -1,0 +1,53 @@
+"""Fromage: steps as long as a share of the weights, which are kept from growing."""
+
+import jax.numpy as jnp
+
+from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
+from ..schedules import Rate, Schedule
+from ..transforms.learning_rate import ScaleByScheduleState, rate_now
+from ..tree import global_norm, map_leaves
+from ..value import NonNegative
+
+
+@transformation
+class fromage(GradientTransformation):
+    """Fromage: w ← (w − learning_rate · g · ‖w‖ / ‖g‖) / √(1 + learning_rate²), norms of a whole leaf.
+
+    The ratio of norms is 1 where either is 0. This is the whole optimizer: `scale_by_learning_rate` does not
+    follow.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.01 is usual.
+        min_norm: the least that either norm counts with, ≥ 0.
+
+    Raises ValueError without params.
+
+    Bernstein et al. 2020, arXiv:2002.03432.
+
+    >>> tx, w = fromage(0.75), jnp.array([3.0, 4.0])
+    >>> u, _ = tx.update(jnp.array([0.0, 1.0]), tx.init(w), w)
+    >>> [round(x, 3) for x in (w + u).tolist()]
+    [2.4, 0.2]
+
+    Differs from Optax in that it is one transformation with one count.
+    """
+
+    learning_rate: Rate
+    min_norm: NonNegative = 1e-6
+
+    def init(self, params):
+        return ScaleByScheduleState(zero_count()) if isinstance(self.learning_rate, Schedule) else EmptyState()
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        rate, state = rate_now(self.learning_rate, state)
+        root = jnp.sqrt(1 + rate**2)
+        shrinkage = rate**2 / (root * (1 + root))  # 1 − 1 / root, without taking like from like
+
+        def leaf(g, w):
+            of_w, of_g = (jnp.maximum(global_norm(x), self.min_norm) for x in (w, g))
+            apart = (of_w > 0) & (of_g > 0)
+            ratio = jnp.where(apart, of_w / jnp.where(apart, of_g, 1.0), 1.0)
+            return -rate / root * ratio * g - shrinkage * w
+
+        return map_leaves(leaf, updates, read=(params,), params=params), state

@@ -1,0 +1,85 @@
+"""Polyak's step size: as long as the loss says that the way down is."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from ..base import EmptyState, GradientTransformation, transformation
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import map_leaves, sums_of_squares, widen
+from ..value import NonNegative, Real, Static, checked
+
+Variant = Literal["sps", "sps+"]
+
+
+@transformation
+class scale_by_polyak(GradientTransformation):
+    """u = min((value − f_min) / (‖g‖² + eps), max_learning_rate) · g, the norm over all leaves; 0 where ‖g‖ is 0.
+
+    The loss is given to every step: `update(grads, state, params, value=loss)`.
+
+    Args:
+        f_min: the least value that the loss can have, or a guess.
+        max_learning_rate: the largest step size, ≥ 0.
+        eps: ≥ 0.
+        variant: "sps" as above, which climbs where value < f_min; "sps+" takes max(value − f_min, 0).
+
+    Raises ValueError without value.
+
+    Loizou et al. 2021, arXiv:2002.10542; Garrigos, Gower & Schaipp 2023, arXiv:2307.14528, for "sps+".
+
+    >>> tx, g = scale_by_polyak(max_learning_rate=10.0), {"w": jnp.array([3.0, 4.0])}
+    >>> tx.update(g, tx.init(g), value=50.0)[0]["w"].tolist()
+    [6.0, 8.0]
+    """
+
+    f_min: Real = 0.0
+    max_learning_rate: NonNegative = 1.0
+    eps: NonNegative = 0.0
+    variant: Static[Variant] = "sps"
+
+    def init(self, params):
+        return EmptyState()
+
+    def update(self, updates, state, params=None, *, value=None, **extra):
+        if value is None:
+            raise ValueError("scale_by_polyak needs the loss: call update(updates, state, params, value=loss)")
+        gap = widen(jnp.asarray(value)) - self.f_min
+        if self.variant == "sps+":
+            gap = jnp.maximum(gap, 0.0)
+        size = jnp.sum(sums_of_squares(updates))
+        some = size > 0
+        step = jnp.minimum(gap / jnp.where(some, size + self.eps, 1.0), self.max_learning_rate)
+        step = jnp.where(some, step, 0.0)
+        return map_leaves(lambda g: step * g, updates, params=params), state
+
+
+@checked
+def polyak_sgd(
+    max_learning_rate: NonNegative = 1.0,
+    scaling: Rate = 1.0,
+    f_min: Real = 0.0,
+    eps: NonNegative = 0.0,
+    variant: Variant = "sps",
+) -> chain:
+    """Gradient descent by Polyak's step: w ← w − scaling · u. See `scale_by_polyak`.
+
+    Args:
+        scaling: a number ≥ 0, a schedule, or a function of the count.
+        max_learning_rate, f_min, eps, variant: as in `scale_by_polyak`.
+
+    Every step needs the loss: `update(grads, state, params, value=loss)`.
+
+    Loizou et al. 2021, arXiv:2002.10542.
+
+    >>> tx, w = polyak_sgd(max_learning_rate=10.0), jnp.array([3.0, 4.0])
+    >>> u, _ = tx.update(2 * w, tx.init(w), w, value=jnp.sum(w**2))
+    >>> (w + u).tolist()
+    [1.5, 2.0]
+
+    Differs from Optax, where scaling multiplies the gradient before the step size is found: 0.5 doubles the step.
+    """
+    rule = scale_by_polyak(f_min, max_learning_rate, eps, variant)
+    return chain(rule, scale_by_learning_rate(scaling))

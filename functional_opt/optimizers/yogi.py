@@ -1,0 +1,83 @@
+"""Yogi: Adam whose second moment grows and shrinks by a share of the gradient, not of itself."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import abs_sq, full_like, map_leaves, zeros_like
+from ..value import Decay, DType, NonNegative, Static, checked
+from .adam import ScaleByAdamState
+
+
+@transformation
+class scale_by_yogi(GradientTransformation):
+    """Yogi's direction: u = m̂ / (√(v̂ + eps_root) + eps).
+
+    m ← b1·m + (1 − b1)·g; v ← v − (1 − b2)·sign(v − |g|²)·|g|²; m̂ = m / (1 − b1ᵗ), v̂ = v / (1 − b2ᵗ).
+
+    Args:
+        b1: decay of the mean, in [0, 1).
+        b2: in [0, 1); 1 − b2 is the share of |g|² by which v moves.
+        eps: added outside the root, ≥ 0.
+        eps_root: added inside the root, ≥ 0.
+        initial_accumulator_value: what v starts with, ≥ 0.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Zaheer et al. 2018, Adaptive Methods for Nonconvex Optimization, NeurIPS.
+
+    >>> tx = scale_by_yogi()
+    >>> u, state = tx.update({"w": jnp.array([2.0, -0.1])}, tx.init({"w": jnp.zeros(2)}))
+    >>> [round(x, 6) for x in state.nu["w"].tolist()]
+    [0.004001, 1.1e-05]
+
+    Differs from Optax, which starts m with initial_accumulator_value too: here, as in the paper, with 0.
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-3
+    eps_root: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 1e-6
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        nu = full_like(params, self.initial_accumulator_value, self.state_dtype, real=True)
+        return ScaleByAdamState(zero_count(), zeros_like(params, self.state_dtype), nu)
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+
+        def leaf(g, m, v):
+            m = b1 * m + (1 - b1) * g
+            v = v - (1 - b2) * jnp.sign(v - abs_sq(g)) * abs_sq(g)
+            return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t) + self.eps_root) + self.eps), m, v
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        return updates, ScaleByAdamState(t, mu, nu)
+
+
+@checked
+def yogi(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-3,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Yogi: w ← w − learning_rate · m̂ / (√v̂ + eps), v moved by a share of |g|². See `scale_by_yogi`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.
+
+    Zaheer et al. 2018, Adaptive Methods for Nonconvex Optimization, NeurIPS.
+
+    >>> yogi(0.01)
+    chain(scale_by_yogi(), scale_by_learning_rate(0.01))
+    """
+    return chain(scale_by_yogi(b1, b2, eps, state_dtype=state_dtype), scale_by_learning_rate(learning_rate))

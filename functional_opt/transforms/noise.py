@@ -1,0 +1,87 @@
+"""add_noise: Gaussian noise that fades."""
+
+import dataclasses
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..tree import is_nothing, map_leaves, safe_sqrt
+from ..value import Convert, NonNegative
+
+
+def _to_key(name: str, x: Any) -> Any:
+    dtype = getattr(x, "dtype", jnp.dtype(int) if isinstance(x, int) and not isinstance(x, bool) else None)
+    if x is None or dtype is not None and any(jnp.issubdtype(dtype, d) for d in (jax.dtypes.prng_key, jnp.integer)):
+        return x
+    raise TypeError(f"{name} must be an integer or a key of jax.random, got {x!r}")
+
+
+Key = Annotated[Any, Convert(_to_key)]
+"""A seed, or a key of `jax.random.key` or `jax.random.PRNGKey`; None is the seed 0."""
+
+
+class AddNoiseState(NamedTuple):
+    """`count`: steps done. `rng_key`: the data (uint32) of the key from which the next noise is drawn."""
+
+    count: jax.Array
+    rng_key: jax.Array
+
+
+@transformation
+class add_noise(GradientTransformation):
+    """u = g + σ·z, z standard normal, σ² = eta / (1 + t)^gamma, t the number of steps done before.
+
+    Args:
+        eta: the variance at the first step, ≥ 0.
+        gamma: how fast the variance fades, ≥ 0; 0.55 is the paper's.
+        key: a key of `jax.random`, or an integer; the seed 0 if None.
+        seed: another name for key.
+
+    Raises ValueError for both a key and a seed, TypeError for what is neither.
+
+    Neelakantan et al. 2015, arXiv:1511.06807.
+
+    >>> tx = add_noise(0.01, 0.55, key=0)
+    >>> u, state = tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(3)}))
+    >>> [0.5 < x < 1.5 for x in u["w"].tolist()]
+    [True, True, True]
+
+    Draws Optax's numbers. Differs from it: the state holds the key as plain numbers, which can be saved; 16-bit
+    leaves get float32 noise; no warning without a key.
+    """
+
+    eta: NonNegative
+    gamma: NonNegative
+    key: Key = None
+    seed: Key = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        if self.key is not None and self.seed is not None:
+            raise ValueError("add_noise takes a key or a seed, not both")
+
+    def init(self, params):
+        return AddNoiseState(zero_count(), jax.random.key_data(self._key()))
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(self._key()))
+        key, now = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
+        keys = treedef.unflatten(list(jax.random.key_data(jax.random.split(now, len(leaves)))))
+        sigma = safe_sqrt(jnp.asarray(self.eta / jnp.asarray(t, float) ** self.gamma))
+
+        def leaf(g, data):
+            k = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+            return g + sigma * jax.random.normal(k, g.shape, g.dtype)
+
+        updates = map_leaves(leaf, updates, read=(keys,), params=params, same_shape=False)
+        return updates, AddNoiseState(t, jax.random.key_data(key))
+
+    def _key(self) -> jax.Array:
+        key: Any = self.seed if self.key is None else self.key
+        key = 0 if key is None else key
+        if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+            return key
+        return jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
