@@ -15,6 +15,9 @@ from .base import apply_updates as apply_updates
 from .base import init_empty_state as init_empty_state
 from .base import transformation as transformation
 from .base import with_extra_args_support as with_extra_args_support
+from .config import from_config as from_config
+from .config import register as register
+from .config import to_config as to_config
 from .leaves import global_norm as global_norm
 from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment

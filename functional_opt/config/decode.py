@@ -1,0 +1,151 @@
+"""From JSON to values: every object is looked up in closed tables, and every field checked."""
+
+import dataclasses
+import difflib
+import functools
+import re
+import reprlib
+import typing
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .registry import DTYPES, KINDS, NUMBERS, classes, functions
+
+
+def decode(node: Any, at: str) -> Any:
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if isinstance(node, list | tuple):
+        return tuple(decode(x, f"{at}[{i}]") for i, x in enumerate(node))
+    if not isinstance(node, dict) or not all(isinstance(k, str) for k in node):
+        raise TypeError(f"{at} must be JSON, got {short(node)} ({type(node).__name__})")
+    if "type" not in node:
+        return {k: decode(x, f"{at}[{k!r}]") for k, x in node.items()}
+    rest = {k: x for k, x in node.items() if k != "type"}
+    known = {**classes(), **DECODERS}
+    kind = _named(known, node["type"], f"{at}: type")
+    if not isinstance(kind, type):
+        keys, make = kind
+        same_keys(at, keys, rest)
+        return make(at, **rest)
+    same_keys(at, [f.name for f in dataclasses.fields(kind)], rest)
+    fields = {k: decode(x, f"{at}.{k}") for k, x in rest.items()}
+    for k, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if k in fields and not _fits(hint, fields[k]):
+            raise TypeError(f"{at}.{k} must be {_words(hint)}, got {short(rest[k])} ({type(rest[k]).__name__})")
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as e:
+        place = next((f".{k}" for k in fields if re.match(rf"{k}\b", str(e))), "")
+        raise type(e)(f"{at}{place}: {e}") from e
+
+
+def _decode_dict(at: str, items: Any) -> dict:
+    if not isinstance(items, list) or not all(isinstance(item, list) and len(item) == 2 for item in items):
+        raise TypeError(f"{at}.items must be a list of pairs, got {short(items)}")
+    pairs = [(decode(k, f"{at}: key {i}"), decode(x, f"{at}[{k!r}]")) for i, (k, x) in enumerate(items)]
+    try:
+        return dict(pairs)
+    except TypeError as e:
+        raise TypeError(f"{at}.items: {e}; a key must be a string, a number or a tuple of them") from e
+
+
+def _decode_list(at: str, items: Any) -> list:
+    if not isinstance(items, list):
+        raise TypeError(f"{at}.items must be a list, got {short(items)}")
+    return list(decode(items, at))
+
+
+def _decode_partial(at: str, function: Any, args: Any, keywords: Any) -> Any:
+    fn, args = decode(function, f"{at}.function"), decode(args, f"{at}.args")
+    keywords = decode(keywords, f"{at}.keywords")
+    if not (callable(fn) and isinstance(args, tuple) and isinstance(keywords, dict)):
+        raise TypeError(f"{at} must be a partial of a function, a list and a dict, got {short([function, args])}")
+    return functools.partial(fn, *args, **keywords)
+
+
+def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
+    kind = _named({name: name for name in KINDS}, kind, f"{at}.kind")
+    to = _named(DTYPES, dtype, f"{at}.dtype")
+    try:
+        rows = [[NUMBERS[n] if isinstance(n, str) else n for n in row] for row in data]
+        wide = [np.array(row, "float64" if jnp.issubdtype(to, jnp.inexact) else to) for row in rows]
+        x = (wide[0] if len(wide) == 1 else np.stack(wide, -1).view("complex128")).astype(to).reshape(shape)
+        x = x[()] if kind == "scalar" else x
+        x = x.item() if kind == "weak" else x
+        if kind == "scalar" and isinstance(x, np.ndarray):
+            raise ValueError("a scalar has no shape")
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as e:
+        raise ValueError(f"{at}: no array of dtype {dtype} and shape {shape} in {short(data)}") from e
+    if kind in ("jax", "weak") and jax.dtypes.canonicalize_dtype(to) != to:
+        raise ValueError(f"{at}: an array of dtype {dtype} needs jax.config.update('jax_enable_x64', True)")
+    return jnp.asarray(x) if kind in ("jax", "weak") else x
+
+
+def _decode_key(at: str, impl: Any, data: Any) -> Any:
+    try:
+        return jax.random.wrap_key_data(decode(data, f"{at}.data"), impl=impl)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{at}: no key of {impl!r} in {short(data)}: {e}") from e
+
+
+DECODERS: dict[str, tuple[tuple[str, ...], Callable]] = {
+    "array": (("kind", "dtype", "shape", "data"), _decode_array),
+    "dict": (("items",), _decode_dict),
+    "dtype": (("name",), lambda at, name: _named(DTYPES, name, f"{at}.name")),
+    "function": (("name",), lambda at, name: _named(functions(), name, f"{at}.name")),
+    "key": (("impl", "data"), _decode_key),
+    "list": (("items",), _decode_list),
+    "number": (("number",), lambda at, number: _named(NUMBERS, number, f"{at}.number")),
+    "partial": (("function", "args", "keywords"), _decode_partial),
+}
+
+
+def _named(known: dict[str, Any], name: Any, what: str) -> Any:
+    if isinstance(name, str) and name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.0)
+    raise ValueError(
+        f"{what} {short(name)} is not known; the nearest are {', '.join(near)}. What is your own must be given to "
+        "functional_opt.register before"
+    )
+
+
+def same_keys(at: str, expected: Any, node: dict) -> None:
+    for k in expected:
+        if k not in node:
+            raise ValueError(f"{at}.{k} is missing; there must be {', '.join(expected)}")
+    for k in node:
+        if k not in expected:
+            raise ValueError(
+                f"{at}.{k} is not known, got {short(node[k])}; there are {', '.join(expected) or 'none'}"
+            )
+
+
+def short(x: Any) -> str:
+    return reprlib.repr(x)
+
+
+def _fits(hint: Any, x: Any) -> bool:
+    """Whether a value is of an annotated type, where no check of the constructor looks at it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return any(hasattr(m, "check") for m in hint.__metadata__) or _fits(args[0], x)
+    if origin in (Union, UnionType):
+        return any(_fits(a, x) for a in args)
+    if origin is tuple and args[1:] == (...,):
+        return isinstance(x, tuple) and all(_fits(args[0], y) for y in x)
+    if hint is float:
+        return isinstance(x, float | int) and not isinstance(x, bool)
+    kind = origin or hint
+    return kind is Any or not isinstance(kind, type) or isinstance(x, kind)
+
+
+def _words(hint: Any) -> str:
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return inner.__name__ if isinstance(inner, type) and not get_args(inner) else str(inner).replace("typing.", "")

@@ -1,0 +1,93 @@
+"""The names that a config may hold: the library's own, and what `register` was given."""
+
+import dataclasses
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax.numpy as jnp
+
+from ..transforms.accumulate import skip_large_updates, skip_not_finite
+
+DTYPES = {
+    **{jnp.dtype(name).name: jnp.dtype(name) for name in ("bool", "bfloat16", "complex64", "complex128")},
+    **{f"{kind}{n}": jnp.dtype(f"{kind}{n}") for kind in ("int", "uint") for n in (8, 16, 32, 64)},
+    **{name: jnp.dtype(name) for name in ("float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")},
+}
+KINDS = ("jax", "weak", "numpy", "scalar")
+"""Of arrays: JAX's, a 0-d one whose dtype is weak, as of `jnp.asarray(0.1)`, NumPy's, and a number of NumPy."""
+NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+
+TAGS = ("array", "dict", "dtype", "function", "key", "list", "number", "partial")
+"""What an object with a `type` may be besides a value of a class."""
+
+T = TypeVar("T")
+_own_classes: dict[str, type] = {}
+_own_functions: dict[str, Callable] = {}
+
+
+def register(x: T) -> T:
+    """Lets configs hold a class or function of one's own, by its name. A decorator that gives back what it gets.
+
+    Args:
+        x: a `@transformation` or `@value` class, a schedule class, or a function, which may be a schedule, a mask,
+            or whatever else a field may be; it needs a name, and to be registered before configs are read.
+
+    Raises ValueError for a name that is taken, TypeError for a lambda and for what is neither class nor function.
+
+    >>> from functional_opt import from_config, scale_by_schedule, to_config
+    >>> @register
+    ... def halving(count):
+    ...     return 0.5**count
+    >>> to_config(scale_by_schedule(halving))["value"]["step_size_fn"]
+    {'type': 'function', 'name': 'halving'}
+    >>> from_config(to_config(scale_by_schedule(halving)))
+    scale_by_schedule(halving)
+    """
+    name = getattr(x, "__name__", None)
+    if isinstance(x, type):
+        if not dataclasses.is_dataclass(x):
+            raise TypeError(f"register: {name} must be decorated with @transformation first")
+        if any(f.name == "type" for f in dataclasses.fields(x)):
+            raise ValueError(f"register: {name} has a field called type, which configs need for themselves")
+        own: dict[str, Any] = _own_classes
+    elif isinstance(x, types.FunctionType) and name != "<lambda>":
+        own = _own_functions
+    else:
+        raise TypeError(f"register takes a class or a function with a name, got {x!r}; write it with def")
+    assert name is not None
+    taken = {**_public(), **functions()}.get(name) or own.get(name)
+    if name in TAGS or (taken is not None and taken is not x and not _reloaded(taken, x)):
+        raise ValueError(f"register: the name {name!r} is taken by {taken or 'the format'!r}; give it another name")
+    own[name] = x
+    return cast(T, x)
+
+
+def _reloaded(old: Any, new: Any) -> bool:
+    """Whether one is the other after its module, or the cell of a notebook, has run again."""
+    same = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+    return same and "<locals>" not in new.__qualname__
+
+
+@functools.cache
+def _public() -> dict[str, type]:
+    """The library's own values by their public names; the package, which stands above, is looked at when asked."""
+    public = vars(sys.modules["functional_opt"])
+    return {name: x for name, x in public.items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
+
+
+def classes() -> dict[str, type]:
+    return {**_own_classes, **_public()}
+
+
+def functions() -> dict[str, Callable]:
+    """By name: what may be given to a field of the library, and the defaults of fields, as class.field."""
+    fields = ((name, f) for name, cls in _public().items() for f in dataclasses.fields(cls))
+    defaults = {f"{name}.{f.name}": f.default for name, f in fields if isinstance(f.default, types.FunctionType)}
+    return {**_own_functions, **defaults, **{f.__name__: f for f in (skip_not_finite, skip_large_updates)}}
+
+
+def is_value(x: Any) -> bool:
+    return dataclasses.is_dataclass(x) and not isinstance(x, type) and classes().get(type(x).__name__) is type(x)
