@@ -157,6 +157,7 @@ from .transforms.evaluate import ParamsEmaState as ParamsEmaState
 from .transforms.evaluate import eval_params as eval_params
 from .transforms.evaluate import params_ema as params_ema
 from .transforms.flatten import flatten as flatten
+from .transforms.groups import groups as groups
 from .transforms.guard import ApplyIfFiniteState as ApplyIfFiniteState
 from .transforms.guard import ZeroNansState as ZeroNansState
 from .transforms.guard import apply_if_finite as apply_if_finite

@@ -11,6 +11,7 @@ import functional_opt as fo
 
 from . import cases_classic as classic
 from . import cases_compose as compose
+from . import cases_data as data
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -99,6 +100,7 @@ OPTIMIZERS = [
     case("schedule_free_adamw-warm", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, **WARM),
     *compose.OPTIMIZERS,
     *classic.OPTIMIZERS,
+    *data.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -163,6 +165,7 @@ TRANSFORMATIONS = [
     case("aggregate", lambda op: on_one_device(fo.aggregate("device", op)), op="mean"),
     *compose.TRANSFORMATIONS,
     *classic.TRANSFORMATIONS,
+    *data.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS
