@@ -169,6 +169,10 @@ from .transforms.learning_rate import scale_by_schedule as scale_by_schedule
 from .transforms.lookahead import LookaheadParams as LookaheadParams
 from .transforms.lookahead import LookaheadState as LookaheadState
 from .transforms.lookahead import lookahead as lookahead
+from .transforms.metrics import ClippedState as ClippedState
+from .transforms.metrics import MetricsState as MetricsState
+from .transforms.metrics import metrics as metrics
+from .transforms.metrics import with_metrics as with_metrics
 from .transforms.moments import EmaState as EmaState
 from .transforms.moments import TraceState as TraceState
 from .transforms.moments import ema as ema

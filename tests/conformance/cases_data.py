@@ -6,7 +6,7 @@ import optax
 
 import functional_opt as fo
 
-from .case import case
+from .case import both, case
 
 
 def grouped(rate: float, decay: float) -> Any:
@@ -24,6 +24,11 @@ def slower(norm: float, factor: float) -> Any:
     return fo.groups(tx, {"scale": "frozen", "*/kernel": {"learning_rate_factor": factor, "decay": 0.5}})
 
 
+def watched(o: Any, rate: float, norm: float) -> Any:
+    tx = o.chain(o.clip_by_global_norm(norm), o.adam(rate))
+    return fo.with_metrics(tx) if o is fo else tx
+
+
 NUMBERS = {"rate": 0.1, "decay": 0.1}
 
 OPTIMIZERS: list[Any] = []
@@ -31,4 +36,5 @@ OPTIMIZERS: list[Any] = []
 TRANSFORMATIONS = [
     case("groups", grouped, grouped_peer, None, "rate decay", **NUMBERS),
     case("groups-frozen", slower, None, None, "norm factor", norm=1.0, factor=0.5),
+    case("with_metrics", *both(watched), None, "rate norm", rate=0.1, norm=1.0),
 ]
