@@ -23,6 +23,9 @@ from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment
 from .numerics import safe_norm as safe_norm
 from .numerics import safe_root_mean_squares as safe_root_mean_squares
+from .optimizers.acprop import ScaleByAcpropState as ScaleByAcpropState
+from .optimizers.acprop import acprop as acprop
+from .optimizers.acprop import scale_by_acprop as scale_by_acprop
 from .optimizers.adabelief import ScaleByBeliefState as ScaleByBeliefState
 from .optimizers.adabelief import adabelief as adabelief
 from .optimizers.adabelief import scale_by_belief as scale_by_belief
@@ -57,6 +60,9 @@ from .optimizers.lars import lars as lars
 from .optimizers.lion import ScaleByLionState as ScaleByLionState
 from .optimizers.lion import lion as lion
 from .optimizers.lion import scale_by_lion as scale_by_lion
+from .optimizers.madgrad import MadgradState as MadgradState
+from .optimizers.madgrad import madgrad as madgrad
+from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad
 from .optimizers.muon import MuonState as MuonState
 from .optimizers.muon import muon as muon
 from .optimizers.muon import muon_labels as muon_labels

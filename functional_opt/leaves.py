@@ -196,6 +196,15 @@ def zeros_like(tree: Tree, dtype: Any = None, real: bool = False) -> Tree:
     return full_like(tree, 0, dtype, real)
 
 
+def copy_of(tree: Tree, dtype: Any = None) -> Tree:
+    """Slots that start as the leaves of `tree`, in buffers of their own; as zeros where these are only shapes."""
+
+    def leaf(slot, x):
+        return slot if isinstance(x, jax.ShapeDtypeStruct) else slot + narrow(x, slot)
+
+    return jax.tree.map(leaf, zeros_like(tree, dtype), tree)
+
+
 # Numbers
 
 

@@ -13,6 +13,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.evaluate import copy_like, eval_params, where_kept
 from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, copy_of, map_leaves, narrow, widen_tree
 from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
 from .rmsprop import scale_by_rms
 from .sgd import sgd
@@ -85,6 +86,7 @@ class schedule_free(GradientTransformation):
             max_lr=jnp.zeros([]),
             base_optimizer_state=self.base_optimizer.init(params),
             z=copy_like(params, self.state_dtype),
+            z=copy_of(params, self.state_dtype),
         )
 
     def update(self, updates, state, params=None, **extra):

@@ -11,6 +11,7 @@ import functional_opt as fo
 
 from . import cases_classic as classic
 from . import cases_compose as compose
+from . import cases_contrib as contrib
 from . import cases_data as data
 from . import references as ref
 from . import references_by_leaf as leaf
@@ -101,6 +102,7 @@ OPTIMIZERS = [
     *compose.OPTIMIZERS,
     *classic.OPTIMIZERS,
     *data.OPTIMIZERS,
+    *contrib.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -166,6 +168,7 @@ TRANSFORMATIONS = [
     *compose.TRANSFORMATIONS,
     *classic.TRANSFORMATIONS,
     *data.TRANSFORMATIONS,
+    *contrib.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

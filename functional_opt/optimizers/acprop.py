@@ -1,0 +1,96 @@
+"""ACProp: AdaBelief's denominator, one step late."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, abs_sq, map_leaves, zeros_like
+from ..value import Decay, DType, NonNegative, Static, checked
+
+
+class ScaleByAcpropState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `nu`: that of |g − mu|²."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_acprop(GradientTransformation):
+    """ACProp's direction: u = g / (√v̂ + eps); then v ← b2·v + (1 − b2)·|g − m|² + eps_root, m ← b1·m + (1 − b1)·g.
+
+    v̂ = v / (1 − b2ᵗ⁻¹) is the variance before g is seen; at the first step v̂ = 1.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added to the root, ≥ 0.
+        eps_root: added to v at every step, ≥ 0.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Zhuang et al. 2021, arXiv:2110.05454. As in Optax, g is compared with the mean before it; the paper compares
+    it with the mean after, which makes v smaller by b1², all else being the same.
+
+    >>> tx = scale_by_acprop()
+    >>> u, state = tx.update({"w": 3.0}, tx.init({"w": 0.0}))
+    >>> v, state = tx.update({"w": 3.0}, state)
+    >>> u["w"].item(), round(v["w"].item(), 3)
+    (3.0, 1.0)
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-16
+    eps_root: NonNegative = 1e-16
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu = zeros_like(params, self.state_dtype)
+        return ScaleByAcpropState(zero_count(), mu, zeros_like(params, self.state_dtype, real=True))
+
+    def update(self, updates, state, params=None, **extra):
+        first = state.count == 0
+        weight = 1 - self.b2 ** jnp.maximum(state.count, 1)
+
+        def leaf(g, m, v):
+            v_hat = jnp.where(first, 1.0, v / weight)
+            v = self.b2 * v + (1 - self.b2) * abs_sq(g - m) + self.eps_root
+            return g / (jnp.sqrt(v_hat) + self.eps), self.b1 * m + (1 - self.b1) * g, v
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        return updates, ScaleByAcpropState(increment(state.count), mu, nu)
+
+
+@checked
+def acprop(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
+    eps_root: NonNegative = 1e-16,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """ACProp: w ← w − learning_rate · (g / (√v̂ + eps) + weight_decay · w). See `scale_by_acprop`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count. The first step is as long as
+            learning_rate · g.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Zhuang et al. 2021, arXiv:2110.05454.
+
+    >>> acprop(1e-3)
+    chain(scale_by_acprop(), add_decayed_weights(), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_acprop(b1, b2, eps, eps_root, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,29 @@
+"""References, as in `references.py`, for the optimizers of `contrib`."""
+
+import numpy as np
+
+from .references import Run
+
+
+def madgrad(w, grads, learning_rate, momentum=0.9, weight_decay=0.0, eps=1e-6) -> Run:
+    """Defazio & Jelassi 2021, algorithm 1, with the decay and the eps of the rate of their code."""
+    x0, s, v = w, np.zeros_like(w), np.zeros_like(w)
+    for k, g in enumerate(grads):
+        g = g + weight_decay * w
+        lam = (learning_rate + eps) * np.sqrt(k + 1)
+        s = s + lam * g
+        v = v + lam * g**2
+        z = x0 - s / (np.cbrt(v) + eps)
+        w = momentum * w + (1 - momentum) * z
+        yield w
+
+
+def acprop(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-16, eps_root=1e-16, weight_decay=0.0) -> Run:
+    """Zhuang et al. 2021, algorithm 2, g less the mean before it."""
+    m, v, v_hat = np.zeros_like(w), np.zeros_like(w), np.ones_like(w)
+    for t, g in enumerate(grads, 1):
+        w = w - learning_rate * (g / (np.sqrt(v_hat) + eps) + weight_decay * w)
+        v = b2 * v + (1 - b2) * (g - m) ** 2 + eps_root
+        v_hat = v / (1 - b2**t)
+        m = b1 * m + (1 - b1) * g
+        yield w
