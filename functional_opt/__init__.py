@@ -106,6 +106,9 @@ from .optimizers.sign_sgd import signum as signum
 from .optimizers.sm3 import ScaleBySM3State as ScaleBySM3State
 from .optimizers.sm3 import scale_by_sm3 as scale_by_sm3
 from .optimizers.sm3 import sm3 as sm3
+from .optimizers.sophia import SophiaState as SophiaState
+from .optimizers.sophia import scale_by_sophia as scale_by_sophia
+from .optimizers.sophia import sophia as sophia
 from .optimizers.yogi import scale_by_yogi as scale_by_yogi
 from .optimizers.yogi import yogi as yogi
 from .paths import MaskedNode as MaskedNode
@@ -168,6 +171,8 @@ from .transforms.guard import ApplyIfFiniteState as ApplyIfFiniteState
 from .transforms.guard import ZeroNansState as ZeroNansState
 from .transforms.guard import apply_if_finite as apply_if_finite
 from .transforms.guard import zero_nans as zero_nans
+from .transforms.hutchinson import HutchinsonState as HutchinsonState
+from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
 from .transforms.learning_rate import ScaleByScheduleState as ScaleByScheduleState
 from .transforms.learning_rate import scale as scale
 from .transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
@@ -190,6 +195,7 @@ from .transforms.monitor import monitor as monitor
 from .transforms.monitor import snapshot as snapshot
 from .transforms.noise import AddNoiseState as AddNoiseState
 from .transforms.noise import add_noise as add_noise
+from .transforms.normalize import NormalizeState as NormalizeState
 from .transforms.normalize import centralize as centralize
 from .transforms.normalize import normalize as normalize
 from .transforms.normalize import normalize_by_update_norm as normalize_by_update_norm
@@ -197,6 +203,8 @@ from .transforms.orthogonalize import orthogonalize as orthogonalize
 from .transforms.orthogonalize import scale_by_shape as scale_by_shape
 from .transforms.per_example import per_example_global_norm_clip as per_example_global_norm_clip
 from .transforms.per_example import per_example_layer_norm_clip as per_example_layer_norm_clip
+from .transforms.sam import SAMState as SAMState
+from .transforms.sam import sam as sam
 from .transforms.scale_gradient import scale_gradient as scale_gradient
 from .transforms.select import MaskedState as MaskedState
 from .transforms.select import MultiTransformState as MultiTransformState

@@ -27,3 +27,40 @@ def acprop(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-16, eps_root=1e-16,
         v_hat = v / (1 - b2**t)
         m = b1 * m + (1 - b1) * g
         yield w
+
+
+def sophia(
+    w,
+    grads,
+    learning_rate,
+    b1=0.965,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=1e-4,
+    gamma=0.01,
+    clip_threshold=1.0,
+    update_interval=10,
+    hessian_diagonal_fn=None,
+) -> Run:
+    """Liu et al. 2023, algorithm 3, with m corrected, h of the step before, and g² for its estimate."""
+    m, h = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        u = m / (1 - b1**t) / np.maximum(gamma * h, eps)
+        u = u if clip_threshold is None else np.clip(u, -clip_threshold, clip_threshold)
+        h = b2 * h + (1 - b2) * g**2 if t % update_interval == 1 else h
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
+def sam(w, grads, learning_rate, rho, sync_period=2, reset_state=True, momentum=0.9) -> Run:
+    """Foret et al. 2020, algorithm 1, uphill by gradient descent with momentum, one gradient a step."""
+    v, t = w, np.zeros_like(w)
+    for i, g in enumerate(grads, 1):
+        if i % sync_period:
+            t = g + momentum * t
+            v = v + rho * t
+        else:
+            w, t = w - learning_rate * g, np.zeros_like(w) if reset_state else t
+            v = w
+        yield v

@@ -1,0 +1,158 @@
+"""Sophia: a mean of the gradients over a mean of the Hessian's diagonal, clipped."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, cast_like, map_leaves, widen_tree, zeros_like
+from ..value import Count, Decay, DType, NonNegative, Positive, PositiveInt, Static, checked
+
+HUTCHINSON = hutchinson_estimator_diag_hessian()
+
+
+class SophiaState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `nu`: that of ĥ. `hessian_fn_state`: the estimator's state."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+    hessian_fn_state: Any
+
+
+@transformation
+class scale_by_sophia(GradientTransformation):
+    """Sophia's direction: m ← b1·m + (1 − b1)·g, m̂ = m / (1 − b1ᵗ); u = clip(m̂ / max(gamma·h, eps), ±clip_threshold).
+
+    Every update_interval steps, from the first on, h ← b2·h + (1 − b2)·ĥ after the step, ĥ being the estimate.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: the least that m̂ is divided by, ≥ 0.
+        gamma: what h is scaled by, ≥ 0: as large as leaves 0.1 to 0.5 of the elements of u unclipped.
+        clip_threshold: bound of |u|, > 0; None for no bound.
+        update_interval: steps from one estimate to the next, ≥ 1; it is computed only then.
+        hessian_diagonal_fn: a gradient transformation whose updates are ĥ. Hutchinson's estimator, the default,
+            needs `obj_fn` in `update`: the loss as a function of the params alone.
+        mu_dtype: how m is stored; as `state_dtype` if None.
+        verbose, print_win_rate_every_n_steps: whether, and how often, to print the share of elements of u that
+            were not clipped; 0 is never.
+        state_dtype: how m and h are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params, or without what `hessian_diagonal_fn` needs.
+
+    Liu et al. 2023, arXiv:2305.14342, algorithm 3. As in Optax, m is corrected for its start at 0 and u has the
+    h of the step before.
+
+    >>> tx, w = scale_by_sophia(), {"w": jnp.array([3.0, 0.0])}
+    >>> loss = lambda params: jnp.sum(params["w"] ** 2)
+    >>> u, state = tx.update(jax.grad(loss)(w), tx.init(w), w, obj_fn=loss)
+    >>> u["w"].tolist(), round(state.nu["w"][0].item(), 3)
+    ([1.0, 0.0], 0.02)
+    """
+
+    b1: Decay = 0.965
+    b2: Decay = 0.99
+    eps: NonNegative = 1e-8
+    gamma: NonNegative = 0.01
+    clip_threshold: Positive | None = 1.0
+    update_interval: PositiveInt = 10
+    hessian_diagonal_fn: Transformation = HUTCHINSON
+    mu_dtype: Static[DType | None] = None
+    verbose: Static[bool] = False
+    print_win_rate_every_n_steps: Static[Count] = 0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu = zeros_like(params, self.mu_dtype or self.state_dtype)
+        nu = zeros_like(params, self.state_dtype, real=True)
+        return SophiaState(zero_count(), mu, nu, self.hessian_diagonal_fn.init(params))
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        t, bound = increment(state.count), self.clip_threshold
+        win = []
+
+        def leaf(g, m, h):
+            m = self.b1 * m + (1 - self.b1) * g
+            u = m / (1 - self.b1**t) / jnp.maximum(self.gamma * h, self.eps)
+            if bound is not None:
+                inside = jnp.abs(u) < bound
+                win.append((jnp.sum(inside), inside.size))
+                u = jnp.where(inside, u, bound * jnp.sign(u))
+            return u, m, h
+
+        def estimate():
+            wide = widen_tree(updates, "updates"), state.hessian_fn_state, widen_tree(params, "params")
+            h, inner = self.hessian_diagonal_fn.update(*wide, **extra)
+            nu = map_leaves(lambda e, h: (e, self.b2 * h + (1 - self.b2) * e.real), h, state.nu)[1]
+            return nu, cast_like(inner, state.hessian_fn_state)
+
+        now = state.count % self.update_interval == 0
+        nu, inner = jax.lax.cond(now, estimate, lambda: (state.nu, state.hessian_fn_state))
+        u, mu, _ = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        if self.verbose and win and self.print_win_rate_every_n_steps:
+            self._print(t, sum(n for n, _ in win) / sum(size for _, size in win))
+        return u, SophiaState(t, mu, nu, inner)
+
+    def _print(self, t: jax.Array, rate: Any) -> None:
+        jax.lax.cond(
+            t % self.print_win_rate_every_n_steps == 0,
+            lambda: jax.debug.print("Sophia: {:.3f} of the updates not clipped at step {}", rate, t),
+            lambda: None,
+        )
+
+
+@checked
+def sophia(
+    learning_rate: Rate,
+    b1: Decay = 0.965,
+    b2: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 1e-4,
+    weight_decay_mask: Mask | None = None,
+    gamma: NonNegative = 0.01,
+    clip_threshold: Positive | None = 1.0,
+    update_interval: PositiveInt = 10,
+    hessian_diagonal_fn: Transformation = HUTCHINSON,
+    mu_dtype: Any = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: Count = 0,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Sophia: w ← w − learning_rate · (clip(m̂ / max(gamma·h, eps)) + weight_decay · w). See `scale_by_sophia`.
+
+    `update` takes `obj_fn`, the loss as a function of the params alone:
+    `tx.update(grads, state, params, obj_fn=lambda params: loss(params, batch))`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.8 times Lion's or so.
+        weight_decay, weight_decay_mask: as in `add_decayed_weights`.
+
+    Liu et al. 2023, arXiv:2305.14342.
+
+    >>> sophia(1e-3)
+    chain(scale_by_sophia(), add_decayed_weights(weight_decay=0.0001), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_sophia(
+        b1,
+        b2,
+        eps,
+        gamma,
+        clip_threshold,
+        update_interval,
+        hessian_diagonal_fn,
+        mu_dtype,
+        verbose,
+        print_win_rate_every_n_steps,
+        state_dtype,
+    )
+    return chain(rule, add_decayed_weights(weight_decay, weight_decay_mask), scale_by_learning_rate(learning_rate))
