@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
+from ..leaves import global_norm, map_leaves
 from ..schedules import Rate, Schedule
 from ..transforms.learning_rate import ScaleByScheduleState, rate_now
-from ..tree import global_norm, map_leaves
 from ..value import NonNegative
 
 

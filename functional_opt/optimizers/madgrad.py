@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, abs_sq, copy_of, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..tree import Tree, abs_sq, copy_of, map_leaves, zeros_like
 from ..value import Decay, DType, NonNegative, Static, checked
 
 

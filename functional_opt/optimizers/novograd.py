@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
 from ..schedules import Rate
 from ..schedules.base import known, rate_at
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
 from ..value import Decay, DType, NonNegative, Static, checked
 
 

@@ -5,10 +5,10 @@ from typing import Literal
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
+from ..leaves import map_leaves, sums_of_squares, widen
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import map_leaves, sums_of_squares, widen
 from ..value import NonNegative, Real, Static, checked
 
 Variant = Literal["sps", "sps+"]

@@ -5,9 +5,9 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
+from ..leaves import Tree, full_like, map_leaves, zeros_like
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale
-from ..tree import Tree, full_like, map_leaves, zeros_like
 from ..value import DType, NonNegative, Range, Scalar, Static, checked
 
 Shrink = Annotated[Scalar, Range("(0, 1]")]

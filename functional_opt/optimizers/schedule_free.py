@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..leaves import Tree, map_leaves, narrow, widen_tree
+from ..leaves import Tree, copy_of, map_leaves, narrow, widen_tree
 from ..schedules import Rate, warmup_constant_schedule
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.evaluate import copy_like, eval_params, where_kept
+from ..transforms.evaluate import eval_params, where_kept
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, copy_of, map_leaves, narrow, widen_tree
 from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
 from .rmsprop import scale_by_rms
 from .sgd import sgd
@@ -85,7 +84,6 @@ class schedule_free(GradientTransformation):
             step_count=jnp.ones([], jnp.int32),
             max_lr=jnp.zeros([]),
             base_optimizer_state=self.base_optimizer.init(params),
-            z=copy_like(params, self.state_dtype),
             z=copy_of(params, self.state_dtype),
         )
 

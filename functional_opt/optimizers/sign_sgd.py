@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
+from ..leaves import map_leaves
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import ema
-from ..tree import map_leaves
 from ..value import Decay, checked
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
+from ..leaves import Tree, abs_sq, is_nothing, map_leaves, zeros_like, zip_leaves
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, abs_sq, is_nothing, map_leaves, zeros_like, zip_leaves
 from ..value import Decay, DType, Fraction, NonNegative, Static, checked
 
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, cast_like, map_leaves, widen_tree, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, cast_like, map_leaves, widen_tree, zeros_like
 from ..value import Count, Decay, DType, NonNegative, Positive, PositiveInt, Static, checked
 
 HUTCHINSON = hutchinson_estimator_diag_hessian()

@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import abs_sq, full_like, map_leaves, zeros_like
 from ..value import Decay, DType, NonNegative, Static, checked
 from .adam import ScaleByAdamState
 

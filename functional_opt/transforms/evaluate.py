@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, narrow, widen, zeros_like
+from ..leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
 from ..schedules import Schedule, as_schedule
 from ..value import Convert, DType, Range, Scalar, Static
 
@@ -57,15 +57,6 @@ def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
         return narrow(read(widen(w), widen(x), *rest), w)
 
     return jax.tree.map(leaf, params, kept, *more, is_leaf=is_nothing)
-
-
-def copy_like(params: Tree, dtype: Any = None) -> Tree:
-    """The params as slots, float32 for 16-bit ones; zeros where they are only shapes."""
-
-    def copy(slot, w):
-        return slot if isinstance(w, jax.ShapeDtypeStruct) else slot + narrow(w, slot)
-
-    return jax.tree.map(copy, zeros_like(params, dtype), params)
 
 
 def _decay(name: str, x: Any) -> Any:
@@ -119,7 +110,7 @@ class params_ema(GradientTransformation):
 
     def init(self, params):
         dtype = self.accumulator_dtype
-        ema = zeros_like(params, dtype) if self.debias else copy_like(params, dtype)
+        ema = zeros_like(params, dtype) if self.debias else copy_of(params, dtype)
         missing = jax.tree.map(lambda _: jnp.full([], 1.0 if self.debias else 0.0, float), params)
         return ParamsEmaState(zero_count(), ema, missing)
 

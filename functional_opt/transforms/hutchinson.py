@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..tree import map_leaves, widen_tree
+from ..leaves import map_leaves, widen_tree
 
 
 class HutchinsonState(NamedTuple):

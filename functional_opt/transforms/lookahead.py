@@ -14,9 +14,9 @@ from ..base import (
     transformation,
     zero_count,
 )
-from ..leaves import Tree, cast_like, map_leaves, widen_tree
+from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
 from ..value import Fraction, PositiveInt, Static
-from .evaluate import copy_like, where_kept
+from .evaluate import where_kept
 
 
 class LookaheadParams(NamedTuple):
@@ -88,7 +88,7 @@ class lookahead(GradientTransformation):
     def init(self, params):
         if isinstance(params, LookaheadParams):
             return LookaheadState(self.fast_optimizer.init(params.fast), zero_count())
-        return LookaheadState(self.fast_optimizer.init(params), zero_count(), copy_like(params))
+        return LookaheadState(self.fast_optimizer.init(params), zero_count(), copy_of(params))
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..leaves import global_norm
 from ..schedules import Schedule
 from ..schedules.base import rate_at
-from ..tree import global_norm
 from .accumulate import MultiStepsState
 from .clip import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_by_norm
 from .guard import ApplyIfFiniteState

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..tree import is_nothing, map_leaves, safe_sqrt
+from ..leaves import is_nothing, map_leaves, safe_sqrt
 from ..value import Convert, NonNegative
 
 

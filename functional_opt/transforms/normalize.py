@@ -1,5 +1,4 @@
 """centralize, normalize, normalize_by_update_norm: gradients of mean zero, or of a given length."""
-"""normalize: updates of norm 1."""
 
 import jax.numpy as jnp
 
@@ -26,9 +25,6 @@ class centralize(GradientTransformation):
             return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True) if jnp.ndim(g) > 1 else g
 
         return map_leaves(leaf, updates, params=params), state
-from ..tree import global_norm, map_leaves
-
-NormalizeState = EmptyState
 
 
 @transformation
@@ -41,12 +37,6 @@ class normalize(GradientTransformation):
     [0.6000000238418579, 0.800000011920929]
 
     Differs from Optax: zero gradients give zero, where Optax gives NaN.
-    """u = g / ‖g‖, the norm that of all leaves as one vector; 0 where g is 0.
-
-    >>> normalize().update({"w": jnp.array([3.0, 4.0])}, EmptyState())[0]["w"].round(3).tolist()
-    [0.6000000238418579, 0.800000011920929]
-
-    Differs from Optax at g = 0, which is NaN there.
     """
 
     def init(self, params):
@@ -82,5 +72,3 @@ class normalize_by_update_norm(GradientTransformation):
 
 def _times(updates: Tree, factor, params: Tree) -> Tree:
     return map_leaves(lambda g: factor * g, updates, params=params)
-        size = jnp.where(norm > 0, norm, 1.0)
-        return map_leaves(lambda g: g / size, updates, params=params), state

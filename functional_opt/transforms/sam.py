@@ -14,7 +14,7 @@ from ..base import (
     transformation,
     zero_count,
 )
-from ..tree import Tree, cast_like, copy_of, map_leaves, widen_tree
+from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
 from ..value import PositiveInt, Static
 
 
