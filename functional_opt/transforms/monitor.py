@@ -116,7 +116,8 @@ class monitor(GradientTransformation):
     def __post_init__(self):
         if not isinstance(self.measures, dict):
             raise TypeError(f"measures must be a dict from names to functions of the updates, got {self.measures!r}")
-        measures = {}
+        measures: dict[str, Any] = {}
+        x: Any
         for name, x in sorted(self.measures.items()):
             is_function = callable(x) and not isinstance(x, type) and not hasattr(x, "update")
             measures[name] = _measure(x) if is_function else as_transformation(x, f"measures[{name!r}]")

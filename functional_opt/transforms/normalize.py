@@ -6,6 +6,8 @@ from ..base import EmptyState, GradientTransformation, transformation
 from ..leaves import Tree, global_norm, map_leaves
 from ..value import NonNegative, Real
 
+NormalizeState = EmptyState
+
 
 @transformation
 class centralize(GradientTransformation):
