@@ -173,6 +173,11 @@ from .transforms.guard import apply_if_finite as apply_if_finite
 from .transforms.guard import zero_nans as zero_nans
 from .transforms.hutchinson import HutchinsonState as HutchinsonState
 from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
+from .transforms.inject import InjectHyperparamsState as InjectHyperparamsState
+from .transforms.inject import InjectStatefulHyperparamsState as InjectStatefulHyperparamsState
+from .transforms.inject import WrappedSchedule as WrappedSchedule
+from .transforms.inject import inject_hyperparams as inject_hyperparams
+from .transforms.inject import inject_stateful_hyperparams as inject_stateful_hyperparams
 from .transforms.learning_rate import ScaleByScheduleState as ScaleByScheduleState
 from .transforms.learning_rate import scale as scale
 from .transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate

@@ -124,6 +124,15 @@ def monitors(decay: float) -> Any:
     return fo.monitor({"norm": fo.global_norm, "mean": fo.measure_with_ema(fo.global_norm, decay)})
 
 
+def injected(o: Any, **numbers: Any) -> Any:
+    """Numbers in the state, and a schedule for what otherwise has none."""
+    return o.inject_hyperparams(o.adam)(b2=moving_decay, **numbers)
+
+
+def moving_decay(count: Any) -> Any:
+    return 0.9 + 0.01 * halving(count)
+
+
 def looking_ahead(o: Any, rate: float, slow: float, k: int = 4, **options: Any) -> Any:
     """Optax keeps the slow params with the params; here they go into the state."""
     if o is fo:

@@ -10,6 +10,7 @@ from .case import (
     halved,
     halved_leaf,
     halving,
+    injected,
     late,
     looking_ahead,
     matrices,
@@ -43,4 +44,5 @@ TRANSFORMATIONS = [
     case("lookahead-anew", *both(looking_ahead), None, "k", rate=0.1, slow=0.7, k=3, reset_state=True),
     case("params_ema", fo.params_ema, None, None, "decay", decay=0.9),
     case("params_ema-schedule", fo.params_ema, decay=halving, debias=False),
+    case("adam-injected", *both(injected), None, "learning_rate b1", learning_rate=0.1, b1=0.9),
 ]
