@@ -1,5 +1,7 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are data, and a Keras facade over them."""
 
+from . import tree as tree
+from . import tree_utils as tree_utils
 from .average import incremental_update as incremental_update
 from .average import periodic_update as periodic_update
 from .base import EmptyState as EmptyState
@@ -225,5 +227,10 @@ from .transforms.stateless import stateless_with_tree_map as stateless_with_tree
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from .tree import bias_correction as bias_correction
+from .tree import update_infinity_moment as update_infinity_moment
+from .tree import update_moment as update_moment
+from .tree import update_moment_per_elem_norm as update_moment_per_elem_norm
+from .tree_utils import tree_map_params as tree_map_params
 
 __version__ = "0.1.0"

@@ -29,6 +29,17 @@ class MaskedNode(NamedTuple):
     """Stands where a masked transformation sees no leaf."""
 
 
+@jax.tree_util.register_static
+class AllParams:
+    """A tree without leaves that stands for the params as a whole, to find where a state holds what is like them."""
+
+    def __eq__(self, other):
+        return isinstance(other, AllParams)
+
+    def __hash__(self):
+        return hash(AllParams)
+
+
 def _is_place(x: Any) -> bool:
     return is_nothing(x) or isinstance(x, MaskedNode)
 
@@ -162,6 +173,8 @@ def resolve_labels(labels: Any, tree: Tree) -> Tree:
 
 
 def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any) -> Tree:
+    if isinstance(tree, AllParams):
+        return True
     if callable(selection):
         selection = _selection(name, selection(tree), leaf)
     if selection is None:

@@ -1,18 +1,47 @@
 """Parts of a nested state by field name, as `get(state, "mu")`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from jax.tree_util import DictKey, SequenceKey, keystr
 
 from .leaves import Tree
 
-
-def get_all_with_path(tree: Tree, key: str) -> list[tuple[str, Any]]:
-    """Every field of a NamedTuple, or entry of a dict, of that name, with its path."""
-    return [(path, x) for path, name, x in _fields(tree, "") if name == key]
+Path = tuple[Any, ...]
+Filter = Callable[[Path, Any], bool] | None
 
 
-def get(tree: Tree, key: str, default: Any = None) -> Any:
-    """The one field of that name anywhere in a state, or `default` if there is none.
+@dataclass(frozen=True)
+class NamedTupleKey:
+    """A step of a path: the field of a NamedTuple, with the name of its class."""
+
+    tuple_name: str
+    name: str
+
+    def __str__(self):
+        return f".{self.name}"
+
+
+def get_all_with_path(tree: Tree, key: str, filtering: Filter = None) -> list[tuple[Path, Any]]:
+    """Every NamedTuple of that name, every field of one and every entry of a dict, each with its path.
+
+    Args:
+        tree: a state.
+        key: the name.
+        filtering: `f(path, value)`, True for those to be found; the path is a tuple of JAX's keys, and
+            `NamedTupleKey` for fields. `jax.tree_util.keystr(path)` writes it.
+
+    >>> from functional_opt import adam
+    >>> [(keystr(path), int(x)) for path, x in get_all_with_path(adam(1e-3).init({"w": 0.0}), "count")]
+    [('[0].count', 0)]
+    """
+    found = [(path, x) for path, names, x in _nodes(tree, ()) if key in names]
+    return found if filtering is None else [(path, x) for path, x in found if filtering(path, x)]
+
+
+def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> Any:
+    """The one that `get_all_with_path` finds, or `default` if there is none.
 
     Raises KeyError with their paths if there are several.
 
@@ -20,40 +49,57 @@ def get(tree: Tree, key: str, default: Any = None) -> Any:
     >>> int(get(adam(1e-3).init({"w": 0.0}), "count"))
     0
     """
-    found = get_all_with_path(tree, key)
+    found = get_all_with_path(tree, key, filtering)
     if len(found) > 1:
-        raise KeyError(f"{key!r} stands in several places: {', '.join(path for path, _ in found)}")
+        raise KeyError(f"{key!r} stands in several places: {', '.join(keystr(path) for path, _ in found)}")
     return found[0][1] if found else default
 
 
-def set(tree: Tree, /, **values: Any) -> Tree:
-    """The tree with every field of those names replaced. Raises KeyError for a name that is not there."""
-    for key in values:
-        if not get_all_with_path(tree, key):
-            raise KeyError(f"there is no field {key!r}; there are {sorted({n for _, n, _ in _fields(tree, '')})}")
-    return _set(tree, values)
+def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
+    """The tree with all that `get_all_with_path` finds replaced. Raises KeyError for a name that is not there.
+
+    >>> from functional_opt import adam
+    >>> set(adam(1e-3).init({"w": 0.0}), count=3)[0].count
+    3
+    """
+    for key in kwargs:
+        if not get_all_with_path(tree, key, filtering):
+            there = sorted({str(names[0]) for path, names, _ in _nodes(tree, ()) if path and _is_named(path[-1])})
+            raise KeyError(f"there is no field {key!r}; there are {there}")
+    return _set(tree, (), (), kwargs, filtering)
 
 
-def _children(node: Any) -> list[tuple[str, str, Any]]:
-    """`(path, name, child)` of a container; a list's and a tuple's children have no name."""
+def _children(node: Any) -> list[tuple[Any, str, Any]]:
+    """`(key, name, child)` of a container; a list's and a tuple's children have no name."""
     if hasattr(node, "_fields"):
-        return [(f".{n}", n, getattr(node, n)) for n in node._fields]
+        return [(NamedTupleKey(type(node).__name__, n), n, getattr(node, n)) for n in node._fields]
     if isinstance(node, dict):
-        return [(f"[{k!r}]", k, x) for k, x in node.items()]
+        return [(DictKey(k), k, x) for k, x in node.items()]
     if isinstance(node, list | tuple):
-        return [(f"[{i}]", "", x) for i, x in enumerate(node)]
+        return [(SequenceKey(i), "", x) for i, x in enumerate(node)]
     return []
 
 
-def _fields(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    for step, name, x in _children(node):
-        if name:
-            yield path + step, name, x
-        yield from _fields(x, path + step)
+def _is_named(key: Any) -> bool:
+    return not isinstance(key, SequenceKey)
 
 
-def _set(node: Any, values: dict) -> Any:
-    children = [values[n] if n and n in values else _set(x, values) for _, n, x in _children(node)]
+def _names(name: str, node: Any) -> tuple:
+    """What a node is found by: its name in its parent, and that of its class if it is a NamedTuple."""
+    return (*([name] if name != "" else []), *([type(node).__name__] if hasattr(node, "_fields") else []))
+
+
+def _nodes(node: Any, path: Path, name: str = "") -> Iterator[tuple[Path, tuple, Any]]:
+    yield path, _names(name, node), node
+    for key, child_name, x in _children(node):
+        yield from _nodes(x, (*path, key), child_name)
+
+
+def _set(node: Any, path: Path, names: tuple, values: dict, filtering: Filter) -> Any:
+    for name in names or _names("", node):
+        if name in values and (filtering is None or filtering(path, node)):
+            return values[name]
+    children = [_set(x, (*path, key), _names(n, x), values, filtering) for key, n, x in _children(node)]
     if hasattr(node, "_fields"):
         return type(node)(*children)
     if isinstance(node, dict):

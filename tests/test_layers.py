@@ -22,6 +22,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "transforms": 3,
     "optimizers": 4,
     "tree": 5,
+    "tree_utils": 5,
     "config": 5,
     "": 6,
     "keras": 7,

@@ -56,7 +56,10 @@ def test_a_default_for_what_is_not_there():
 
 def test_several_of_one_name():
     state = chain(ema(0.9), adam(0.1)).init({"w": jnp.ones(2)})
-    assert [path for path, _ in get_all_with_path(state, "count")] == ["[0].count", "[1][0].count"]
+    assert [jax.tree_util.keystr(path) for path, _ in get_all_with_path(state, "count")] == [
+        "[0].count",
+        "[1][0].count",
+    ]
     with pytest.raises(KeyError, match=r"'count' stands in several places: \[0\].count, \[1\]\[0\].count"):
         get(state, "count")
     both = set_fields(state, count=jnp.int32(5))
@@ -65,7 +68,7 @@ def test_several_of_one_name():
 
 def test_a_param_of_the_same_name_is_found_too():
     """Names of params are entries of the state as well; the path tells them apart."""
-    paths = [path for path, _ in get_all_with_path(trace(0.9).init(PARAMS), "mu")]
+    paths = [jax.tree_util.keystr(path) for path, _ in get_all_with_path(trace(0.9).init(PARAMS), "mu")]
     assert paths == [".trace['mu']"]
 
 
@@ -80,3 +83,15 @@ def test_under_jit():
     _, state = tx.update(PARAMS, tx.init(PARAMS))
     assert int(get(restarted(state), "count")) == 0
     assert_close(get(restarted(state), "nu"), get(state, "nu"))
+
+
+def test_by_the_name_of_a_named_tuple_and_with_a_filter():
+    state = chain(ema(0.9), adam(0.1)).init({"w": jnp.ones(2)})
+    assert get(state, "EmaState") is state[0]
+    of_adam = lambda path, x: path[-1].tuple_name == "ScaleByAdamState"  # noqa: E731
+    assert get(state, "count", filtering=of_adam) is state[1][0].count
+    new = set_fields(state, of_adam, count=jnp.int32(9))
+    assert [int(x) for _, x in get_all_with_path(new, "count")] == [0, 9]
+    assert set_fields(state, EmaState=None)[0] is None
+    with pytest.raises(KeyError, match="there is no field 'ema'"):
+        set_fields(state, of_adam, ema=0)

@@ -7,7 +7,7 @@ import jax
 
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
 from ..leaves import Tree, map_leaves, paths
-from ..paths import Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
+from ..paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
 from ..value import Static
 
 
@@ -88,6 +88,8 @@ class partition(GradientTransformation):
         object.__setattr__(self, "transforms", wrapped)
 
     def init(self, params):
+        if isinstance(params, AllParams):
+            return PartitionState({label: MaskedState(tx.init(params)) for label, tx in self.transforms.items()})
         labels = self._labels(params)
         states = {}
         for label, tx in self.transforms.items():

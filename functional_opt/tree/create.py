@@ -1,0 +1,114 @@
+"""Trees of the shapes of others, and their dtypes: filled, random, cast."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ..leaves import Tree, is_nothing, narrow
+
+
+def zeros_like(tree: Tree, dtype: Any = None) -> Tree:
+    """Zeros of the shapes of the leaves, and of their dtypes unless one is given.
+
+    >>> zeros_like({"w": jnp.ones(2, "bfloat16")})["w"].dtype
+    dtype(bfloat16)
+    """
+    return full_like(tree, 0, dtype)
+
+
+def ones_like(tree: Tree, dtype: Any = None) -> Tree:
+    """Ones of the shapes of the leaves, and of their dtypes unless one is given."""
+    return full_like(tree, 1, dtype)
+
+
+def full_like(tree: Tree, fill_value: Any, dtype: Any = None) -> Tree:
+    """`fill_value` in the shapes of the leaves, and in their dtypes unless one is given."""
+    return jax.tree.map(lambda x: jnp.full_like(x, fill_value, dtype=dtype), tree)
+
+
+def split_key_like(rng_key: jax.Array, target_tree: Tree) -> Tree:
+    """A key for every leaf."""
+    treedef = jax.tree.structure(target_tree)
+    return treedef.unflatten(list(jax.random.split(rng_key, treedef.num_leaves)))
+
+
+def random_like(
+    rng_key: jax.Array, target_tree: Tree, sampler: Callable = jax.random.normal, dtype: Any = None
+) -> Tree:
+    """Random leaves of the shapes of the target's, and of their dtypes unless one is given.
+
+    Args:
+        rng_key: a key; each leaf gets one of its own, split from it.
+        target_tree: the shapes.
+        sampler: `f(key, shape, dtype)`.
+
+    >>> random_like(jax.random.key(0), {"w": jnp.ones((2, 3))})["w"].shape
+    (2, 3)
+    """
+
+    def leaf(x, key):
+        return sampler(key, jnp.shape(x), dtype or jnp.result_type(x))  # pyright: ignore[reportCallIssue]
+
+    return jax.tree.map(leaf, target_tree, split_key_like(rng_key, target_tree))
+
+
+def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
+    """Every leaf repeated along new leading axes.
+
+    >>> batch_shape({"w": jnp.ones(2)}, (3,))["w"].shape
+    (3, 2)
+    """
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), tree)
+
+
+def unwrap_random_key_data(input_tree: Tree) -> Tree:
+    """Random keys as the integers they are made of, other leaves as they are: to compare or to store."""
+
+    def leaf(x):
+        is_key = jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+        return jax.random.key_data(x) if is_key else x
+
+    return jax.tree.map(leaf, input_tree)
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Every leaf in one dtype; as they are if None."""
+    return tree if dtype is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def cast_like(tree: Tree, other_tree: Tree) -> Tree:
+    """Every leaf in the dtype of its counterpart."""
+    return jax.tree.map(lambda x, y: x if x is None else narrow(x, y), tree, other_tree, is_leaf=is_nothing)
+
+
+def dtype(tree: Tree, mixed_dtype_handler: Literal["promote", "highest", "lowest"] | None = None) -> Any:
+    """The dtype of all leaves; that of `jnp.array(0.0)` if there are none.
+
+    Args:
+        mixed_dtype_handler: what to do where they differ: raise (None), the dtype they "promote" to, or the
+            "highest" or "lowest" of them, if that is one of theirs.
+
+    Raises ValueError where that gives none, or for another handler.
+
+    >>> dtype([jnp.ones(1), jnp.ones(1, "bfloat16")], "lowest")
+    dtype(bfloat16)
+    """
+    if mixed_dtype_handler not in (None, "promote", "highest", "lowest"):
+        raise ValueError(
+            f"mixed_dtype_handler must be None, 'promote', 'highest' or 'lowest', got {mixed_dtype_handler!r}"
+        )
+    found = sorted({jnp.dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree)}, key=str)
+    if not found:
+        return jnp.dtype(jnp.result_type(float))
+    if len(found) == 1:
+        return found[0]
+    if mixed_dtype_handler == "promote":
+        return jnp.result_type(*found)
+    for one in found if mixed_dtype_handler else ():
+        promoted = {other: jnp.promote_types(one, other) for other in found}
+        if all(to == (one if mixed_dtype_handler == "highest" else other) for other, to in promoted.items()):
+            return one
+    names = ", ".join(str(d) for d in found)
+    raise ValueError(f"the leaves have several dtypes, {names}: none is the {mixed_dtype_handler or 'common'} one")

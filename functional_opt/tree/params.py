@@ -1,0 +1,49 @@
+"""map_params: a function on all of a state that is shaped as the params."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..leaves import Tree
+from ..paths import AllParams, MaskedNode
+
+
+def map_params(
+    initable: Any,
+    f: Callable,
+    state: Tree,
+    /,
+    *rest: Tree,
+    transform_non_params: Callable | None = None,
+    is_leaf: Callable | None = None,
+) -> Tree:
+    """Applies `f` to every leaf of a state that stands for a param: moments, traces, averages, not counts.
+
+    Args:
+        initable: the transformation whose state it is, or its `init`.
+        f: `f(leaf, *leaves of rest)`.
+        state: the state.
+        rest: trees of the structure of the params, such as their shardings.
+        transform_non_params: what is done to the other leaves; nothing if None.
+        is_leaf: as in `jax.tree.map`. Leaves that a mask leaves out stay `MaskedNode()`, unless it is True of them.
+
+    >>> from functional_opt import adam
+    >>> state = adam(0.1).init({"w": 1.0})
+    >>> map_params(adam(0.1), lambda _, spec: spec, state, {"w": "sharded"}, transform_non_params=lambda _: None)[0]
+    ScaleByAdamState(count=None, mu={'w': 'sharded'}, nu={'w': 'sharded'})
+    """
+    places = getattr(initable, "init", initable)(AllParams())
+
+    def ends(x):
+        return isinstance(x, MaskedNode) or (is_leaf is not None and is_leaf(x))
+
+    def leaf(x, *others):
+        return x if isinstance(x, MaskedNode) and not (is_leaf is not None and is_leaf(x)) else f(x, *others)
+
+    def part(place, x):
+        if isinstance(place, AllParams):
+            return jax.tree.map(leaf, x, *rest, is_leaf=ends)
+        return x if transform_non_params is None else jax.tree.map(transform_non_params, x)
+
+    return jax.tree.map(part, places, state, is_leaf=lambda x: isinstance(x, AllParams))
