@@ -7,20 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..leaves import Tree, all_finite, cast_like, map_leaves, sums_of_squares, zeros_like
+from ..leaves import Tree, all_finite, cast_like, map_leaves, narrow, sums_of_squares, zeros_like
 from ..schedules import Schedule, as_schedule
 from ..value import Convert, DType, Integer, PositiveInt, Static
 from .guard import update_if
 
 
 class MultiStepsState(NamedTuple):
-    """`mini_step`: gradients in the present window. `gradient_step`: updates done. `acc_grads`: their mean or sum."""
+    """`mini_step`: gradients in the present window. `gradient_step`: updates done. `acc_grads`: their mean or sum.
+
+    `weight_sum`: the sum of the weights of the gradients in the present window.
+    """
 
     mini_step: jax.Array
     gradient_step: jax.Array
     inner_opt_state: Any
     acc_grads: Tree
     skip_state: Any = ()
+    weight_sum: Any = 0.0
 
 
 ShouldSkipUpdateFunction = Callable[[Tree, jax.Array, Tree], tuple[jax.Array, Any]]
@@ -39,6 +43,10 @@ class MultiSteps(GradientTransformation):
     a ← a + (g − a)/(n + 1) for the n-th mini-step, n = 0 … k−1; after the last, u = opt(a) and a ← 0;
     otherwise u = 0. The inner transformation runs only then, under a real `cond`.
 
+    Mini-batches of different sizes count by `update(..., weight=size)`: a ← a + (g − a)·weight/Σ weights, or
+    a ← a + weight·g for the sum. `flush(state, params)` updates with what a window holds so far, at the end of an
+    epoch say.
+
     Args:
         opt: the transformation that gets the accumulated gradients.
         every_k_schedule: k ≥ 1, or a function of the number of updates done.
@@ -55,7 +63,7 @@ class MultiSteps(GradientTransformation):
     >>> u["w"].item(), v["w"].item(), bool(tx.has_updated(state))
     (0.0, -2.0, True)
 
-    Differs from Optax: there the inner update is computed at every mini-step and thrown away.
+    Differs from Optax: there the inner update is computed at every mini-step and thrown away; weights; `flush`.
     """
 
     opt: Transformation
@@ -69,32 +77,50 @@ class MultiSteps(GradientTransformation):
         skip_state = ()
         if self.should_skip_update_fn is not None:
             _, skip_state = self.should_skip_update_fn(cast_like(acc, params), zero_count(), params)
-        return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state)
+        return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state, jnp.zeros([]))
 
-    def update(self, updates, state, params=None, **extra):
-        n, acc, skip, skip_state = state.mini_step, state.acc_grads, jnp.array(False), ()
+    def update(self, updates, state, params=None, *, weight: Any = 1, **extra):
+        n, skip, skip_state = state.mini_step, jnp.array(False), ()
         if self.should_skip_update_fn is not None:
             skip, skip_state = self.should_skip_update_fn(updates, state.gradient_step, params)
             if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
                 raise ValueError(f"should_skip_update_fn must return a bool scalar first, got {skip!r}")
+        total = state.weight_sum + jnp.where(skip, 0, weight)
 
         def add(g, a):
-            a = jnp.where(skip, a, a + (g - a) / (n + 1) if self.use_grad_mean else a + g)
+            mean = a + (g - a) * weight / jnp.where(total == 0, 1, total)
+            a = jnp.where(skip, a, mean if self.use_grad_mean else a + weight * g)
             return a, a
 
-        mean, acc = map_leaves(add, updates, acc, params=acc)
+        grads, acc = map_leaves(add, updates, state.acc_grads, params=state.acc_grads)
         k = self.every_k_schedule
         k = k(state.gradient_step) if isinstance(k, Schedule) else k
-        emit = ~skip & (n + 1 >= k)
-        new, inner_state = update_if(emit, self.opt, mean, state.inner_opt_state, params, extra)
-        new_state = MultiStepsState(
-            mini_step=jnp.where(emit, 0, jnp.where(skip, n, n + 1)),
-            gradient_step=jnp.where(emit, increment(state.gradient_step), state.gradient_step),
-            inner_opt_state=inner_state,
-            acc_grads=map_leaves(lambda a: jnp.where(emit, 0, a), acc),
-            skip_state=skip_state,
-        )
+        counted = state._replace(mini_step=jnp.where(skip, n, n + 1), acc_grads=acc, skip_state=skip_state)
+        counted = counted._replace(weight_sum=narrow(total, state.weight_sum))
+        new, new_state = self._close_if(~skip & (n + 1 >= k), grads, counted, params, extra)
         return cast_like(new, updates if params is None else params), new_state
+
+    def flush(self, state: MultiStepsState, params: Tree = None, **extra) -> tuple[Tree, MultiStepsState]:
+        """The update from the gradients of a window that is not full, which this closes; zeros if it is empty.
+
+        A leaf whose gradients all were None counts as one with a gradient of zeros.
+        """
+        new, new_state = self._close_if(state.mini_step > 0, state.acc_grads, state, params, extra)
+        return cast_like(new, state.acc_grads if params is None else params), new_state
+
+    def _close_if(
+        self, close: jax.Array, grads: Tree, state: MultiStepsState, params: Tree, extra: dict
+    ) -> tuple[Tree, MultiStepsState]:
+        """Where `close`, the inner update with these gradients, and the state of an empty window."""
+        new, inner_state = update_if(close, self.opt, grads, state.inner_opt_state, params, extra)
+        return new, MultiStepsState(
+            mini_step=jnp.where(close, 0, state.mini_step),
+            gradient_step=jnp.where(close, increment(state.gradient_step), state.gradient_step),
+            inner_opt_state=inner_state,
+            acc_grads=map_leaves(lambda a: jnp.where(close, 0, a), state.acc_grads),
+            skip_state=state.skip_state,
+            weight_sum=jnp.where(close, 0, state.weight_sum),
+        )
 
     def has_updated(self, state: MultiStepsState) -> jax.Array:
         """Whether the last mini-step closed a window: bool, shape ()."""

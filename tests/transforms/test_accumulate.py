@@ -144,3 +144,51 @@ def test_a_skip_function_must_return_one_bool():
     tx = MultiSteps(sgd(0.1), 2, should_skip_update_fn=lambda g, n, p: (jnp.array([True]), ()))
     with pytest.raises(ValueError, match="should_skip_update_fn must return a bool scalar first, got"):
         tx.update({"w": 1.0}, tx.init({"w": 1.0}))
+
+
+def test_uneven_mini_batches():
+    """A mean over 3 examples and one over 1 make the mean over 4."""
+    sums, sizes = jnp.array([3.0, 8.0]), jnp.array([3, 1])
+    tx = MultiSteps(sgd(1.0), 2)
+    state = tx.init({"w": 0.0})
+    step = jax.jit(lambda g, state, size: tx.update({"w": g}, state, {"w": 0.0}, weight=size))
+    for total, size in zip(sums, sizes, strict=True):
+        updates, after = step(total / size, state, size)
+        assert_same_types(after, state)
+        state = after
+    assert updates["w"] == -11 / 4 and state.weight_sum == 0.0
+
+
+def test_weights_of_a_sum_and_of_nothing():
+    tx = MultiSteps(sgd(1.0), 3, use_grad_mean=False)
+    state = tx.init({"w": 0.0})
+    for g, weight in ((1.0, 2.0), (5.0, 0.0), (1.0, 0.5)):
+        updates, state = tx.update({"w": g}, state, weight=weight)
+    assert updates["w"] == -2.5
+    tx = MultiSteps(sgd(1.0), 1)
+    assert tx.update({"w": 3.0}, tx.init({"w": 0.0}), weight=0.0)[0]["w"] == 0.0
+
+
+def test_skipped_mini_steps_have_no_weight():
+    tx = MultiSteps(sgd(1.0), 2, should_skip_update_fn=skip_not_finite)
+    state = tx.init({"w": 0.0})
+    for g, weight in ((1.0, 1), (np.nan, 100), (3.0, 3)):
+        updates, state = tx.update({"w": g}, state, weight=weight)
+    assert updates["w"] == -2.5
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_flush_closes_a_partial_window(done):
+    params, grads = make_params("bfloat16"), make_grads(3, "bfloat16")
+    tx = MultiSteps(sgd(1.0), 3)
+    state = tx.init(params)
+    for i in range(done):
+        _, state = tx.update(at(grads, i), state, params)
+    updates, after = jax.jit(tx.flush)(state, params)
+    assert_same_types(updates, params)
+    assert_same_types(after, state)
+    partial = 0 < done < 3
+    expected = jax.tree.map(lambda g: -g[:done].astype("float32").mean(0) if partial else 0 * g[0], grads)
+    assert_close(updates, expected, rtol=0.01, atol=1e-6)
+    assert int(after.mini_step) == 0 and int(after.gradient_step) == int(done > 0)
+    assert_close(after.acc_grads, jax.tree.map(jnp.zeros_like, after.acc_grads))
