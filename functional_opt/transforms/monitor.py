@@ -1,7 +1,7 @@
 """snapshot, monitor, measure_with_ema: numbers of the updates, kept in the state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,8 +119,9 @@ class monitor(GradientTransformation):
         measures: dict[str, Any] = {}
         x: Any
         for name, x in sorted(self.measures.items()):
-            is_function = callable(x) and not isinstance(x, type) and not hasattr(x, "update")
-            measures[name] = _measure(x) if is_function else as_transformation(x, f"measures[{name!r}]")
+            if not hasattr(x, "update") and callable(x) and not isinstance(x, type):
+                x = _measure(cast(Callable, x))
+            measures[name] = as_transformation(x, f"measures[{name!r}]")
         object.__setattr__(self, "measures", measures)
 
     def init(self, params):

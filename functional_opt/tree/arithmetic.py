@@ -91,12 +91,12 @@ def sum(tree: Tree, associative_reduction: bool = False) -> Any:
     return functools.reduce(jnp.add, sums) if sums else 0
 
 
-def max(tree: Tree) -> jax.Array:
+def max(tree: Tree) -> Any:
     """The largest of all elements; −∞ for an empty tree."""
     return functools.reduce(jnp.maximum, [jnp.max(x, initial=_lowest(x)) for x in jax.tree.leaves(tree)], -jnp.inf)
 
 
-def min(tree: Tree) -> jax.Array:
+def min(tree: Tree) -> Any:
     """The smallest of all elements; ∞ for an empty tree."""
     return functools.reduce(jnp.minimum, [jnp.min(x, initial=_highest(x)) for x in jax.tree.leaves(tree)], jnp.inf)
 

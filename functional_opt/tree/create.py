@@ -67,7 +67,7 @@ def unwrap_random_key_data(input_tree: Tree) -> Tree:
     """Random keys as the integers they are made of, other leaves as they are: to compare or to store."""
 
     def leaf(x):
-        is_key = jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+        is_key = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return jax.random.key_data(x) if is_key else x
 
     return jax.tree.map(leaf, input_tree)
