@@ -59,6 +59,8 @@ from .optimizers.ftrl import FtrlState as FtrlState
 from .optimizers.ftrl import ftrl as ftrl
 from .optimizers.lamb import lamb as lamb
 from .optimizers.lars import lars as lars
+from .optimizers.lbfgs import ScaleByLBFGSState as ScaleByLBFGSState
+from .optimizers.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from .optimizers.lion import ScaleByLionState as ScaleByLionState
 from .optimizers.lion import lion as lion
 from .optimizers.lion import scale_by_lion as scale_by_lion

@@ -87,4 +87,6 @@ TRANSFORMATIONS = [
     case("scale_by_optimistic_gradient", *SOG, None, "alpha beta", alpha=0.7, beta=0.5),
     case("scale_by_polyak", *both(scale_by_polyak), None, "f_min max_learning_rate eps", **POLYAK),
     case("polyak_sgd", *both(polyak_sgd), None, "max_learning_rate eps", max_learning_rate=0.6, eps=0.1),
+    case("scale_by_lbfgs", fo.scale_by_lbfgs, None, memory_size=3),
+    case("scale_by_lbfgs-identity", fo.scale_by_lbfgs, None, scale_init_precond=False),
 ]
