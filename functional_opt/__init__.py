@@ -193,6 +193,9 @@ from .transforms.metrics import ClippedState as ClippedState
 from .transforms.metrics import MetricsState as MetricsState
 from .transforms.metrics import metrics as metrics
 from .transforms.metrics import with_metrics as with_metrics
+from .transforms.linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
+from .transforms.linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
+from .transforms.linesearch import value_and_grad_from_state as value_and_grad_from_state
 from .transforms.moments import EmaState as EmaState
 from .transforms.moments import TraceState as TraceState
 from .transforms.moments import ema as ema

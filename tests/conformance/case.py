@@ -84,6 +84,23 @@ class with_a_loss(fo.GradientTransformation):
         return self.inner.update(updates, state, params, **(extra | {"value": loss}))
 
 
+@fo.transformation
+class with_an_objective(fo.GradientTransformation):
+    """Gives a line search half the squared norm of the params to lower, in the direction of minus the gradients."""
+
+    inner: Transformation
+
+    def init(self, params):
+        return self.inner.init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        def f(w):
+            return 0.5 * fo.global_norm(w) ** 2
+
+        own = {"value": f(params), "grad": params, "value_fn": f}
+        return self.inner.update(jax.tree.map(lambda u: -u, updates), state, params, **(extra | own))
+
+
 def matrices(tree: Any) -> Any:
     """A mask: True for every leaf with two axes."""
     return jax.tree.map(lambda x: np.ndim(x) > 1, tree)

@@ -8,7 +8,7 @@ import functional_opt as fo
 
 from . import references as plain
 from . import references_classic as ref
-from .case import both, case, with_a_loss
+from .case import both, case, with_a_loss, with_an_objective
 
 
 def optimistic_adam_peer(**args):
@@ -22,6 +22,10 @@ def scale_by_polyak(o, f_min, max_learning_rate, eps):
 
 def polyak_sgd(o, max_learning_rate, eps):
     return with_a_loss(o.polyak_sgd(max_learning_rate, eps=eps))
+
+
+def scale_by_backtracking_linesearch(o, **args):
+    return with_an_objective(o.scale_by_backtracking_linesearch(15, **args))
 
 
 RADAM = "learning_rate b1 b2 eps eps_root threshold"
@@ -89,4 +93,6 @@ TRANSFORMATIONS = [
     case("polyak_sgd", *both(polyak_sgd), None, "max_learning_rate eps", max_learning_rate=0.6, eps=0.1),
     case("scale_by_lbfgs", fo.scale_by_lbfgs, None, memory_size=3),
     case("scale_by_lbfgs-identity", fo.scale_by_lbfgs, None, scale_init_precond=False),
+    case("scale_by_backtracking_linesearch", *both(scale_by_backtracking_linesearch)),
+    case("scale_by_backtracking_linesearch-slope", *both(scale_by_backtracking_linesearch), slope_rtol=0.3, rtol=0.1),
 ]

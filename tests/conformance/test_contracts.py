@@ -87,9 +87,8 @@ def test_sharding_is_kept_and_buffers_donated(case):
         new = step(tx, params, state, grads)
         new = step(tx, *new, grads)
     for (path, x), sharding in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(before), strict=True):
-        made_here = jax.tree_util.keystr(path).endswith(
-            (".ns_coeffs", ".rng_key", ".weights_memory")
-        )  # on one device, then on all
+        # these are made on one device, then are on all
+        made_here = jax.tree_util.keystr(path).endswith((".ns_coeffs", ".rng_key", ".weights_memory"))
         assert x.sharding.is_equivalent_to(sharding, x.ndim) or x.size == 1 or made_here
         on_one_device = jax.tree_util.keystr(path).endswith((".ns_coeffs", ".key"))  # at first, then on all
         assert x.sharding.is_equivalent_to(sharding, x.ndim) or x.size == 1 or on_one_device

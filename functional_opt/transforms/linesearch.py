@@ -1,0 +1,177 @@
+"""scale_by_backtracking_linesearch: the longest step tried that lowers the loss by enough."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, needs_params, transformation
+from ..state import get
+from ..tree import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
+from ..value import Count, NonNegative, Range, Scalar, Static
+
+Shrink = Annotated[Scalar, Range("(0, 1)")]
+Grow = Annotated[Scalar, Range("[1, inf]")]
+
+
+class BacktrackingLinesearchInfo(NamedTuple):
+    """`num_linesearch_steps`: step sizes tried, int32. `decrease_error`: what the last lacks, 0 for nothing."""
+
+    num_linesearch_steps: jax.Array
+    decrease_error: jax.Array
+
+
+class ScaleByBacktrackingLinesearchState(NamedTuple):
+    """`learning_rate`: the last step size. `value`, `grad`: of the loss after it, grad None unless stored. `info`."""
+
+    learning_rate: jax.Array
+    value: jax.Array
+    grad: Tree
+    info: BacktrackingLinesearchInfo
+
+
+@transformation
+class scale_by_backtracking_linesearch(GradientTransformation):
+    """u = η·d for the direction d it is given, η the first of its guesses with sufficient decrease (Armijo).
+
+    f(w + η·d) ≤ (1 + rtol)·f(w) + slope_rtol·η·⟨d, ∇f(w)⟩ + atol. The first guess is
+    min(increase_factor · the η before, max_learning_rate), every other decrease_factor times the one before;
+    after max_backtracking_steps of them the last is taken as it is, or 0 if f is not finite there. The
+    transformation stands last in a chain, with a rate of 1 before it: `chain(sgd(1.0), ...)`.
+
+    Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
+    arguments that it takes, by name.
+
+    Args:
+        max_backtracking_steps: how often the guess may be shortened, ≥ 0.
+        slope_rtol: the share of the slope that counts as sufficient, ≥ 0.
+        decrease_factor: in (0, 1).
+        increase_factor: ≥ 1; infinity starts from max_learning_rate at every step.
+        max_learning_rate: the largest η, ≥ 0.
+        atol, rtol: tolerances, ≥ 0.
+        store_grad: whether to compute ∇f at the new params and keep it: see `value_and_grad_from_state`.
+        verbose: whether to print every η, its decrease error and the number of guesses.
+
+    Raises ValueError without params, value, grad or value_fn.
+
+    Armijo 1966; Vaswani et al. 2019, arXiv:1905.09997.
+
+    >>> from functional_opt import chain, sgd
+    >>> tx, f, w = chain(sgd(1.0), scale_by_backtracking_linesearch(9)), lambda w: 4 * w**2, jnp.array(1.0)
+    >>> u, state = tx.update(8 * w, tx.init(w), w, value=f(w), grad=8 * w, value_fn=f)
+    >>> round(state[1].learning_rate.item(), 3), bool(f(w + u) < f(w))
+    (0.21, True)
+
+    Differs from Optax: after a step of 0 the next guess is max_learning_rate; there it is 0 for ever.
+    """
+
+    max_backtracking_steps: Count
+    slope_rtol: NonNegative = 1e-4
+    decrease_factor: Shrink = 0.8
+    increase_factor: Grow = 1.5
+    max_learning_rate: NonNegative = 1.0
+    atol: NonNegative = 0.0
+    rtol: NonNegative = 0.0
+    store_grad: Static[bool] = False
+    verbose: Static[bool] = False
+
+    def init(self, params):
+        info = BacktrackingLinesearchInfo(jnp.zeros([], jnp.int32), jnp.full([], jnp.inf, float))
+        grad = zeros_like(params) if self.store_grad else None
+        return ScaleByBacktrackingLinesearchState(jnp.ones([]), jnp.full([], jnp.inf, float), grad, info)
+
+    def update(self, updates, state, params=None, *, value=None, grad=None, value_fn=None, **extra):
+        needs_params(params, self)
+        needed: dict[str, Any] = {"value": value, "grad": grad, "value_fn": value_fn}
+        if missing := [name for name, x in needed.items() if x is None]:
+            raise ValueError(
+                f"scale_by_backtracking_linesearch needs {' and '.join(missing)}: "
+                "call update(updates, state, params, value=loss, grad=grads, value_fn=loss_fn)"
+            )
+        f = partial(needed["value_fn"], **_taken(needed["value_fn"], extra))
+        slope = _slope(updates, grad)
+        value = jnp.asarray(value, state.value.dtype)
+
+        def moved(rate):
+            return map_leaves(lambda u, w: w + rate * u, _filled(updates, params), read=(params,), params=params)
+
+        def attempt(carry):
+            tried, guess, *_ = carry
+            new = jnp.asarray(f(moved(guess)), value.dtype)
+            error = new - (1 + self.rtol) * value - self.slope_rtol * guess * slope - self.atol
+            error = jnp.where(jnp.isfinite(new), jnp.maximum(error, 0.0), jnp.inf)
+            shorter = guess * self.decrease_factor
+            return tried + 1, jnp.asarray(shorter, guess.dtype), guess, new, jnp.asarray(error, value.dtype)
+
+        def goes_on(carry):
+            tried, *_, error = carry
+            return (tried == 0) | (error > 0) & (tried <= self.max_backtracking_steps)
+
+        before = jnp.where(state.learning_rate > 0, state.learning_rate, jnp.inf)
+        guess = jnp.asarray(jnp.minimum(self.increase_factor * before, self.max_learning_rate), before.dtype)
+        start = (jnp.zeros([], jnp.int32), guess, guess, value, jnp.full_like(value, jnp.inf))
+        tried, _, rate, new, error = jax.lax.while_loop(goes_on, attempt, start)
+        rate, new = jnp.where(jnp.isfinite(new), rate, 0.0), jnp.where(jnp.isfinite(new), new, value)
+        if self.verbose:
+            jax.debug.print("learning_rate={} decrease_error={} num_linesearch_steps={}", rate, error, tried)
+        new_grad = cast_like(jax.grad(f)(moved(rate)), state.grad) if self.store_grad else None
+        updates = map_leaves(lambda u: rate * u, updates, params=params)
+        info = BacktrackingLinesearchInfo(tried, error)
+        return updates, ScaleByBacktrackingLinesearchState(rate, new, new_grad, info)
+
+
+def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
+    """`jax.value_and_grad`, taken from the state of a line search where that has them.
+
+    The result is called with a state: `value_and_grad(params, *args, state=state, **kwargs)`. Only for a loss that
+    is the same function at every step.
+
+    Raises ValueError for a state without a loss and its gradient, KeyError for one with several.
+
+    >>> from functional_opt import chain, sgd
+    >>> f, w = lambda w: w**2, jnp.array(1.0)
+    >>> tx = chain(sgd(1.0), scale_by_backtracking_linesearch(9, store_grad=True))
+    >>> value, grad = value_and_grad_from_state(f)(w, state=tx.init(w))
+    >>> value.item(), grad.item()
+    (1.0, 2.0)
+    """
+
+    def value_and_grad(params, *args, state, **kwargs):
+        value, grad = get(state, "value"), get(state, "grad")
+        if value is None or grad is None:
+            raise ValueError(
+                "value_and_grad_from_state needs the state of a line search that keeps the gradient: "
+                "scale_by_backtracking_linesearch(..., store_grad=True)"
+            )
+
+        def compute():
+            return cast_like(jax.value_and_grad(value_fn)(params, *args, **kwargs), (value, grad))
+
+        return jax.lax.cond(jnp.isfinite(value), lambda: (value, grad), compute)
+
+    return value_and_grad
+
+
+def _taken(fn: Callable, extra: dict) -> dict:
+    """The extra arguments that a function takes by name."""
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return extra
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: x for name, x in extra.items() if name in names}
+
+
+def _filled(updates: Tree, params: Tree) -> Tree:
+    """The updates, zeros for a leaf that has none."""
+    treedef, rows = zip_leaves((updates, params), ("updates", "params"))
+    return treedef.unflatten([jnp.zeros_like(p) if u is None and p is not None else u for u, p in rows])
+
+
+def _slope(updates: Tree, grad: Tree) -> jax.Array:
+    """⟨updates, grad⟩ over all leaves, in float32 or wider."""
+    _, rows = zip_leaves((updates, grad), ("updates", "grad"))
+    terms = [jnp.sum((widen(u).conj() * widen(g)).real) for u, g in rows if not is_nothing(u)]
+    return sum(terms, jnp.zeros([]))
