@@ -31,6 +31,7 @@ from .optimizers.acprop import scale_by_acprop as scale_by_acprop
 from .optimizers.adabelief import ScaleByBeliefState as ScaleByBeliefState
 from .optimizers.adabelief import adabelief as adabelief
 from .optimizers.adabelief import scale_by_belief as scale_by_belief
+from .explain import explain as explain
 from .optimizers.adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
 from .optimizers.adadelta import adadelta as adadelta
 from .optimizers.adadelta import scale_by_adadelta as scale_by_adadelta

@@ -24,6 +24,8 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "tree": 5,
     "tree_utils": 5,
     "config": 5,
+    "review": 5,
+    "explain": 5,
     "": 6,
     "keras": 7,
     "interop": 8,
