@@ -125,9 +125,8 @@ def _rows(tx: Any, params: Tree, path: str, depth: int) -> Iterator[Row]:
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}
         touched = tuple(name for name in touched if name in there)
-    yield Row(
-        path, tx, (inspect.getdoc(type(tx)) or "").split("\n")[0], touched, seen, own, _flops(tx, params), depth
-    )
+    what = (inspect.getdoc(type(tx)) or "").split("\n")[0]
+    yield Row(path, tx, what, touched, seen, own, _flops(tx, params), depth)
     for rows in inner:
         yield from rows
 

@@ -74,17 +74,25 @@ def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
     to = _named(DTYPES, dtype, f"{at}.dtype")
     try:
         rows = [[NUMBERS[n] if isinstance(n, str) else n for n in row] for row in data]
+        if not all(type(n) in _numbers_of(to) for row in rows for n in row) or any(n < 0 for n in shape):
+            raise ValueError("elements of another type, or a negative length")
         wide = [np.array(row, "float64" if jnp.issubdtype(to, jnp.inexact) else to) for row in rows]
-        x = (wide[0] if len(wide) == 1 else np.stack(wide, -1).view("complex128")).astype(to).reshape(shape)
-        x = x[()] if kind == "scalar" else x
-        x = x.item() if kind == "weak" else x
+        wide = wide[0] if len(wide) == 1 else np.stack(wide, -1).view("complex128")
+        with np.errstate(over="raise"):
+            x = wide.astype(to).reshape(shape)
+        x = x[()] if kind == "scalar" else x.item() if kind == "weak" else x
         if kind == "scalar" and isinstance(x, np.ndarray):
             raise ValueError("a scalar has no shape")
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as e:
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as e:
         raise ValueError(f"{at}: no array of dtype {dtype} and shape {shape} in {short(data)}") from e
     if kind in ("jax", "weak") and jax.dtypes.canonicalize_dtype(to) != to:
         raise ValueError(f"{at}: an array of dtype {dtype} needs jax.config.update('jax_enable_x64', True)")
     return jnp.asarray(x) if kind in ("jax", "weak") else x
+
+
+def _numbers_of(dtype: Any) -> tuple[type, ...]:
+    """What the elements of an array may be in JSON."""
+    return (bool,) if dtype.name == "bool" else (int, float) if jnp.issubdtype(dtype, jnp.inexact) else (int,)
 
 
 def _decode_key(at: str, impl: Any, data: Any) -> Any:
