@@ -40,7 +40,7 @@ def test_the_main_job(examples, tmp_path):
 def test_the_readme():
     """Its blocks run one after the other, as they stand."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     exec(blocks[1], names)
     facade_loss = float(names["loss"])
@@ -49,4 +49,6 @@ def test_the_readme():
     exec(blocks[2], names)
     assert names["losses"].shape == (8,)
     exec(blocks[3], names)
+    assert names["fo"].metrics(names["state"])["step"] == 1
+    exec(blocks[4], names)
     assert int(names["opt"].iterations) == 10

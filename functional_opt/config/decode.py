@@ -148,6 +148,8 @@ def _fits(hint: Any, x: Any) -> bool:
         return any(_fits(a, x) for a in args)
     if origin is tuple and args[1:] == (...,):
         return isinstance(x, tuple) and all(_fits(args[0], y) for y in x)
+    if origin is tuple:
+        return isinstance(x, tuple) and len(x) == len(args) and all(map(_fits, args, x))
     if hint is float:
         return isinstance(x, float | int) and not isinstance(x, bool)
     kind = origin or hint

@@ -361,6 +361,12 @@ def test_fields_without_a_check_are_held_to_their_annotation(field, x, message):
         from_config(config)
 
 
+@pytest.mark.parametrize("x", [[["a"]], [["a", 1, 2]], [[1, True]], [3], {"a": True}])
+def test_path_rules_are_pairs(x):
+    with pytest.raises(TypeError, match=r"^PathRules.rules must be tuple\[tuple\[str, .*got"):
+        from_config({"version": 1, "value": {"type": "PathRules", "rules": x}})
+
+
 def test_register_refuses():
     def identity(x):
         return x
