@@ -4,6 +4,7 @@ from . import tree as tree
 from . import tree_utils as tree_utils
 from .average import incremental_update as incremental_update
 from .average import periodic_update as periodic_update
+from . import contrib as contrib
 from .base import EmptyState as EmptyState
 from .base import GradientTransformation as GradientTransformation
 from .base import GradientTransformationExtraArgs as GradientTransformationExtraArgs
@@ -58,6 +59,10 @@ from .optimizers.amsgrad import scale_by_amsgrad as scale_by_amsgrad
 from .optimizers.fromage import fromage as fromage
 from .optimizers.ftrl import FtrlState as FtrlState
 from .optimizers.ftrl import ftrl as ftrl
+from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .optimizers.galore import GaLoreState as GaLoreState
+from .optimizers.galore import galore as galore
+from .optimizers.galore import scale_by_galore as scale_by_galore
 from .optimizers.lamb import lamb as lamb
 from .optimizers.lars import lars as lars
 from .optimizers.lbfgs import ScaleByLBFGSState as ScaleByLBFGSState

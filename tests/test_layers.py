@@ -26,6 +26,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "config": 5,
     "review": 5,
     "explain": 5,
+    "contrib": 5,
     "": 6,
     "keras": 7,
     "interop": 8,

@@ -18,6 +18,7 @@ ACPROP = "learning_rate b1 b2 eps eps_root"
 DECAY = {"weight_decay": 0.1}
 LOOSE = {"learning_rate": 0.05, "eps": 0.1, "eps_root": 0.01, "weight_decay": 0.1}
 
+LOW = {"rank": 1, "update_proj_gap": 7, "scale": 0.5}
 UPHILL = {"learning_rate": 0.1, "rho": 0.05}
 SOPHIA = "learning_rate b1 b2 eps gamma clip_threshold update_interval weight_decay"
 
@@ -98,9 +99,12 @@ OPTIMIZERS = [
     ),
     case("sam", *both(uphill), ref.sam, "learning_rate rho", reset_state=False, **UPHILL),
     case("sam-twice", *both(uphill), ref.sam, "learning_rate rho", sync_period=3, **UPHILL),
+    case("galore", fo.galore, THEIRS.galore, ref.galore, "learning_rate scale", learning_rate=0.05),
+    case("galore-low", fo.galore, THEIRS.galore, ref.galore, "weight_decay", learning_rate=0.05, **LOW),
 ]
 
 TRANSFORMATIONS = [
+    case("scale_by_galore", fo.scale_by_galore, THEIRS.scale_by_galore, None, "update_proj_gap scale", **LOW),
     case("normalize", fo.normalize, THEIRS.normalize),
     case("scale_by_madgrad", fo.scale_by_madgrad, THEIRS.scale_by_madgrad, None, MADGRAD, learning_rate=0.05),
     case("scale_by_acprop", fo.scale_by_acprop, THEIRS.scale_by_acprop, None, "b1 b2 eps eps_root"),

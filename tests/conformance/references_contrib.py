@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .references import Run
+from .references import Run, adam
 
 
 def madgrad(w, grads, learning_rate, momentum=0.9, weight_decay=0.0, eps=1e-6) -> Run:
@@ -64,3 +64,20 @@ def sam(w, grads, learning_rate, rho, sync_period=2, reset_state=True, momentum=
             w, t = w - learning_rate * g, np.zeros_like(w) if reset_state else t
             v = w
         yield v
+
+
+def galore(w, grads, learning_rate, rank=128, update_proj_gap=200, scale=1.0, weight_decay=0.0) -> Run:
+    """Zhao et al. 2024, algorithm 2, P on the longer side; Adam for what is no matrix."""
+    if w.ndim != 2:
+        yield from adam(w, grads, learning_rate)
+        return
+    wide = w.shape[0] < w.shape[1]
+    w, grads = (w.T, grads.mT) if wide else (w, grads)
+    p, m, v = None, 0.0, 0.0
+    for t, g in enumerate(grads, 1):
+        p = np.linalg.svd(g)[0][:, : min(rank, g.shape[1])] if t % update_proj_gap == 1 else p
+        r = p.T @ g
+        m, v = 0.9 * m + 0.1 * r, 0.999 * v + 0.001 * r**2
+        u = p @ (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
+        w = w - learning_rate * (scale * u + weight_decay * w)
+        yield w.T if wide else w

@@ -1,0 +1,220 @@
+"""GaLore: an optimizer that sees every matrix through a few of its singular vectors."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..paths import Frozen, Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
+from ..value import Convert, DType, PositiveInt, Real, Static, checked
+from .adam import scale_by_adam
+
+
+class GaLoreDimensionNumbers(NamedTuple):
+    """Which axes of a leaf are the rows of a matrix, and which its columns: each an axis or several."""
+
+    reduction_axis: Any = 0
+    output_axis: Any = 1
+
+
+def _is_spec(x: Any) -> bool:
+    return x is None or isinstance(x, GaLoreDimensionNumbers)
+
+
+def _hashable(name: str, x: Any) -> Any:
+    if x is None or callable(x) or isinstance(x, Frozen):
+        return x
+    leaves, treedef = jax.tree.flatten(x, is_leaf=_is_spec)
+    for spec in leaves:
+        if not _is_spec(spec):
+            raise TypeError(f"{name} must hold GaLoreDimensionNumbers or None, got {spec!r}")
+    return Frozen(tuple(spec and GaLoreDimensionNumbers(*map(_axes, spec)) for spec in leaves), treedef)
+
+
+def _axes(axis: Any) -> tuple[int, ...]:
+    return (axis,) if isinstance(axis, int) else tuple(axis)
+
+
+DimensionNumbers = Annotated[Any, Convert(_hashable)]
+"""`GaLoreDimensionNumbers` for all leaves, a tree of them (or a prefix of one), or a function from params to one."""
+
+
+class GaLoreState(NamedTuple):
+    """`count`: steps done. `base_optimizer_state`: that for the small leaves. `projector`: P, or None."""
+
+    count: jax.Array
+    base_optimizer_state: Any
+    projector: Tree
+
+
+@transformation
+class scale_by_galore(GradientTransformation):
+    """u = scale · P · base_optimizer(Pᵀ·g), P the first singular vectors of g, on the longer side of the matrix.
+
+    P is taken anew every update_proj_gap steps. The base optimizer has slots of rank × the shorter side only.
+    Leaves that are no matrices go to it as they are.
+
+    Args:
+        rank: how many singular vectors, ≥ 1; all where a side is shorter.
+        update_proj_gap: steps from one P to the next, ≥ 1; the decomposition is computed only then.
+        scale: a factor of the updates of the matrices.
+        base_optimizer: a gradient transformation that reads no params; `scale_by_adam()` if None.
+        weight_dimension_numbers: how leaves are matrices: `GaLoreDimensionNumbers` (for every leaf with more than
+            one axis), a tree of them with None for leaves to be left alone, or a function from params to one; if
+            None, the leaves with two axes are.
+        state_dtype: how P is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError for numbers that are not all axes of a leaf, each once, naming it.
+
+    Zhao et al. 2024, arXiv:2403.03507. As in Optax, P is on the longer side, which takes the least memory; the
+    paper has it on the shorter.
+
+    >>> tx, g = scale_by_galore(rank=1, base_optimizer=chain()), jnp.diag(jnp.array([3.0, 1.0]))
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> [round(x, 3) for x in u.ravel().tolist()], state.projector.shape
+    ([3.0, 0.0, 0.0, 0.0], (2, 1))
+
+    Differs from Optax: a leaf without P has None in its place; the matrices' gradients may be complex.
+    """
+
+    rank: Static[PositiveInt] = 128
+    update_proj_gap: PositiveInt = 200
+    scale: Real = 1.0
+    base_optimizer: Transformation | None = None
+    weight_dimension_numbers: Static[DimensionNumbers | None] = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
+        p, small = [], []
+        for x, view in zip(leaves, self._views(params), strict=True):
+            p.append(None if view is None else view.zeros(x, self.rank, self.state_dtype)[0])
+            small.append(x if view is None else view.zeros(x, self.rank, None)[1])
+        base_state = self._base.init(treedef.unflatten(small))
+        return GaLoreState(zero_count(), base_state, treedef.unflatten(p))
+
+    def update(self, updates, state, params=None, **extra):
+        if params is not None:
+            zip_leaves((updates, params), ("updates", "params"))
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
+        old = treedef.flatten_up_to(state.projector)
+        views = [None if is_nothing(g) else view for g, view in zip(leaves, self._views(updates), strict=True)]
+        g = [x if view is None else view.matrix(widen(x)) for x, view in zip(leaves, views, strict=True)]
+
+        def decompose():
+            both = zip(g, old, views, strict=True)
+            return [x if view is None else view.projector(m, self.rank).astype(x.dtype) for m, x, view in both]
+
+        p = jax.lax.cond(state.count % self.update_proj_gap == 0, decompose, lambda: old)
+        rows = list(zip(g, p, views, strict=True))
+        small = [m if view is None else view.project(m, widen(x)) for m, x, view in rows]
+        low, base_state = self._base.update(treedef.unflatten(small), state.base_optimizer_state, None, **extra)
+        rows = list(zip(treedef.flatten_up_to(low), p, views, strict=True))
+        full = [m if view is None else self.scale * view.back(m, widen(x)) for m, x, view in rows]
+        updates = map_leaves(_sharded_as, updates, read=(treedef.unflatten(full),), params=params)
+        return updates, GaLoreState(increment(state.count), base_state, treedef.unflatten(p))
+
+    @property
+    def _base(self) -> GradientTransformation:
+        return scale_by_adam() if self.base_optimizer is None else self.base_optimizer
+
+    def _views(self, tree: Tree) -> list["_View | None"]:
+        """How each leaf is a matrix, None for one that is not."""
+        leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
+        numbers = self.weight_dimension_numbers
+        if isinstance(numbers, Callable):
+            numbers = _hashable("weight_dimension_numbers", numbers(tree))
+        if numbers is None:
+            specs = [GaLoreDimensionNumbers() if np.ndim(x) == 2 else None for x in leaves]
+        elif _is_spec(numbers.thaw()):
+            specs = [numbers.thaw() if np.ndim(x) > 1 else None for x in leaves]
+        else:
+            parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
+            specs = [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
+        views: list[_View | None] = [None] * len(leaves)
+        for i, (spec, x) in enumerate(zip(specs, leaves, strict=True)):
+            if spec is not None and not is_nothing(x):
+                views[i] = _View(spec, jnp.shape(x), lambda i=i: paths(tree, is_nothing)[i])
+        return views
+
+
+class _View:
+    """A leaf as a matrix."""
+
+    def __init__(self, spec: GaLoreDimensionNumbers, shape: tuple[int, ...], path: Callable[[], str]):
+        rows, columns = ([axis % max(len(shape), 1) for axis in _axes(axes)] for axes in spec)
+        if sorted(rows + columns) != list(range(len(shape))):
+            raise ValueError(
+                f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, got {spec}"
+            )
+        self.order = rows + columns
+        self.turned = [shape[axis] for axis in self.order]
+        self.shape = math.prod(self.turned[: len(rows)]), math.prod(self.turned[len(rows) :])
+        self.left = self.shape[0] >= self.shape[1]
+
+    def zeros(self, like: Any, rank: int, dtype: Any) -> tuple[Any, Any]:
+        """P and the small leaf at the start, on the devices that have their rows or columns."""
+        zero = zeros_like(like, dtype)
+        zero = zero if isinstance(like, jax.ShapeDtypeStruct) else self.matrix(zero)
+        rows, columns = (jnp.sum(zero.reshape(self.shape), axis=axis) for axis in (1, 0))
+        of_rank = jnp.zeros(min(rank, *self.shape), zero.dtype)
+        if self.left:
+            return rows[:, None] + of_rank, of_rank[:, None] + columns
+        return columns[:, None] + of_rank, rows[:, None] + of_rank
+
+    def matrix(self, g: jax.Array) -> jax.Array:
+        if any(axis is not None for axis in jax.typeof(g).sharding.spec):  # explicit: a decomposition needs it all
+            g = jax.sharding.reshard(g, jax.sharding.PartitionSpec(*[None] * g.ndim))
+        return g.transpose(self.order).reshape(self.shape)
+
+    def projector(self, g: jax.Array, rank: int) -> jax.Array:
+        u, _, vh = jnp.linalg.svd(g, full_matrices=False)
+        return (u if self.left else vh.conj().T)[:, : min(rank, *self.shape)]
+
+    def project(self, g: jax.Array, p: jax.Array) -> jax.Array:
+        return p.conj().T @ g if self.left else g @ p
+
+    def back(self, small: jax.Array, p: jax.Array) -> jax.Array:
+        u = p @ small if self.left else small @ p.conj().T
+        return u.reshape(self.turned).transpose([self.order.index(axis) for axis in range(len(self.order))])
+
+
+def _sharded_as(g: jax.Array, u: jax.Array) -> jax.Array:
+    return jnp.zeros_like(g) + u
+
+
+@checked
+def galore(
+    learning_rate: Rate,
+    rank: PositiveInt = 128,
+    update_proj_gap: PositiveInt = 200,
+    scale: Real = 1.0,
+    base_optimizer: Transformation | None = None,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    weight_dimension_numbers: DimensionNumbers | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """GaLore: w ← w − learning_rate · (scale · P·base_optimizer(Pᵀ·g) + weight_decay · w). See `scale_by_galore`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Zhao et al. 2024, arXiv:2403.03507.
+
+    >>> galore(0.01, rank=4)
+    chain(scale_by_galore(rank=4), add_decayed_weights(), scale_by_learning_rate(0.01))
+    """
+    rule = scale_by_galore(rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
