@@ -91,11 +91,17 @@ def assert_close(actual: Any, expected: Any, rtol: float = 0.0, atol: float = 0.
     """Same structure, and leaves that agree; equal ones by default."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        x, y = (np.asarray(z, np.complex128 if np.iscomplexobj(z) else np.float64) for z in (x, y))
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(_numbers(x), _numbers(y), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """In float64 or complex128; of a key of jax.random its data."""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    return np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 def assert_finite(tree: Any) -> None:
     """No leaf has an inf or NaN."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        assert np.all(np.isfinite(np.asarray(x, np.complex128))), f"{jax.tree_util.keystr(path)}: {x}"
+        assert np.all(np.isfinite(_numbers(x))), f"{jax.tree_util.keystr(path)}: {x}"

@@ -1,0 +1,56 @@
+"""What optimizers that find their own step size share: where they started, and sums over all leaves."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..tree import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..value import Convert, Range
+
+
+def _decays(name: str, x: Any) -> tuple:
+    if not isinstance(x, tuple | list) or len(x) != 2:
+        raise TypeError(f"{name} must be a pair of numbers in [0, 1), got {x!r}")
+    return tuple(Range("[0, 1)").check(f"{name}[{i}]", b) for i, b in enumerate(x))
+
+
+Betas = Annotated[Any, Convert(_decays)]
+"""A pair of decays, each in [0, 1)."""
+
+
+def start_of(params: Tree, dtype: Any = None) -> Tree:
+    """A copy of the params, stored as slots are; zeros where they are only shapes."""
+
+    def copy(x0, p):
+        return x0 if isinstance(p, jax.ShapeDtypeStruct) else x0 + narrow(p, x0)
+
+    return jax.tree.map(copy, zeros_like(params, dtype), params)
+
+
+def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
+    """Σ fn(g, *others) over the elements of all leaves that have an update, in float32 or wider.
+
+    >>> total(lambda g, w: g * w, {"a": jnp.ones(2), "b": None}, {"a": jnp.full(2, 3.0), "b": jnp.ones(1)}).item()
+    6.0
+    """
+    _, rows = zip_leaves((updates, *others), ("updates", *("params" for _ in others)))
+    sums = [jnp.sum(fn(*map(widen, row))) for row in rows if not is_nothing(row[0])]
+    return jnp.sum(jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums])) if sums else jnp.zeros([])
+
+
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The real part of x̄·y, element by element: its sum is the inner product of x and y as real vectors."""
+    return (x.conj() * y).real
+
+
+def over_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
+    """x / √(square + eps), and 0 where that would divide by 0."""
+    root = safe_sqrt(square + eps)
+    return jnp.where(root > 0, x / jnp.where(root > 0, root, 1.0), 0.0)
+
+
+def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y for y ≥ 0, and 0 where y = 0."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
