@@ -1,0 +1,94 @@
+"""D-Adaptation: AdamW that estimates its own learning rate."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..schedules import Rate
+from ..schedules.base import rate_at
+from ..tree import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..value import DType, NonNegative, Positive, Static
+from .distance import Betas, dot, ratio, total
+
+
+class DAdaptAdamWState(NamedTuple):
+    """`exp_avg`, `exp_avg_sq`: running means of γ·g and |g|². `grad_sum`: s.
+
+    `estim_lr`: d, the estimate of the distance to the solution. `numerator_weighted`: r. `count`: steps done.
+    """
+
+    exp_avg: Tree
+    exp_avg_sq: Tree
+    grad_sum: Tree
+    estim_lr: jax.Array
+    numerator_weighted: jax.Array
+    count: jax.Array
+
+
+@transformation
+class dadapt_adamw(GradientTransformation):
+    """D-Adapted AdamW: w ← w − m / (√v + eps) − γ·weight_decay·w, γ = learning_rate · d · √(1 − β2ᵗ) / (1 − β1ᵗ).
+
+    m ← β1·m + (1 − β1)·γ·g; v ← β2·v + (1 − β2)·|g|². d, from estim_lr0 on, is the largest r / ((1 − β3)·‖s‖₁) so
+    far, with r ← β3·r + (1 − β3)·γ·⟨g, s / (√v + eps)⟩, for the s and v of the step before, s ← β3·s + (1 − β3)·γ·g
+    and β3 = √β2.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count, times d: 1.0 is meant.
+        betas: decay of m and of v, each in [0, 1).
+        eps: > 0.
+        estim_lr0: d at the start, > 0; too small is safe, too large is not.
+        weight_decay: decoupled, ≥ 0.
+        state_dtype: how m, v and s are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    Defazio & Mishchenko 2023, arXiv:2301.07733, algorithm 5.
+
+    >>> tx, w = dadapt_adamw(), jnp.array(1.0)
+    >>> u, state = tx.update(jnp.array(2.0), tx.init(w), w)
+    >>> f"{u:.1e} {state.estim_lr:.1e}"
+    '-1.0e-06 1.0e-06'
+
+    Differs from Optax: a first gradient of zero gives zero, not NaN.
+    """
+
+    learning_rate: Rate = 1.0
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    estim_lr0: Positive = 1e-6
+    weight_decay: NonNegative = 0.0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        return DAdaptAdamWState(
+            exp_avg=zeros_like(params, self.state_dtype),
+            exp_avg_sq=zeros_like(params, self.state_dtype, real=True),
+            grad_sum=zeros_like(params, self.state_dtype),
+            estim_lr=jnp.asarray(self.estim_lr0, float),
+            numerator_weighted=jnp.zeros([]),
+            count=zero_count(),
+        )
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        (b1, b2), b3 = self.betas, self.betas[1] ** 0.5
+        t, d = increment(state.count), state.estim_lr
+        rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        gain = total(lambda g, s, v: dot(g, s / (jnp.sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq)
+        r = b3 * state.numerator_weighted + (1 - b3) * rate * gain
+
+        def leaf(g, m, v, s, w):
+            m = b1 * m + (1 - b1) * rate * g
+            v = b2 * v + (1 - b2) * abs_sq(g)
+            s = b3 * s + (1 - b3) * rate * g
+            return -m / (jnp.sqrt(v) + self.eps) - rate * self.weight_decay * w, m, v, s
+
+        slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
+        updates, m, v, s = map_leaves(leaf, updates, *slots, read=(params,), params=params)
+        d = jnp.maximum(d, ratio(r, (1 - b3) * total(jnp.abs, s)))
+        scalars = {"estim_lr": d, "numerator_weighted": r}
+        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        return updates, DAdaptAdamWState(m, v, s, count=t, **scalars)

@@ -1,0 +1,71 @@
+"""scale_by_distance_over_gradients: DoG with a step size for each leaf."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, needs_params, transformation
+from ..tree import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
+from ..value import DType, NonNegative, Real, Static
+from .distance import over_root, start_of
+
+
+class ScaleByDistanceOverGradientsState(NamedTuple):
+    """For each leaf `max_dist`: r, `grad_sum_of_squares`: G, `init_params`: w₀."""
+
+    max_dist: Tree
+    grad_sum_of_squares: Tree
+    init_params: Tree
+
+
+@transformation
+class scale_by_distance_over_gradients(GradientTransformation):
+    """L-DoG's step, leaf by leaf: u = global_scale · r·g / √(G + eps).
+
+    r is the largest ‖w − w₀‖ so far, at least reps_rel · (1 + ‖w₀‖), and G the sum of all ‖g‖², of that leaf.
+
+    Args:
+        reps_rel: ≥ 0.
+        eps: ≥ 0.
+        param_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
+        global_scale: a factor.
+
+    Raises ValueError without params.
+
+    Ivgi, Hinder & Carmon 2023, arXiv:2302.12022.
+
+    >>> tx, w = scale_by_distance_over_gradients(0.5, eps=0.0), jnp.zeros(2)
+    >>> tx.update(jnp.array([3.0, 4.0]), tx.init(w), w)[0].round(3).tolist()
+    [0.30000001192092896, 0.4000000059604645]
+
+    Differs from Optax: w₀ of 64-bit params is stored in 64 bits unless param_dtype says otherwise; G has shape ().
+    """
+
+    reps_rel: NonNegative = 1e-6
+    eps: NonNegative = 1e-8
+    param_dtype: Static[DType | None] = None
+    global_scale: Real = 1.0
+
+    def init(self, params):
+        start = start_of(params, self.param_dtype)
+
+        def distance(x: jax.Array) -> jax.Array:
+            norm = global_norm(x)
+            return jnp.asarray(self.reps_rel * (1 + norm), norm.dtype)
+
+        r = jax.tree.map(distance, start)
+        return ScaleByDistanceOverGradientsState(r, jax.tree.map(jnp.zeros_like, r), start)
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+
+        def leaf(g, r, squares, w, w0):
+            r = jnp.maximum(r, safe_sqrt(jnp.sum(abs_sq(w - w0))))
+            squares = squares + jnp.sum(abs_sq(g))
+            return self.global_scale * over_root(r, squares, self.eps) * g, r, squares
+
+        slots = (state.max_dist, state.grad_sum_of_squares)
+        read = (params, state.init_params)
+        updates, r, squares = map_leaves(leaf, updates, *slots, read=read, params=params, same_shape=False)
+        return updates, ScaleByDistanceOverGradientsState(r, squares, state.init_params)

@@ -1,0 +1,106 @@
+"""Prodigy: Adam that estimates its own learning rate."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..schedules import Rate
+from ..schedules.base import rate_at
+from ..tree import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..value import Decay, DType, NonNegative, Positive, Static
+from .distance import Betas, dot, ratio, start_of, total
+
+
+class ProdigyState(NamedTuple):
+    """`exp_avg`, `exp_avg_sq`: running means of d·g and d²·|g|². `grad_sum`: s. `params0`: the first params.
+
+    `estim_lr`: d, the estimate of the distance to the solution. `numerator_weighted`: r. `count`: steps done.
+    """
+
+    exp_avg: Tree
+    exp_avg_sq: Tree
+    grad_sum: Tree
+    params0: Tree
+    estim_lr: jax.Array
+    numerator_weighted: jax.Array
+    count: jax.Array
+
+
+@transformation
+class prodigy(GradientTransformation):
+    """Prodigy: w ← w − γ·(m / (√v + d·eps) + weight_decay·w), γ = learning_rate · d · √(1 − β2ᵗ) / (1 − β1ᵗ).
+
+    m ← β1·m + (1 − β1)·d·g; v ← β2·v + (1 − β2)·d²·|g|². d, from estim_lr0 on, is the largest
+    estim_lr_coef · r / ‖s‖₁ so far, with r ← β3·r + (d / estim_lr0)·γ·⟨g, w₀ − w⟩ and s ← β3·s + (d / estim_lr0)·γ·g.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count, times d: 1.0 is meant.
+        betas: decay of m and of v, each in [0, 1).
+        beta3: decay of r and s, in [0, 1); √β2 if None.
+        eps: ≥ 0.
+        estim_lr0: d at the start, > 0; too small is safe, too large is not.
+        estim_lr_coef: a factor of the estimate, > 0; change this one first.
+        weight_decay: decoupled, ≥ 0.
+        safeguard_warmup: whether s takes d for γ, so that a warm-up does not make the estimate too large.
+        state_dtype: how m, v, s and w₀ are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    Mishchenko & Defazio 2023, arXiv:2306.06101.
+
+    >>> tx, w = prodigy(), jnp.array(1.0)
+    >>> u, state = tx.update(jnp.array(2.0), tx.init(w), w)
+    >>> f"{u:.1e} {state.estim_lr:.1e}"
+    '-1.0e-06 1.0e-06'
+
+    Differs from Optax: a first gradient of zero gives zero, not NaN.
+    """
+
+    learning_rate: Rate = 1.0
+    betas: Betas = (0.9, 0.999)
+    beta3: Decay | None = None
+    eps: NonNegative = 1e-8
+    estim_lr0: Positive = 1e-6
+    estim_lr_coef: Positive = 1.0
+    weight_decay: NonNegative = 0.0
+    safeguard_warmup: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        return ProdigyState(
+            exp_avg=zeros_like(params, self.state_dtype),
+            exp_avg_sq=zeros_like(params, self.state_dtype, real=True),
+            grad_sum=zeros_like(params, self.state_dtype),
+            params0=start_of(params, self.state_dtype),
+            estim_lr=jnp.asarray(self.estim_lr0, float),
+            numerator_weighted=jnp.zeros([]),
+            count=zero_count(),
+        )
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        (b1, b2), b3 = self.betas, self.betas[1] ** 0.5 if self.beta3 is None else self.beta3
+        t, d = increment(state.count), state.estim_lr
+        rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        weight = d / self.estim_lr0
+        gain = total(lambda g, w0, w: dot(g, w0 - w), updates, state.params0, params)
+        r = b3 * state.numerator_weighted + weight * rate * gain
+
+        def moments(g, m, v, s):
+            m = b1 * m + (1 - b1) * d * g
+            v = b2 * v + (1 - b2) * d**2 * abs_sq(g)
+            return g, m, v, b3 * s + weight * (d if self.safeguard_warmup else rate) * g
+
+        slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
+        updates, m, v, s = map_leaves(moments, updates, *slots)
+        d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total(jnp.abs, s)))
+
+        def leaf(g, m, v, w):
+            return -rate * (m / (jnp.sqrt(v) + d * self.eps) + self.weight_decay * w)
+
+        updates = map_leaves(leaf, updates, read=(m, v, params), params=params)
+        scalars = {"estim_lr": d, "numerator_weighted": r}
+        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        return updates, ProdigyState(m, v, s, state.params0, count=t, **scalars)
