@@ -1,0 +1,181 @@
+"""MoMo: momentum, or Adam, with a step size that the loss itself bounds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..schedules import Rate
+from ..schedules.base import rate_at
+from ..tree import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..value import Decay, DType, NonNegative, Positive, Real, Static
+from .distance import dot, ratio, total
+
+
+class MomoState(NamedTuple):
+    """`exp_avg`: d. `barf`: f̄. `gamma`: γ. `lb`: the lower bound now. `count`: steps done."""
+
+    exp_avg: Tree
+    barf: jax.Array
+    gamma: jax.Array
+    lb: jax.Array
+    count: jax.Array
+
+
+class MomoAdamState(NamedTuple):
+    """`exp_avg`: d. `exp_avg_sq`: v. `barf`: f̄. `gamma`: γ. `lb`: the lower bound now. `count`: steps done."""
+
+    exp_avg: Tree
+    exp_avg_sq: Tree
+    barf: jax.Array
+    gamma: jax.Array
+    lb: jax.Array
+    count: jax.Array
+
+
+def needs_value(value: Any, who: GradientTransformation) -> jax.Array:
+    """The loss as a float; refuses a step without it."""
+    if value is None:
+        raise ValueError(f"{type(who).__name__} needs the loss: call update(updates, state, params, value=loss)")
+    return jnp.asarray(value, float)
+
+
+def _step_size(
+    tx: Any, rate: Any, share: Any, height: jax.Array, slope: jax.Array, norm: jax.Array, lower_bound: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """τ and the next lower bound: `height` is f̄ − γ, `slope` ⟨d, w⟩, `share` the weight that d's mean has so far."""
+    damp, low = 1 + rate * tx.weight_decay, lower_bound
+    if tx.adapt_lower_bound:
+        least = (damp * height + slope) / (damp * share)
+        low = jnp.where(least < low, jnp.maximum(least / 2, tx.lower_bound), low)
+    tau = jnp.minimum(rate / share, ratio(jnp.maximum(damp * (height - share * low) + slope, 0.0), norm))
+    if tx.adapt_lower_bound:
+        low = jnp.maximum((height + slope - tau * norm / 2) / share, tx.lower_bound)
+    return tau, narrow(low, lower_bound)
+
+
+@transformation
+class momo(GradientTransformation):
+    """MoMo: w ← (w − τ·d) / (1 + learning_rate · weight_decay), d a running mean of g.
+
+    τ = min(learning_rate, max(h, 0) / ‖d‖²), h = (1 + learning_rate · weight_decay)·(f̄ − γ − lower_bound) + ⟨d, w⟩,
+    where f̄ and γ are running means of the loss and of ⟨g, w⟩: the step goes no further than to where the averaged
+    linear model of the loss reaches its lower bound.
+
+    Args:
+        learning_rate: the largest step size: a number ≥ 0, a schedule, or a function of the count.
+        beta: decay of the means, in [0, 1); they start from the first step's values.
+        lower_bound: of the loss.
+        weight_decay: ≥ 0.
+        adapt_lower_bound: whether lower_bound is a first guess, raised as the losses allow (MoMo*).
+        state_dtype: how d is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    `update` takes the loss at the params as `value=`. Raises ValueError without it or without params.
+
+    Schaipp, Ohana, Eickenberg, Defazio & Gower 2023, arXiv:2305.07583.
+
+    >>> tx, w = momo(10.0), jnp.array(3.0)
+    >>> tx.update(w, tx.init(w), w, value=w**2 / 2)[0].item()
+    -1.5
+
+    Differs from Optax where there is weight decay: the whole step is divided, as in the paper, not only w.
+    """
+
+    learning_rate: Rate = 1.0
+    beta: Decay = 0.9
+    lower_bound: Real = 0.0
+    weight_decay: NonNegative = 0.0
+    adapt_lower_bound: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        d, low = zeros_like(params, self.state_dtype), jnp.asarray(self.lower_bound, float)
+        return MomoState(d, jnp.zeros([]), jnp.zeros([]), low, zero_count())
+
+    def update(self, updates, state, params=None, *, value=None, **extra):
+        needs_params(params, self)
+        value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
+        b = jnp.where(state.count > 0, self.beta, 0.0)
+        f = b * state.barf + (1 - b) * value
+        gamma = b * state.gamma + (1 - b) * total(dot, updates, params)
+        updates, d = map_leaves(lambda g, d: (g, b * d + (1 - b) * g), updates, state.exp_avg)
+        slope = total(lambda g, d, w: dot(d, w), updates, d, params)
+        norm = total(lambda g, d: abs_sq(d), updates, d)
+        tau, low = _step_size(self, rate, 1.0, f - gamma, slope, norm, state.lb)
+        shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
+
+        def leaf(g, d, w):
+            return -(1 - shrink) * tau * d - shrink * w
+
+        updates = map_leaves(leaf, updates, read=(d, params), params=params)
+        f, gamma = narrow(f, state.barf), narrow(gamma, state.gamma)
+        return updates, MomoState(d, f, gamma, low, increment(state.count))
+
+
+@transformation
+class momo_adam(GradientTransformation):
+    """MoMo-Adam: w ← (w − τ·d / D) / (1 + learning_rate · weight_decay), D = √(v / (1 − b2ᵗ)) + eps.
+
+    d and v are Adam's running means of g and |g|². τ = min(learning_rate / ρ, max(h, 0) / ⟨d, d / D⟩), ρ = 1 − b1ᵗ,
+    h = (1 + learning_rate · weight_decay)·(f̄ − γ − ρ·lower_bound) + ⟨d, w⟩, where f̄ and γ are running means of the
+    loss and of ⟨g, w⟩.
+
+    Args:
+        learning_rate: the largest step size: a number ≥ 0, a schedule, or a function of the count.
+        b1: decay of d, f̄ and γ, in [0, 1).
+        b2: decay of v, in [0, 1).
+        eps: > 0.
+        lower_bound, weight_decay, adapt_lower_bound: as in `momo`.
+        state_dtype: how d and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    `update` takes the loss at the params as `value=`. Raises ValueError without it or without params.
+
+    Schaipp, Ohana, Eickenberg, Defazio & Gower 2023, arXiv:2305.07583.
+
+    >>> tx, w = momo_adam(10.0), jnp.array(3.0)
+    >>> round(tx.update(w, tx.init(w), w, value=w**2 / 2)[0].item(), 3)
+    -1.5
+
+    Differs from Optax where there is weight decay: the whole step is divided, as in the paper, not only w.
+    """
+
+    learning_rate: Rate = 1e-2
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: Positive = 1e-8
+    lower_bound: Real = 0.0
+    weight_decay: NonNegative = 0.0
+    adapt_lower_bound: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        d, v = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        low = jnp.asarray(self.lower_bound, float)
+        return MomoAdamState(d, v, jnp.zeros([]), jnp.zeros([]), low, zero_count())
+
+    def update(self, updates, state, params=None, *, value=None, **extra):
+        needs_params(params, self)
+        value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
+        t, b1, b2 = increment(state.count), self.b1, self.b2
+        f = b1 * state.barf + (1 - b1) * value
+        gamma = b1 * state.gamma + (1 - b1) * total(dot, updates, params)
+
+        def moments(g, d, v):
+            return g, b1 * d + (1 - b1) * g, b2 * v + (1 - b2) * abs_sq(g)
+
+        def by(v):
+            return jnp.sqrt(v / (1 - b2**t)) + self.eps
+
+        updates, d, v = map_leaves(moments, updates, state.exp_avg, state.exp_avg_sq)
+        slope = total(lambda g, d, w: dot(d, w), updates, d, params)
+        norm = total(lambda g, d, v: abs_sq(d) / by(v), updates, d, v)
+        tau, low = _step_size(self, rate, 1 - b1**t, f - gamma, slope, norm, state.lb)
+        shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
+
+        def leaf(g, d, v, w):
+            return -(1 - shrink) * tau * d / by(v) - shrink * w
+
+        updates = map_leaves(leaf, updates, read=(d, v, params), params=params)
+        f, gamma = narrow(f, state.barf), narrow(gamma, state.gamma)
+        return updates, MomoAdamState(d, v, f, gamma, low, t)
