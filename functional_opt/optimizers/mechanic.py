@@ -1,0 +1,100 @@
+"""Mechanic: a wrapper that finds the factor of an optimizer's learning rate."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
+from ..tree import Tree, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..value import DType, NonNegative, Positive, PositiveInt, Static
+from .distance import dot, start_of, total
+
+
+class MechanicState(NamedTuple):
+    """`base_optimizer_state`: the inner state. `count`: steps done. `r`, `m`, `v`, `s`: a number for each β.
+
+    `x0`: the first params. `delta`: Δ, the sum of the inner updates.
+    """
+
+    base_optimizer_state: Any
+    count: jax.Array
+    r: jax.Array
+    m: jax.Array
+    v: jax.Array
+    s: jax.Array
+    x0: Tree
+    delta: Tree
+
+
+@transformation
+class mechanize(GradientTransformation):
+    """Mechanic: w = w₀ + S·Δ, Δ the sum of an optimizer's updates and S = Σs its factor, learned.
+
+    With h = ⟨Δ, g + weight_decay·S·‖g‖·w / (‖w‖ + eps)⟩, for β = 1 − 10⁻¹ … 1 − 10⁻ⁿ, n = num_betas:
+    r ← β·r − s·min(max(h, −m), m), m ← max(β·m, |h| + eps), v ← β²·v + h²,
+    s ← (s_init·m / n + max(r, 0)) / (√v + eps).
+
+    Args:
+        base_optimizer: a gradient transformation with a learning rate, or a schedule of it: its scale is of no
+            importance, only its shape.
+        weight_decay: ≥ 0.
+        eps: > 0.
+        s_init: S at the start, > 0.
+        num_betas: how many β there are, ≥ 1.
+        state_dtype: how w₀ and Δ are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    Cutkosky, Defazio & Mehta 2023, arXiv:2306.00144.
+
+    >>> from functional_opt import sgd
+    >>> tx, w = mechanize(sgd(0.1)), jnp.array(3.0)
+    >>> u, state = tx.update(jnp.array(2.0), tx.init(w), w)
+    >>> f"{u:.1e} {state.delta:.1f}"
+    '-2.0e-07 -0.2'
+
+    Differs from Optax: Δ is in the state, where Optax takes (w − w₀) / (S + eps), all of whose digits are lost in
+    float32 as long as S is small.
+    """
+
+    base_optimizer: Transformation
+    weight_decay: NonNegative = 0.01
+    eps: Positive = 1e-8
+    s_init: Positive = 1e-6
+    num_betas: Static[PositiveInt] = 6
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        return MechanicState(
+            base_optimizer_state=self.base_optimizer.init(params),
+            count=zero_count(),
+            r=jnp.zeros(self.num_betas),
+            m=jnp.zeros(self.num_betas),
+            v=jnp.zeros(self.num_betas),
+            s=jnp.full(self.num_betas, self.s_init, float),
+            x0=start_of(params, self.state_dtype),
+            delta=zeros_like(params, self.state_dtype),
+        )
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        wide, wide_params = widen_tree(updates, "updates"), widen_tree(params, "params")
+        moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
+
+        decay = self.weight_decay * jnp.sum(state.s) * global_norm(updates) / (global_norm(params) + self.eps)
+        h = total(lambda g, delta, w: dot(delta, g + decay * w), updates, state.delta, params)
+        beta = 1 - 0.1 ** jnp.arange(1.0, self.num_betas + 1)
+        r = beta * state.r - state.s * jnp.clip(h, -state.m, state.m)
+        m = jnp.maximum(beta * state.m, jnp.abs(h) + self.eps)
+        v = beta**2 * state.v + h**2
+        s = (self.s_init * m / self.num_betas + jnp.maximum(r, 0.0)) / (safe_sqrt(v) + self.eps)
+        factor = jnp.sum(s)
+
+        def leaf(u, delta, w, x0):
+            delta = delta + u
+            return x0 - w + factor * delta, delta
+
+        updates, delta = map_leaves(leaf, moves, state.delta, read=(params, state.x0), params=params)
+        r, m, v, s = (narrow(x, state.s) for x in (r, m, v, s))
+        return updates, MechanicState(inner, increment(state.count), r, m, v, s, state.x0, delta)
