@@ -1,0 +1,198 @@
+"""AdEMAMix: Adam with a second, slower mean of the gradients; and its simplified form."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..paths import Mask
+from ..schedules import Rate, Schedule
+from ..schedules.base import as_schedule, rate_at
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..tree import Tree, abs_sq, map_leaves, zeros_like
+from ..value import Convert, Decay, DType, NonNegative, Range, Static, checked
+
+
+def _decay_rate(name: str, x: Any) -> Any:
+    x = as_schedule(name, x)
+    return x if isinstance(x, Schedule) else Range("[0, 1]").check(name, x)
+
+
+DecayRate = Annotated[Any, Convert(_decay_rate)]
+"""A number in [0, 1], a schedule, or a function of the step count."""
+
+
+class ScaleByAdemamixState(NamedTuple):
+    """`count`, `count_m2`: steps done. `m1`, `m2`: the fast and the slow mean of g. `nu`: running mean of |g|²."""
+
+    count: jax.Array
+    count_m2: jax.Array
+    m1: Tree
+    m2: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_ademamix(GradientTransformation):
+    """AdEMAMix's direction: u = (m̂₁ + alpha·m₂) / (√(v̂ + eps_root) + eps).
+
+    m₁ ← b1·m₁ + (1 − b1)·g, m̂₁ = m₁ / (1 − b1ᵗ); m₂ ← b3·m₂ + (1 − b3)·g;
+    v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ).
+
+    Args:
+        b1, b2: decay of m₁ and v, in [0, 1).
+        b3: decay of m₂: a number in [0, 1], a schedule, or a function of the count; long runs raise it from b1.
+        alpha: the weight of m₂: a number ≥ 0, a schedule, or a function of the count; long runs raise it from 0.
+        eps: added outside the root, ≥ 0.
+        eps_root: added inside the root, ≥ 0.
+        mu_dtype: how m₁ and m₂ are stored; as `state_dtype` if None.
+        state_dtype: how the means are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Pagliardini, Ablin & Grangier 2024, arXiv:2409.03137.
+
+    >>> tx = scale_by_ademamix(b3=0.5, alpha=2.0)
+    >>> tx.update({"w": jnp.array(3.0)}, tx.init({"w": 0.0}))[0]["w"].round(3).item()
+    2.0
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    b3: DecayRate = 0.9999
+    alpha: Rate = 6.0
+    eps: NonNegative = 1e-8
+    eps_root: NonNegative = 0.0
+    mu_dtype: Static[DType | None] = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        m1, m2 = (zeros_like(params, self.mu_dtype or self.state_dtype) for _ in range(2))
+        nu = zeros_like(params, self.state_dtype, real=True)
+        return ScaleByAdemamixState(zero_count(), zero_count(), m1, m2, nu)
+
+    def update(self, updates, state, params=None, **extra):
+        t, b1, b2 = increment(state.count), self.b1, self.b2
+        b3, alpha = rate_at(self.b3, state.count_m2), rate_at(self.alpha, state.count_m2)
+
+        def leaf(g, m1, m2, v):
+            m1 = b1 * m1 + (1 - b1) * g
+            m2 = b3 * m2 + (1 - b3) * g
+            v = b2 * v + (1 - b2) * abs_sq(g)
+            u = (m1 / (1 - b1**t) + alpha * m2) / (jnp.sqrt(v / (1 - b2**t) + self.eps_root) + self.eps)
+            return u, m1, m2, v
+
+        updates, *means = map_leaves(leaf, updates, state.m1, state.m2, state.nu, params=params)
+        return updates, ScaleByAdemamixState(t, increment(state.count_m2), *means)
+
+
+@checked
+def ademamix(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    b3: DecayRate = 0.9999,
+    alpha: Rate = 5.0,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """AdEMAMix: w ← w − learning_rate · ((m̂₁ + alpha·m₂) / (√v̂ + eps) + weight_decay · w).
+
+    See `scale_by_ademamix` for the terms and arguments, `add_decayed_weights` for weight_decay and mask.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count.
+
+    Pagliardini, Ablin & Grangier 2024, arXiv:2409.03137.
+
+    >>> ademamix(1e-3)
+    chain(scale_by_ademamix(alpha=5.0), add_decayed_weights(), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+class ScaleBySimplifiedAdEMAMixState(NamedTuple):
+    """`t`: steps done. `m`: decayed running sum of g. `n`: running mean of |g|²."""
+
+    t: jax.Array
+    m: Tree
+    n: Tree
+
+
+@transformation
+class scale_by_simplified_ademamix(GradientTransformation):
+    """Simplified AdEMAMix's direction: u = (m + alpha·g) / (√(v̂ + eps_root) + eps).
+
+    m ← b1·m + g, a sum and no mean; v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ).
+
+    Args:
+        b1, b2: decay of m and v, in [0, 1).
+        alpha: the weight of the last gradient: a number ≥ 0, a schedule, or a function of the count.
+        eps: added outside the root, ≥ 0.
+        eps_root: added inside the root, ≥ 0.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Morwani, Vyas, Zhang & Kakade 2025, arXiv:2502.02431.
+
+    >>> tx = scale_by_simplified_ademamix(alpha=2.0)
+    >>> round(tx.update({"w": jnp.array(5.0)}, tx.init({"w": 0.0}))[0]["w"].item(), 3)
+    3.0
+    """
+
+    b1: Decay = 0.99
+    b2: Decay = 0.95
+    alpha: Rate = 0.0
+    eps: NonNegative = 1e-8
+    eps_root: NonNegative = 0.0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        m, n = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        return ScaleBySimplifiedAdEMAMixState(zero_count(), m, n)
+
+    def update(self, updates, state, params=None, **extra):
+        t, alpha = increment(state.t), rate_at(self.alpha, state.t)
+
+        def leaf(g, m, v):
+            m = self.b1 * m + g
+            v = self.b2 * v + (1 - self.b2) * abs_sq(g)
+            return (m + alpha * g) / (jnp.sqrt(v / (1 - self.b2**t) + self.eps_root) + self.eps), m, v
+
+        updates, m, n = map_leaves(leaf, updates, state.m, state.n, params=params)
+        return updates, ScaleBySimplifiedAdEMAMixState(t, m, n)
+
+
+@checked
+def simplified_ademamix(
+    learning_rate: Rate,
+    b1: Decay = 0.99,
+    b2: Decay = 0.95,
+    alpha: Rate = 0.0,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Simplified AdEMAMix: w ← w − learning_rate · ((m + alpha·g) / (√v̂ + eps) + weight_decay · w).
+
+    See `scale_by_simplified_ademamix` for the terms and arguments, `add_decayed_weights` for weight_decay and mask.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count: 1 − b1 times that of Adam, as m is a sum.
+
+    Morwani, Vyas, Zhang & Kakade 2025, arXiv:2502.02431.
+
+    >>> simplified_ademamix(1e-5)
+    chain(scale_by_simplified_ademamix(), add_decayed_weights(), scale_by_learning_rate(1e-05))
+    """
+    rule = scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
