@@ -12,6 +12,39 @@ from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad
 from .optimizers.muon import MuonState as MuonState
 from .optimizers.muon import muon as muon
 from .optimizers.muon import scale_by_muon as scale_by_muon
+"""The names of `optax.contrib`, so that `optax.contrib.muon` ports as `functional_opt.contrib.muon`."""
+
+from .optimizers.ademamix import ScaleByAdemamixState as ScaleByAdemamixState
+from .optimizers.ademamix import ScaleBySimplifiedAdEMAMixState as ScaleBySimplifiedAdEMAMixState
+from .optimizers.ademamix import ademamix as ademamix
+from .optimizers.ademamix import scale_by_ademamix as scale_by_ademamix
+from .optimizers.ademamix import scale_by_simplified_ademamix as scale_by_simplified_ademamix
+from .optimizers.ademamix import simplified_ademamix as simplified_ademamix
+from .optimizers.adopt import adopt as adopt
+from .optimizers.adopt import scale_by_adopt as scale_by_adopt
+from .optimizers.cocob import COCOBState as COCOBState
+from .optimizers.cocob import cocob as cocob
+from .optimizers.cocob import scale_by_cocob as scale_by_cocob
+from .optimizers.dadapt_adamw import DAdaptAdamWState as DAdaptAdamWState
+from .optimizers.dadapt_adamw import dadapt_adamw as dadapt_adamw
+from .optimizers.dog import DoGState as DoGState
+from .optimizers.dog import DoWGState as DoWGState
+from .optimizers.dog import dog as dog
+from .optimizers.dog import dowg as dowg
+from .optimizers.mechanic import MechanicState as MechanicState
+from .optimizers.mechanic import mechanize as mechanize
+from .optimizers.momo import MomoAdamState as MomoAdamState
+from .optimizers.momo import MomoState as MomoState
+from .optimizers.momo import momo as momo
+from .optimizers.momo import momo_adam as momo_adam
+from .optimizers.muon import MuonState as MuonState
+from .optimizers.muon import muon as muon
+from .optimizers.muon import scale_by_muon as scale_by_muon
+from .optimizers.privacy import DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState
+from .optimizers.privacy import differentially_private_aggregate as differentially_private_aggregate
+from .optimizers.privacy import dpsgd as dpsgd
+from .optimizers.prodigy import ProdigyState as ProdigyState
+from .optimizers.prodigy import prodigy as prodigy
 from .optimizers.schedule_free import ScheduleFreeState as ScheduleFreeState
 from .optimizers.schedule_free import schedule_free as schedule_free
 from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
@@ -25,3 +58,5 @@ from .transforms.normalize import NormalizeState as NormalizeState
 from .transforms.normalize import normalize as normalize
 from .transforms.sam import SAMState as SAMState
 from .transforms.sam import sam as sam
+from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
+from .transforms.plateau import reduce_on_plateau as reduce_on_plateau

@@ -13,6 +13,7 @@ from . import cases_classic as classic
 from . import cases_compose as compose
 from . import cases_contrib as contrib
 from . import cases_data as data
+from . import cases_free as free
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -104,6 +105,7 @@ OPTIMIZERS = [
     *classic.OPTIMIZERS,
     *data.OPTIMIZERS,
     *contrib.OPTIMIZERS,
+    *free.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -170,6 +172,7 @@ TRANSFORMATIONS = [
     *classic.TRANSFORMATIONS,
     *data.TRANSFORMATIONS,
     *contrib.TRANSFORMATIONS,
+    *free.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

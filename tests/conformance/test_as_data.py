@@ -174,6 +174,7 @@ def test_copies_prints_and_compares(case):
         copy.copy(tx),
         eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(pieces)}),
         eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(pieces), **vars(cases)}),
+        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(cases.free)}),
         dataclasses.replace(tx),
         jax.tree.map(lambda x: x, tx),
     ):
