@@ -1,10 +1,10 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are data, and a Keras facade over them."""
 
+from . import contrib as contrib
 from . import tree as tree
 from . import tree_utils as tree_utils
 from .average import incremental_update as incremental_update
 from .average import periodic_update as periodic_update
-from . import contrib as contrib
 from .base import EmptyState as EmptyState
 from .base import GradientTransformation as GradientTransformation
 from .base import GradientTransformationExtraArgs as GradientTransformationExtraArgs
@@ -21,7 +21,12 @@ from .base import with_extra_args_support as with_extra_args_support
 from .config import from_config as from_config
 from .config import register as register
 from .config import to_config as to_config
+from .explain import explain as explain
+from .leaves import bias_correction as bias_correction
 from .leaves import global_norm as global_norm
+from .leaves import update_infinity_moment as update_infinity_moment
+from .leaves import update_moment as update_moment
+from .leaves import update_moment_per_elem_norm as update_moment_per_elem_norm
 from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment
 from .numerics import safe_norm as safe_norm
@@ -32,7 +37,6 @@ from .optimizers.acprop import scale_by_acprop as scale_by_acprop
 from .optimizers.adabelief import ScaleByBeliefState as ScaleByBeliefState
 from .optimizers.adabelief import adabelief as adabelief
 from .optimizers.adabelief import scale_by_belief as scale_by_belief
-from .explain import explain as explain
 from .optimizers.adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
 from .optimizers.adadelta import adadelta as adadelta
 from .optimizers.adadelta import scale_by_adadelta as scale_by_adadelta
@@ -53,10 +57,6 @@ from .optimizers.adamax import scale_by_adamax as scale_by_adamax
 from .optimizers.adan import ScaleByAdanState as ScaleByAdanState
 from .optimizers.adan import adan as adan
 from .optimizers.adan import scale_by_adan as scale_by_adan
-from .optimizers.amsgrad import ScaleByAmsgradState as ScaleByAmsgradState
-from .optimizers.amsgrad import amsgrad as amsgrad
-from .optimizers.amsgrad import scale_by_amsgrad as scale_by_amsgrad
-from .optimizers.fromage import fromage as fromage
 from .optimizers.ademamix import ScaleByAdemamixState as ScaleByAdemamixState
 from .optimizers.ademamix import ScaleBySimplifiedAdEMAMixState as ScaleBySimplifiedAdEMAMixState
 from .optimizers.ademamix import ademamix as ademamix
@@ -81,6 +81,7 @@ from .optimizers.dog import dog as dog
 from .optimizers.dog import dowg as dowg
 from .optimizers.dog import scale_by_dog as scale_by_dog
 from .optimizers.dog import scale_by_dowg as scale_by_dowg
+from .optimizers.fromage import fromage as fromage
 from .optimizers.ftrl import FtrlState as FtrlState
 from .optimizers.ftrl import ftrl as ftrl
 from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
@@ -122,13 +123,13 @@ from .optimizers.optimistic import optimistic_gradient_descent as optimistic_gra
 from .optimizers.optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
 from .optimizers.polyak import polyak_sgd as polyak_sgd
 from .optimizers.polyak import scale_by_polyak as scale_by_polyak
-from .optimizers.radam import radam as radam
-from .optimizers.radam import scale_by_radam as scale_by_radam
 from .optimizers.privacy import DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState
 from .optimizers.privacy import differentially_private_aggregate as differentially_private_aggregate
 from .optimizers.privacy import dpsgd as dpsgd
 from .optimizers.prodigy import ProdigyState as ProdigyState
 from .optimizers.prodigy import prodigy as prodigy
+from .optimizers.radam import radam as radam
+from .optimizers.radam import scale_by_radam as scale_by_radam
 from .optimizers.rmsprop import ScaleByRmsState as ScaleByRmsState
 from .optimizers.rmsprop import ScaleByRmsWithCountState as ScaleByRmsWithCountState
 from .optimizers.rmsprop import ScaleByRStdDevState as ScaleByRStdDevState
@@ -227,6 +228,9 @@ from .transforms.learning_rate import ScaleByScheduleState as ScaleByScheduleSta
 from .transforms.learning_rate import scale as scale
 from .transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .transforms.learning_rate import scale_by_schedule as scale_by_schedule
+from .transforms.linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
+from .transforms.linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
+from .transforms.linesearch import value_and_grad_from_state as value_and_grad_from_state
 from .transforms.lookahead import LookaheadParams as LookaheadParams
 from .transforms.lookahead import LookaheadState as LookaheadState
 from .transforms.lookahead import lookahead as lookahead
@@ -234,9 +238,6 @@ from .transforms.metrics import ClippedState as ClippedState
 from .transforms.metrics import MetricsState as MetricsState
 from .transforms.metrics import metrics as metrics
 from .transforms.metrics import with_metrics as with_metrics
-from .transforms.linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
-from .transforms.linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
-from .transforms.linesearch import value_and_grad_from_state as value_and_grad_from_state
 from .transforms.moments import EmaState as EmaState
 from .transforms.moments import TraceState as TraceState
 from .transforms.moments import ema as ema
@@ -256,11 +257,11 @@ from .transforms.orthogonalize import orthogonalize as orthogonalize
 from .transforms.orthogonalize import scale_by_shape as scale_by_shape
 from .transforms.per_example import per_example_global_norm_clip as per_example_global_norm_clip
 from .transforms.per_example import per_example_layer_norm_clip as per_example_layer_norm_clip
+from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
+from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
 from .transforms.sam import SAMState as SAMState
 from .transforms.sam import sam as sam
 from .transforms.scale_gradient import scale_gradient as scale_gradient
-from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
-from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
 from .transforms.select import MaskedState as MaskedState
 from .transforms.select import MultiTransformState as MultiTransformState
 from .transforms.select import PartitionState as PartitionState
@@ -275,10 +276,6 @@ from .transforms.stateless import stateless_with_tree_map as stateless_with_tree
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
-from .tree import bias_correction as bias_correction
-from .tree import update_infinity_moment as update_infinity_moment
-from .tree import update_moment as update_moment
-from .tree import update_moment_per_elem_norm as update_moment_per_elem_norm
 from .tree_utils import tree_map_params as tree_map_params
 
 __version__ = "0.1.0"

@@ -2,18 +2,6 @@
 
 from .optimizers.acprop import acprop as acprop
 from .optimizers.acprop import scale_by_acprop as scale_by_acprop
-from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
-from .optimizers.galore import GaLoreState as GaLoreState
-from .optimizers.galore import galore as galore
-from .optimizers.galore import scale_by_galore as scale_by_galore
-from .optimizers.madgrad import MadgradState as MadgradState
-from .optimizers.madgrad import madgrad as madgrad
-from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad
-from .optimizers.muon import MuonState as MuonState
-from .optimizers.muon import muon as muon
-from .optimizers.muon import scale_by_muon as scale_by_muon
-"""The names of `optax.contrib`, so that `optax.contrib.muon` ports as `functional_opt.contrib.muon`."""
-
 from .optimizers.ademamix import ScaleByAdemamixState as ScaleByAdemamixState
 from .optimizers.ademamix import ScaleBySimplifiedAdEMAMixState as ScaleBySimplifiedAdEMAMixState
 from .optimizers.ademamix import ademamix as ademamix
@@ -31,6 +19,13 @@ from .optimizers.dog import DoGState as DoGState
 from .optimizers.dog import DoWGState as DoWGState
 from .optimizers.dog import dog as dog
 from .optimizers.dog import dowg as dowg
+from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .optimizers.galore import GaLoreState as GaLoreState
+from .optimizers.galore import galore as galore
+from .optimizers.galore import scale_by_galore as scale_by_galore
+from .optimizers.madgrad import MadgradState as MadgradState
+from .optimizers.madgrad import madgrad as madgrad
+from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad
 from .optimizers.mechanic import MechanicState as MechanicState
 from .optimizers.mechanic import mechanize as mechanize
 from .optimizers.momo import MomoAdamState as MomoAdamState
@@ -56,7 +51,7 @@ from .transforms.hutchinson import HutchinsonState as HutchinsonState
 from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
 from .transforms.normalize import NormalizeState as NormalizeState
 from .transforms.normalize import normalize as normalize
-from .transforms.sam import SAMState as SAMState
-from .transforms.sam import sam as sam
 from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
 from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
+from .transforms.sam import SAMState as SAMState
+from .transforms.sam import sam as sam

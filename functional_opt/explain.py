@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from .base import GradientTransformation, Transformation
+from .leaves import Tree
 from .paths import MaskedNode, keep, resolve_labels, resolve_mask
 from .review import Note, review
 from .transforms.decay import add_decayed_weights
 from .transforms.nesting import children
 from .transforms.select import masked, partition
-from .tree import Tree
 from .value import checked
 
 WIDTH = 118

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .leaves import Tree
 from .paths import Frozen, PathRules
 from .schedules import Schedule
 from .schedules.base import known
@@ -16,7 +17,6 @@ from .transforms.learning_rate import scale, scale_by_learning_rate, scale_by_sc
 from .transforms.moments import ema, trace
 from .transforms.nesting import children
 from .transforms.select import masked, partition
-from .tree import Tree
 
 CLIPS = (adaptive_grad_clip, clip, clip_by_global_norm, clip_by_norm)  # not the block rms: Adafactor's, on purpose
 PRECONDITIONERS = {

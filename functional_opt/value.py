@@ -261,7 +261,6 @@ def _leaf_key(x: Any) -> Any:
     if isinstance(x, np.ndarray | jax.Array):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return str(jax.random.key_impl(x)), _leaf_key(jax.random.key_data(x))
-            return str(x.dtype), _leaf_key(jax.random.key_data(x))
         x = np.asarray(x)
         return x.shape, x.dtype.name, x.tobytes()
     return x

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate, Schedule
 from ..schedules.base import as_schedule, rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, abs_sq, map_leaves, zeros_like
 from ..value import Convert, Decay, DType, NonNegative, Range, Static, checked
 
 

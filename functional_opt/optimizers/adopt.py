@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import abs_sq, map_leaves, zeros_like
 from ..value import Decay, DType, Positive, Static, checked
 from .adam import ScaleByAdamState
 

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
+from ..leaves import Tree, full_like, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, full_like, map_leaves, zeros_like
 from ..value import DType, Positive, Static, checked
 from .distance import dot, start_of
 

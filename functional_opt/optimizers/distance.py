@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from ..tree import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..leaves import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
 from ..value import Convert, Range
 
 

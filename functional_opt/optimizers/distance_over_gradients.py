@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..tree import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
+from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
 from ..value import DType, NonNegative, Real, Static
 from .distance import over_root, start_of
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
+from ..leaves import Tree, abs_sq, global_norm, map_leaves, narrow, safe_sqrt
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain, identity
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, abs_sq, global_norm, map_leaves, narrow, safe_sqrt
 from ..value import Convert, DType, NonNegative, Static, checked
 from .distance import over_root, ratio, start_of, total
 

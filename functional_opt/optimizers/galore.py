@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
 from ..paths import Frozen, Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..tree import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
 from ..value import Convert, DType, PositiveInt, Real, Static, checked
 from .adam import scale_by_adam
 

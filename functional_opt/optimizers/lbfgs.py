@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..tree import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..leaves import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
 from ..value import DType, PositiveInt, Static
 
 

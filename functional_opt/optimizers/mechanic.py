@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..tree import Tree, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import Tree, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
 from .distance import dot, start_of, total
 

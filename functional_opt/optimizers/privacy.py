@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, transformation
+from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen
 from ..schedules import Rate
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
-from ..tree import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen
 from ..value import Convert, Decay, Integer, NonNegative, checked
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, narrow, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
-from ..tree import Tree, abs_sq, map_leaves, narrow, zeros_like
 from ..value import Decay, DType, NonNegative, Positive, Static
 from .distance import Betas, dot, ratio, start_of, total
 

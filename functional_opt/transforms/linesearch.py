@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
+from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..state import get
-from ..tree import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..value import Count, NonNegative, Range, Scalar, Static
 
 Shrink = Annotated[Scalar, Range("(0, 1)")]

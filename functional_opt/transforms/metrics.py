@@ -9,9 +9,6 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..leaves import global_norm
 from ..schedules import Schedule
 from ..schedules.base import rate_at
-from ..schedules import Schedule
-from ..schedules.base import rate_at
-from ..tree import global_norm
 from .accumulate import MultiStepsState
 from .clip import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_by_norm
 from .guard import ApplyIfFiniteState

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..tree import map_leaves, narrow
+from ..leaves import map_leaves, narrow
 from ..value import Fraction, Integer, NonNegative, Range, Scalar
 
 Whole = Annotated[Scalar, Integer("[0, inf)")]

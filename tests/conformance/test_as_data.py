@@ -172,9 +172,7 @@ def test_copies_prints_and_compares(case):
         pickle.loads(pickle.dumps(tx)),
         copy.deepcopy(tx),
         copy.copy(tx),
-        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(pieces)}),
-        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(pieces), **vars(cases)}),
-        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(cases), **vars(cases.free)}),
+        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(pieces), **vars(cases.free), **vars(cases)}),
         dataclasses.replace(tx),
         jax.tree.map(lambda x: x, tx),
     ):
