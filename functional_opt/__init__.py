@@ -22,11 +22,7 @@ from .config import from_config as from_config
 from .config import register as register
 from .config import to_config as to_config
 from .explain import explain as explain
-from .leaves import bias_correction as bias_correction
 from .leaves import global_norm as global_norm
-from .leaves import update_infinity_moment as update_infinity_moment
-from .leaves import update_moment as update_moment
-from .leaves import update_moment_per_elem_norm as update_moment_per_elem_norm
 from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment
 from .numerics import safe_norm as safe_norm
@@ -276,6 +272,10 @@ from .transforms.stateless import stateless_with_tree_map as stateless_with_tree
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from .tree import bias_correction as bias_correction
+from .tree import update_infinity_moment as update_infinity_moment
+from .tree import update_moment as update_moment
+from .tree import update_moment_per_elem_norm as update_moment_per_elem_norm
 from .tree_utils import tree_map_params as tree_map_params
 
 __version__ = "0.1.0"
