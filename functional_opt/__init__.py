@@ -1,6 +1,7 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are data, and a Keras facade over them."""
 
 from . import contrib as contrib
+from . import microbatching as microbatching
 from . import tree as tree
 from . import tree_utils as tree_utils
 from .average import incremental_update as incremental_update
@@ -23,6 +24,7 @@ from .config import register as register
 from .config import to_config as to_config
 from .explain import explain as explain
 from .leaves import global_norm as global_norm
+from .microbatching import microbatch as microbatch
 from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment
 from .numerics import safe_norm as safe_norm

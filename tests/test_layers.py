@@ -14,6 +14,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "value": 0,
     "leaves": 1,
     "numerics": 2,
+    "microbatching": 2,
     "average": 2,
     "base": 2,
     "paths": 2,
