@@ -74,13 +74,13 @@ class Range:
 
 
 class Integer(Range):
-    """Annotates a whole number in an interval: a count of steps, say."""
+    """Annotates a whole number in an interval: a count of steps, say. One that int32 cannot hold becomes a float."""
 
     def check(self, name: str, x: Any) -> Any:
         super().check(name, x)
         if isinstance(x, float | np.floating) and not float(x).is_integer():
             raise TypeError(f"{name} must be a whole number in {self.interval}, got {x!r}")
-        return x
+        return float(x) if isinstance(x, int | np.integer) and x > np.iinfo(np.int32).max else x
 
 
 class Convert:

@@ -518,3 +518,19 @@ def test_the_same_alone_as_among_many(schedule, t):
     counts[7] = t
     many = evaluate(schedule, counts)
     np.testing.assert_allclose(evaluate(schedule, np.int32(t)), many[7], rtol=1e-5, atol=1e-6 * np.abs(many).max())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: cosine_decay_schedule(1.0, n),
+        lambda n: exponential_decay(1.0, n, 0.5, staircase=True),
+        lambda n: piecewise_constant_schedule(1.0, {n // 20: 0.5, n: 0.5}),
+        lambda n: linear_onecycle_schedule(n, 1.0),
+        lambda n: join_schedules([constant_schedule(1.0), constant_schedule(2.0)], [n // 20]),
+    ],
+)
+def test_more_steps_than_int32_can_count(build):
+    """Also as an argument of a jitted function."""
+    value = jax.jit(lambda schedule, count: schedule(count))
+    np.testing.assert_allclose(value(build(10**10), 10**9), value(build(10**3), 10**2), rtol=1e-6)

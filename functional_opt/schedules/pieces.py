@@ -29,9 +29,9 @@ def _pieces(name: str, x: Any) -> tuple:
         pairs = [(step, scale) for step, scale in (x.items() if isinstance(x, Mapping) else x)]
     except (TypeError, ValueError) as e:
         raise TypeError(f"{name} must be a dict {{step: scale}}, got {x!r}") from e
-    for step, scale in pairs:
-        Integer("[0, inf)").check(f"a step in {name}", step)
-        Range("[0, inf]").check(f"{name}[{step}]", scale)
+    steps = [Integer("[0, inf)").check(f"a step in {name}", step) for step, _ in pairs]
+    scales = [Range("[0, inf]").check(f"{name}[{step}]", scale) for step, scale in pairs]
+    pairs = list(zip(steps, scales, strict=True))
     return tuple(sorted(pairs, key=lambda pair: pair[0]) if known(*(step for step, _ in pairs)) else pairs)
 
 
