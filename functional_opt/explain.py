@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import operator
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from .paths import MaskedNode, keep, resolve_labels, resolve_mask
 from .review import Note, review
 from .transforms.decay import add_decayed_weights
 from .transforms.nesting import children
-from .transforms.select import masked, partition
+from .transforms.select import masked, partition, selective_transform
 from .value import checked
 
 WIDTH = 118
@@ -108,6 +109,8 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
 def size(tree: Tree) -> int:
     """The bytes of all arrays, or of what will be arrays."""
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
+    is_key = lambda x: jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    leaves = [jax.eval_shape(jax.random.key_data, x) if is_key(x) else x for x in leaves]
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
@@ -139,6 +142,9 @@ def _seen(tx: Any, step: str, params: Tree) -> Tree:
         labels = resolve_labels(tx.param_labels, params)
         label = next(x for x in tx.transforms if step.endswith(f"[{x!r}]"))
         return keep(jax.tree.map(lambda own: own == label, labels), params, MaskedNode())
+    if isinstance(tx, selective_transform):
+        moving = jax.tree.map(operator.not_, resolve_mask(tx.freeze_mask, params))
+        return keep(moving, params, MaskedNode())
     return params
 
 

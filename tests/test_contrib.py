@@ -20,7 +20,8 @@ def test_names_are_optax_and_stand_at_the_top(name):
 
 @pytest.mark.parametrize("name", STATES)
 def test_states_have_optax_fields(name):
-    assert getattr(fo.contrib, name)._fields == getattr(optax.contrib, name)._fields
+    more = ("delta",) if name == "MechanicState" else ()  # which Optax computes, and loses digits by
+    assert getattr(fo.contrib, name)._fields == getattr(optax.contrib, name)._fields + more
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in STATES and name != "NormalizeState"])
@@ -31,4 +32,4 @@ def test_arguments_are_optax(name):
     for arg, p in theirs.items():
         default = ours[arg].default
         same = default == p.default or default is None or p.default is None
-        assert same or arg in ("ns_coeffs", "hessian_diagonal_fn"), (arg, default, p.default)
+        assert same or arg in ("ns_coeffs", "hessian_diagonal_fn", "clip_value_fn"), (arg, default, p.default)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
+from ..leaves import global_norm
 from ..transforms.accumulate import skip_large_updates, skip_not_finite
 
 DTYPES = {
@@ -86,7 +87,11 @@ def functions() -> dict[str, Callable]:
     """By name: what may be given to a field of the library, and the defaults of fields, as class.field."""
     fields = ((name, f) for name, cls in _public().items() for f in dataclasses.fields(cls))
     defaults = {f"{name}.{f.name}": f.default for name, f in fields if isinstance(f.default, types.FunctionType)}
-    return {**_own_functions, **defaults, **{f.__name__: f for f in (skip_not_finite, skip_large_updates)}}
+    return {
+        **_own_functions,
+        **defaults,
+        **{f.__name__: f for f in (skip_not_finite, skip_large_updates, global_norm)},
+    }
 
 
 def is_value(x: Any) -> bool:

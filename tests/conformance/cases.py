@@ -30,7 +30,7 @@ from .case import (
     on_one_device,
     rates,
 )
-from .cases_contrib import squares, times_gradient, with_a_loss  # noqa: F401, for what prints to be read back
+from .cases_contrib import squares, times_gradient, with_half_square  # noqa: F401, for what prints to be read back
 
 ADAM, AMSGRAD, LION = (
     "learning_rate b1 b2 eps eps_root",

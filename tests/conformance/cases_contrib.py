@@ -35,7 +35,7 @@ class squares(fo.GradientTransformation):
 
 
 @fo.transformation
-class with_a_loss(fo.GradientTransformation):
+class with_half_square(fo.GradientTransformation):
     """Gives a transformation the `obj_fn` that it wants: half the square of the distance from 0."""
 
     inner: Transformation
@@ -70,11 +70,11 @@ def loose(tx: Any, **args: Any) -> Any:
 
 
 def with_b1(b1: float) -> Any:
-    return with_a_loss(fo.scale_by_sophia(b1))
+    return with_half_square(fo.scale_by_sophia(b1))
 
 
 def estimator() -> Any:
-    return times_gradient(with_a_loss(fo.hutchinson_estimator_diag_hessian()))
+    return times_gradient(with_half_square(fo.hutchinson_estimator_diag_hessian()))
 
 
 def uphill(o: Any, learning_rate: float, rho: float, **options: Any) -> Any:
