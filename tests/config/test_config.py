@@ -46,8 +46,9 @@ def assert_returns(tx):
     assert to_config(twin) == to_config(tx)
 
 
-each_saved = pytest.mark.parametrize("case", [c for c in CASES if c.name != "adam-injected"], ids=repr)
-"""All but `inject_hyperparams`: it is there for scripts, and what it makes holds a function of theirs."""
+NOT_SAVED = "adam-injected", "monitor"
+"""What holds functions of a script's own, which it wraps: `inject_hyperparams`, and `monitor`'s measures."""
+each_saved = pytest.mark.parametrize("case", [c for c in CASES if c.name not in NOT_SAVED], ids=repr)
 
 
 @each_saved
