@@ -97,7 +97,6 @@ OPTIMIZERS = [
 
 TRANSFORMATIONS = [
     case("scale_by_galore", fo.scale_by_galore, THEIRS.scale_by_galore, None, "update_proj_gap scale", **LOW),
-    case("normalize", fo.normalize, THEIRS.normalize),
     case("scale_by_madgrad", fo.scale_by_madgrad, THEIRS.scale_by_madgrad, None, MADGRAD, learning_rate=0.05),
     case("scale_by_acprop", fo.scale_by_acprop, THEIRS.scale_by_acprop, None, "b1 b2 eps eps_root"),
     case("scale_by_sophia", with_b1, None, None, "b1", b1=0.9),

@@ -76,7 +76,7 @@ def slowly(o: Any, learning_rate: float, **args: Any) -> Any:
     return knows_the_loss(o.chain(o.scale(-learning_rate), rule))
 
 
-KEEP_THEIR_START = ("prodigy", "dog", "dowg", "scale_by_do", "scale_by_dis", "cocob", "scale_by_cocob", "mechanize")
+KEEP_THEIR_START = ("prodigy", "dog", "dowg", "distance", "cocob", "mechanize")
 PRODIGY = "learning_rate eps estim_lr0 estim_lr_coef weight_decay"
 DADAPT = "learning_rate eps estim_lr0 weight_decay"
 START = {"estim_lr0": 0.05}
@@ -98,7 +98,7 @@ BELOW = {"learning_rate": 1.0, "factor": 0.5, "patience": 2, "rtol": 0.01}
 MEANS = {"accumulation_size": 3, "cooldown": 2, "min_scale": 0.2}
 PRIVATE = alone(fo.differentially_private_aggregate), alone(THEIRS.differentially_private_aggregate)
 SCHEDULED = both(lambda o: (fo if o is fo else THEIRS).scale_by_ademamix(b3=rates(o), alpha=rates(o)))
-BY_DISTANCE = fo.scale_by_distance_over_gradients, optax.scale_by_distance_over_gradients
+BY_DISTANCE = (fo.scale_by_distance_over_gradients,)  # Optax gives scalars the shape (1,)
 SUMS = fo.scale_by_simplified_ademamix, THEIRS.scale_by_simplified_ademamix
 LATE = fo.simplified_ademamix, THEIRS.simplified_ademamix, ref.simplified_ademamix
 MANY = fo.ademamix, THEIRS.ademamix, ref.ademamix
@@ -137,7 +137,7 @@ TRANSFORMATIONS = [
     case("momo_adam-bound", told(fo.momo_adam), told(THEIRS.momo_adam), None, MOMO_ADAM, eps=0.1, **BOUND),
     case("scale_by_dog", fo.scale_by_dog, None, None, "size eps", size=0.1),
     case("scale_by_dowg", fo.scale_by_dowg, None, None, "eps"),
-    case("scale_by_distance_over_gradients", *BY_DISTANCE, None, "reps_rel eps global_scale"),
+    case("scale_by_distance_over_gradients", *BY_DISTANCE, None, None, "reps_rel eps global_scale", reps_rel=0.1),
     case("scale_by_cocob", fo.scale_by_cocob, THEIRS.scale_by_cocob, None, "alpha eps"),
     case("scale_by_ademamix", fo.scale_by_ademamix, THEIRS.scale_by_ademamix, None, "b1 b2 b3 alpha eps eps_root"),
     case("scale_by_ademamix-schedule", *SCHEDULED),

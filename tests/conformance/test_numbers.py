@@ -42,7 +42,8 @@ def test_every_optimizer_has_a_reference():
 @each_optimizer
 def test_float32_follows_the_paper(case):
     params, _, _ = run(case)
-    assert_close(jax.tree.map(lambda w: w[:50], params), by_the_paper(case, 50), rtol=1e-5)
+    rtol = 5e-5 if case.name.startswith("dadapt") else 1e-5  # its d is a ratio to 1 − β3, 0.0005
+    assert_close(jax.tree.map(lambda w: w[:50], params), by_the_paper(case, 50), rtol=rtol)
 
 
 @each_optimizer
