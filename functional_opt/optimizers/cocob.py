@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, full_like, map_leaves, zeros_like
+from ..leaves import Tree, copy_of, full_like, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import DType, Positive, Static, checked
-from .distance import dot, start_of
+from .distance import dot
 
 
 class COCOBState(NamedTuple):
@@ -52,7 +52,7 @@ class scale_by_cocob(GradientTransformation):
 
     def init(self, params):
         return COCOBState(
-            init_particles=start_of(params, self.state_dtype),
+            init_particles=copy_of(params, self.state_dtype),
             cumulative_gradients=zeros_like(params, self.state_dtype),
             scale=full_like(params, self.eps, self.state_dtype, real=True),
             subgradients=zeros_like(params, self.state_dtype, real=True),

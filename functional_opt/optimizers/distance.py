@@ -1,4 +1,4 @@
-"""What optimizers that find their own step size share: where they started, and sums over all leaves."""
+"""What optimizers that find their own step size share: sums over all leaves, and safe quotients."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..leaves import Tree, is_nothing, safe_sqrt, widen, zip_leaves
 from ..value import Convert, Range
 
 
@@ -18,15 +18,6 @@ def _decays(name: str, x: Any) -> tuple:
 
 Betas = Annotated[Any, Convert(_decays)]
 """A pair of decays, each in [0, 1)."""
-
-
-def start_of(params: Tree, dtype: Any = None) -> Tree:
-    """A copy of the params, stored as slots are; zeros where they are only shapes."""
-
-    def copy(x0, p):
-        return x0 if isinstance(p, jax.ShapeDtypeStruct) else x0 + narrow(p, x0)
-
-    return jax.tree.map(copy, zeros_like(params, dtype), params)
 
 
 def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
+from ..leaves import Tree, abs_sq, copy_of, global_norm, map_leaves, safe_sqrt
 from ..value import DType, NonNegative, Real, Static
-from .distance import over_root, start_of
+from .distance import over_root
 
 
 class ScaleByDistanceOverGradientsState(NamedTuple):
@@ -48,7 +48,7 @@ class scale_by_distance_over_gradients(GradientTransformation):
     global_scale: Real = 1.0
 
     def init(self, params):
-        start = start_of(params, self.param_dtype)
+        start = copy_of(params, self.param_dtype)
 
         def distance(x: jax.Array) -> jax.Array:
             norm = global_norm(x)

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, abs_sq, global_norm, map_leaves, narrow, safe_sqrt
+from ..leaves import Tree, abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain, identity
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Convert, DType, NonNegative, Static, checked
-from .distance import over_root, ratio, start_of, total
+from .distance import over_root, ratio, total
 
 
 class DoGState(NamedTuple):
@@ -51,7 +51,7 @@ class scale_by_dog(GradientTransformation):
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
-        start = start_of(params, self.state_dtype)
+        start = copy_of(params, self.state_dtype)
         r = {"distance": self.size, "learning_rate": 0.0, "heuristic": self.size * (1 + global_norm(start))}
         return DoGState(jnp.array(True), start, jnp.asarray(r[self.kind], float), jnp.zeros([]))
 
@@ -139,7 +139,7 @@ class scale_by_dowg(GradientTransformation):
 
     def init(self, params):
         r2 = self.eps if self.init_estim_sq_dist is None else self.init_estim_sq_dist
-        return DoWGState(start_of(params, self.state_dtype), jnp.zeros([]), jnp.asarray(r2, float))
+        return DoWGState(copy_of(params, self.state_dtype), jnp.zeros([]), jnp.asarray(r2, float))
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import Tree, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
-from .distance import dot, start_of, total
+from .distance import dot, total
 
 
 class MechanicState(NamedTuple):
@@ -73,7 +73,7 @@ class mechanize(GradientTransformation):
             m=jnp.zeros(self.num_betas),
             v=jnp.zeros(self.num_betas),
             s=jnp.full(self.num_betas, self.s_init, float),
-            x0=start_of(params, self.state_dtype),
+            x0=copy_of(params, self.state_dtype),
             delta=zeros_like(params, self.state_dtype),
         )
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..leaves import Tree, abs_sq, copy_of, map_leaves, narrow, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..value import Decay, DType, NonNegative, Positive, Static
-from .distance import Betas, dot, ratio, start_of, total
+from .distance import Betas, dot, ratio, total
 
 
 class ProdigyState(NamedTuple):
@@ -73,7 +73,7 @@ class prodigy(GradientTransformation):
             exp_avg=zeros_like(params, self.state_dtype),
             exp_avg_sq=zeros_like(params, self.state_dtype, real=True),
             grad_sum=zeros_like(params, self.state_dtype),
-            params0=start_of(params, self.state_dtype),
+            params0=copy_of(params, self.state_dtype),
             estim_lr=jnp.asarray(self.estim_lr0, float),
             numerator_weighted=jnp.zeros([]),
             count=zero_count(),
