@@ -31,7 +31,7 @@ def init_empty_state(params: Tree) -> EmptyState:
 
 
 class GradientTransformation:
-    """A pure `(init, update)` pair over pytrees; `init, update = tx` unpacks it.
+    """A pure `(init, update)` pair over pytrees; `init, update = tx` unpacks it, and `tx[0]` is `init`.
 
     `GradientTransformation(init, update)` makes one from two functions. Classes that `@transformation`
     decorates are the usual way: their hyperparameters are leaves of the transformation itself.
@@ -63,6 +63,9 @@ class GradientTransformation:
     def __iter__(self):
         return iter((self.init, self.update))
 
+    def __getitem__(self, i):
+        return (self.init, self.update)[i]
+
 
 GradientTransformationExtraArgs = GradientTransformation
 """Optax's name for one that takes extra arguments; here all do."""
@@ -70,6 +73,9 @@ GradientTransformationExtraArgs = GradientTransformation
 Params = Updates = OptState = Tree
 TransformInitFn = Callable[[Params], OptState]
 TransformUpdateFn = TransformUpdateExtraArgsFn = Callable[..., tuple[Updates, OptState]]
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @transformation
@@ -91,9 +97,11 @@ class _Pair(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         taken = inspect.signature(self.update_fn).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        kinds = [p.kind for p in taken.values()]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
             extra = {name: x for name, x in extra.items() if name in taken}
-        updates, new_state = self.update_fn(updates, state, params, **extra)
+        takes_params = inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _POSITIONAL for kind in kinds) > 2
+        updates, new_state = self.update_fn(updates, state, *([params] if takes_params else []), **extra)
         return updates, cast_like(new_state, state)
 
     def __repr__(self):

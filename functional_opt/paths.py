@@ -160,7 +160,7 @@ Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf)
 
 
 def resolve_mask(mask: Any, tree: Tree) -> Tree:
-    """The mask as one bool for each leaf of `tree`, None counted as a leaf."""
+    """The mask as a tree of bools: one for each leaf of `tree`, None counted as a leaf, or for a part of it."""
     default = None
     if isinstance(mask, PathRules) and len(said := {v for _, v in mask.rules}) == 1:
         default = not said.pop()
@@ -168,7 +168,7 @@ def resolve_mask(mask: Any, tree: Tree) -> Tree:
 
 
 def resolve_labels(labels: Any, tree: Tree) -> Tree:
-    """The labels as one for each leaf of `tree`, None counted as a leaf."""
+    """The labels as a tree: one for each leaf of `tree`, None counted as a leaf, or for a part of it."""
     return _resolve("param_labels", labels, tree, _label_leaf, None)
 
 
@@ -181,9 +181,9 @@ def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any
         raise TypeError(f"`{name}` must be a tree, a function from params to one, or path rules, got None")
     if isinstance(selection, PathRules):
         return selection.resolve(tree, default)
-    prefix, treedef = selection.leaves, selection.treedef
+    treedef = selection.treedef
     try:
-        subtrees = treedef.flatten_up_to(tree)
+        treedef.flatten_up_to(tree)
     except (ValueError, TypeError) as e:
         have, want = paths(selection.thaw()), paths(tree, is_nothing)
         lost = [p for p in want if not any(p.startswith(h) for h in have)]
@@ -194,14 +194,16 @@ def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
         raise ValueError(f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none") from e
-    spread = [
-        jax.tree.map(lambda _, v=v: v, sub, is_leaf=is_nothing) for v, sub in zip(prefix, subtrees, strict=True)
-    ]
-    return treedef.unflatten(spread)
+    return treedef.unflatten(selection.leaves)
+
+
+def spread(prefix: Tree, tree: Tree) -> Tree:
+    """What a resolved mask or labels say of each leaf of `tree`."""
+    return jax.tree.map(lambda said, part: jax.tree.map(lambda _: said, part, is_leaf=is_nothing), prefix, tree)
 
 
 def keep(mask: Tree, tree: Tree, nothing: Any = None) -> Tree:
-    """`tree` with `nothing` in place of the leaves that a resolved mask leaves out."""
+    """`tree` with `nothing` in place of the leaves, or whole parts, that a resolved mask leaves out."""
     return jax.tree.map(lambda chosen, x: x if chosen else nothing, mask, tree)
 
 

@@ -36,7 +36,7 @@ def get_all_with_path(tree: Tree, key: str, filtering: Filter = None) -> list[tu
     >>> [(keystr(path), int(x)) for path, x in get_all_with_path(adam(1e-3).init({"w": 0.0}), "count")]
     [('[0].count', 0)]
     """
-    found = [(path, x) for path, names, x in _nodes(tree, ()) if key in names]
+    found = [(path, x) for path, names, x in _nodes(tree) if key in names]
     return found if filtering is None else [(path, x) for path, x in found if filtering(path, x)]
 
 
@@ -64,7 +64,7 @@ def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
     """
     for key in kwargs:
         if not get_all_with_path(tree, key, filtering):
-            there = sorted({str(names[0]) for path, names, _ in _nodes(tree, ()) if path and _is_named(path[-1])})
+            there = sorted({str(names[0]) for path, names, _ in _nodes(tree) if path and _is_named(path[-1])})
             raise KeyError(f"there is no field {key!r}; there are {there}")
     return _set(tree, (), (), kwargs, filtering)
 
@@ -89,10 +89,17 @@ def _names(name: str, node: Any) -> tuple:
     return (*([name] if name != "" else []), *([type(node).__name__] if hasattr(node, "_fields") else []))
 
 
-def _nodes(node: Any, path: Path, name: str = "") -> Iterator[tuple[Path, tuple, Any]]:
-    yield path, _names(name, node), node
-    for key, child_name, x in _children(node):
-        yield from _nodes(x, (*path, key), child_name)
+def _nodes(tree: Tree) -> Iterator[tuple[Path, tuple, Any]]:
+    yield (), _names("", tree), tree
+    yield from _below(tree, ())
+
+
+def _below(node: Any, path: Path) -> Iterator[tuple[Path, tuple, Any]]:
+    """What a container holds, then what its children hold."""
+    children = [((*path, key), name, x) for key, name, x in _children(node)]
+    yield from ((child, _names(name, x), x) for child, name, x in children)
+    for child, _, x in children:
+        yield from _below(x, child)
 
 
 def _set(node: Any, path: Path, names: tuple, values: dict, filtering: Filter) -> Any:

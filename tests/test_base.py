@@ -34,8 +34,9 @@ def times_value(updates, state, params=None, *, value=1.0):
 
 
 def test_init_and_update_unpack():
-    init, update = scale(-2.0)
+    init, update = tx = scale(-2.0)
     assert update({"w": 1.0}, init({"w": 0.0}))[0]["w"] == -2.0
+    assert tx[1]({"w": 1.0}, tx[0](None))[0]["w"] == -2.0
 
 
 def test_a_pair_of_functions():
@@ -51,6 +52,11 @@ def test_a_pair_gets_the_extra_arguments_it_takes():
     greedy = GradientTransformation(lambda p: (), lambda g, s, p=None, **extra: (seen.update(extra) or g, s))
     greedy.update(1.0, (), value=3.0, other=4)
     assert seen == {"value": 3.0, "other": 4}
+
+
+def test_a_pair_of_functions_without_params():
+    tx = GradientTransformation(lambda p: (), lambda g, s, *, value: (g * value, s))
+    assert tx.update(1.0, (), None, value=3.0, other="unused")[0] == 3.0
 
 
 def test_a_pairs_state_keeps_its_dtypes():

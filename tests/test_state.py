@@ -66,6 +66,11 @@ def test_several_of_one_name():
     assert [int(x) for _, x in get_all_with_path(both, "count")] == [5, 5]
 
 
+def test_a_container_comes_before_what_its_children_hold():
+    state = {"inner": {"rate": 1.0}, "rate": 2.0}
+    assert [x for _, x in get_all_with_path(state, "rate")] == [2.0, 1.0]
+
+
 def test_a_param_of_the_same_name_is_found_too():
     """Names of params are entries of the state as well; the path tells them apart."""
     paths = [jax.tree_util.keystr(path) for path, _ in get_all_with_path(trace(0.9).init(PARAMS), "mu")]

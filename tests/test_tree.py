@@ -109,6 +109,8 @@ def test_the_norm_at_zero_and_of_nothing():
     assert tree.norm({}) == tree.sum({}) == tree.size({}) == 0 and bool(tree.allclose({}, {}))
     assert tree.max({}) == -np.inf and tree.min({}) == np.inf and tree.norm({}, "inf") == 0
     assert tree.max({"a": jnp.zeros((0,)), "b": 2}) == 2
+    assert tree.min({"a": jnp.zeros((0,), "int8"), "b": 10_000}) == 10_000
+    assert tree.add_scale({"a": None, "b": 1.0}, 2.0, {"a": 5.0, "b": 3.0}) == {"a": None, "b": 7.0}
     with pytest.raises(ValueError, match="ord must be None, 1, 2 or infinity, got 3"):
         tree.norm(X, 3)
 

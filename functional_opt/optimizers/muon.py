@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, map_leaves, zeros_like
-from ..paths import Mask, resolve_mask
+from ..paths import Mask, resolve_mask, spread
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
@@ -114,7 +114,7 @@ class muon_labels:
         def label(x, may=True):
             return "muon" if may and not is_nothing(x) and jnp.ndim(x) == 2 else "adam"
 
-        masks = () if self.mask is None else (resolve_mask(self.mask, params),)
+        masks = () if self.mask is None else (spread(resolve_mask(self.mask, params), params),)
         return jax.tree.map(label, params, *masks, is_leaf=is_nothing)
 
 

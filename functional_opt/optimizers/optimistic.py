@@ -1,5 +1,6 @@
 """Optimistic gradients: a step that expects the gradient to go on changing as it has."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -92,12 +93,16 @@ def optimistic_adam(
         optimism: any number; learning_rate if None.
         b1, b2, eps, eps_root, mu_dtype, nesterov, state_dtype: as in `scale_by_adam`.
 
+    Warns, as in Optax, that `optimistic_adam_v2` has taken its place.
+
     Daskalakis et al. 2017, arXiv:1711.00141.
 
     >>> optimistic_adam(0.1)
     chain(scale_by_adam(nesterov=True), scale_by_optimistic_gradient(alpha=0.1, beta=0.1), \
 scale_by_learning_rate(1.0))
     """
+    message = "optimistic_adam takes no schedule: use `optimistic_adam_v2` instead"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)  # 2 is `checked`
     rule = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov, state_dtype=state_dtype)
     beta = learning_rate if optimism is None else optimism
     return chain(rule, scale_by_optimistic_gradient(learning_rate, beta, state_dtype), scale_by_learning_rate(1.0))

@@ -143,14 +143,23 @@ class adaptive_grad_clip(GradientTransformation):
         needs_params(params, self)
 
         def leaf(g, w):
-            largest = self.clipping * jnp.maximum(unitwise_norm(w, self.axis), self.eps)
-            return g * _shrink(unitwise_norm(g, self.axis), largest)
+            largest = self.clipping * jnp.maximum(_unit_norms(w, self.axis), self.eps)
+            return g * _shrink(_unit_norms(g, self.axis), largest)
 
         return map_leaves(leaf, updates, read=(params,), params=params), state
 
 
 def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """The norm of each unit of a leaf, with the unit's axes kept at size 1. See `adaptive_grad_clip`."""
+    """The norm of each unit of a leaf, at every element of the unit. See `adaptive_grad_clip`.
+
+    >>> unitwise_norm(jnp.array([[3.0], [4.0]])).tolist()
+    [[5.0], [5.0]]
+    """
+    return jnp.broadcast_to(_unit_norms(x, axis), jnp.shape(x))
+
+
+def _unit_norms(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
+    """The norm of each unit, its axes kept at size 1."""
     x = jnp.asarray(x)
     if axis is None and x.ndim > 1 and x.size not in x.shape:  # neither a scalar nor a vector
         if x.ndim > 5:

@@ -12,7 +12,7 @@ from ..value import Static
 
 
 class MaskedState(NamedTuple):
-    """`inner_state`: the state of the inner transformation, `MaskedNode()` at the leaves left out."""
+    """`inner_state`: the state of the inner transformation, `MaskedNode()` for the leaves or parts left out."""
 
     inner_state: Any
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, abs_sq, safe_sqrt, widen
+from ..leaves import Tree, abs_sq, is_nothing, safe_sqrt, widen
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
@@ -43,8 +43,8 @@ def scale(scalar: Any, tree: Tree) -> Tree:
 
 
 def add_scale(tree_x: Tree, scalar: Any, tree_y: Tree) -> Tree:
-    """x + scalar · y, leaf by leaf."""
-    return jax.tree.map(lambda x, y: x + scalar * y, tree_x, tree_y)
+    """x + scalar · y, leaf by leaf; None where x has None."""
+    return jax.tree.map(lambda x, y: None if x is None else x + scalar * y, tree_x, tree_y, is_leaf=is_nothing)
 
 
 def clip(tree: Tree, min_value: Any = None, max_value: Any = None) -> Tree:
@@ -92,13 +92,13 @@ def sum(tree: Tree, associative_reduction: bool = False) -> Any:
 
 
 def max(tree: Tree) -> Any:
-    """The largest of all elements; −∞ for an empty tree."""
-    return functools.reduce(jnp.maximum, [jnp.max(x, initial=_lowest(x)) for x in jax.tree.leaves(tree)], -jnp.inf)
+    """The largest of all elements; −∞ where there are none."""
+    return functools.reduce(jnp.maximum, [jnp.max(x) for x in jax.tree.leaves(tree) if jnp.size(x)], -jnp.inf)
 
 
 def min(tree: Tree) -> Any:
-    """The smallest of all elements; ∞ for an empty tree."""
-    return functools.reduce(jnp.minimum, [jnp.min(x, initial=_highest(x)) for x in jax.tree.leaves(tree)], jnp.inf)
+    """The smallest of all elements; ∞ where there are none."""
+    return functools.reduce(jnp.minimum, [jnp.min(x) for x in jax.tree.leaves(tree) if jnp.size(x)], jnp.inf)
 
 
 def size(tree: Tree) -> int:
@@ -143,13 +143,3 @@ def allclose(a: Tree, b: Tree, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: bo
     """
     close = jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol, atol, equal_nan), a, b)
     return functools.reduce(jnp.logical_and, jax.tree.leaves(close), jnp.array(True))
-
-
-def _lowest(x: Any) -> Any:
-    dtype = jnp.result_type(x)
-    return -jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).min
-
-
-def _highest(x: Any) -> Any:
-    dtype = jnp.result_type(x)
-    return jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).max
