@@ -89,6 +89,7 @@ from .optimizers.galore import scale_by_galore as scale_by_galore
 from .optimizers.lamb import lamb as lamb
 from .optimizers.lars import lars as lars
 from .optimizers.lbfgs import ScaleByLBFGSState as ScaleByLBFGSState
+from .optimizers.lbfgs import lbfgs as lbfgs
 from .optimizers.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from .optimizers.lion import ScaleByLionState as ScaleByLionState
 from .optimizers.lion import lion as lion
@@ -274,6 +275,9 @@ from .transforms.stateless import stateless_with_tree_map as stateless_with_tree
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from .transforms.zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
+from .transforms.zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
+from .transforms.zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment

@@ -5,9 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
 from ..leaves import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
-from ..value import DType, PositiveInt, Static
+from ..schedules import Rate
+from ..transforms.chain import chain, identity
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.zoom import scale_by_zoom_linesearch
+from ..value import DType, PositiveInt, Static, checked
 
 
 class ScaleByLBFGSState(NamedTuple):
@@ -132,3 +136,40 @@ class scale_by_lbfgs(GradientTransformation):
 def _dot(a: list, b: list) -> jax.Array:
     """⟨a, b⟩ over all leaves, real also where they are complex."""
     return sum((jnp.sum((x.conj() * y).real) for x, y in zip(a, b, strict=True)), jnp.zeros([]))
+
+
+@checked
+def lbfgs(
+    learning_rate: Rate | None = None,
+    memory_size: PositiveInt = 10,
+    scale_init_precond: bool = True,
+    linesearch: Transformation | None = scale_by_zoom_linesearch(20, initial_guess_strategy="one"),  # noqa: B008
+) -> chain:
+    """L-BFGS: w ← w − η · learning_rate · H·g, H as in `scale_by_lbfgs`, η found by a line search.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, a function of the count; None for 1, which suits a line search.
+        memory_size, scale_init_precond: as in `scale_by_lbfgs`.
+        linesearch: what finds η: `scale_by_zoom_linesearch`, `scale_by_backtracking_linesearch`; None for η = 1.
+
+    With a line search every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`, f the
+    same function at all steps: gradients of other examples at each step make no curvature.
+
+    Liu & Nocedal 1989; Nocedal & Wright 2006, Numerical Optimization, algorithm 7.5.
+
+    >>> from functional_opt import value_and_grad_from_state
+    >>> f = lambda w: (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+    >>> tx, w, value_and_grad = lbfgs(), jnp.array([-1.2, 1.0]), value_and_grad_from_state(f)
+    >>> def step(_, carry):
+    ...     w, state = carry
+    ...     value, grad = value_and_grad(w, state=state)
+    ...     updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=f)
+    ...     return w + updates, state
+    >>> w, state = jax.lax.fori_loop(0, 40, step, (w, tx.init(w)))
+    >>> w.round(3).tolist()
+    [1.0, 1.0]
+
+    Differs from Optax as `scale_by_lbfgs` and the line searches do.
+    """
+    direction = scale_by_lbfgs(memory_size, scale_init_precond)
+    return chain(direction, scale_by_learning_rate(learning_rate), linesearch or identity())

@@ -85,23 +85,15 @@ class scale_by_backtracking_linesearch(GradientTransformation):
 
     def update(self, updates, state, params=None, *, value=None, grad=None, value_fn=None, **extra):
         needs_params(params, self)
-        needed: dict[str, Any] = {"value": value, "grad": grad, "value_fn": value_fn}
-        if missing := [name for name, x in needed.items() if x is None]:
-            raise ValueError(
-                f"scale_by_backtracking_linesearch needs {' and '.join(missing)}: "
-                "call update(updates, state, params, value=loss, grad=grads, value_fn=loss_fn)"
-            )
-        f = partial(needed["value_fn"], **_taken(needed["value_fn"], extra))
-        slope = _slope(updates, grad)
+        f = needs_loss(self, value, grad, value_fn, extra)
+        down = slope(updates, grad)
         value = jnp.asarray(value, state.value.dtype)
-
-        def moved(rate):
-            return map_leaves(lambda u, w: w + rate * u, _filled(updates, params), read=(params,), params=params)
+        moved = along(updates, params)
 
         def attempt(carry):
             tried, guess, *_ = carry
             new = jnp.asarray(f(moved(guess)), value.dtype)
-            error = new - (1 + self.rtol) * value - self.slope_rtol * guess * slope - self.atol
+            error = new - (1 + self.rtol) * value - self.slope_rtol * guess * down - self.atol
             error = jnp.where(jnp.isfinite(new), jnp.maximum(error, 0.0), jnp.inf)
             shorter = guess * self.decrease_factor
             return tried + 1, jnp.asarray(shorter, guess.dtype), guess, new, jnp.asarray(error, value.dtype)
@@ -155,6 +147,35 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     return value_and_grad
 
 
+def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: Any, extra: dict) -> Callable:
+    """The loss as a function of the params alone. Refuses a step without what a line search reads."""
+    needed = {"value": value, "grad": grad, "value_fn": value_fn}
+    if missing := [name for name, x in needed.items() if x is None]:
+        raise ValueError(
+            f"{type(who).__name__} needs {' and '.join(missing)}: "
+            "call update(updates, state, params, value=loss, grad=grads, value_fn=loss_fn)"
+        )
+    return partial(value_fn, **_taken(value_fn, extra))
+
+
+def along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
+    """The params a step size away: η ↦ w + η·u, those that have no update where they are."""
+    treedef, rows = zip_leaves((updates, params), ("updates", "params"))
+    filled = treedef.unflatten([jnp.zeros_like(p) if u is None and p is not None else u for u, p in rows])
+
+    def moved(rate):
+        return map_leaves(lambda u, w: w + rate * u, filled, read=(params,), params=params)
+
+    return moved
+
+
+def slope(updates: Tree, grad: Tree) -> jax.Array:
+    """⟨updates, grad⟩ over all leaves, in float32 or wider."""
+    _, rows = zip_leaves((updates, grad), ("updates", "grad"))
+    terms = [jnp.sum((widen(u).conj() * widen(g)).real) for u, g in rows if not is_nothing(u)]
+    return sum(terms, jnp.zeros([]))
+
+
 def _taken(fn: Callable, extra: dict) -> dict:
     """The extra arguments that a function takes by name."""
     parameters = inspect.signature(fn).parameters.values()
@@ -162,16 +183,3 @@ def _taken(fn: Callable, extra: dict) -> dict:
         return extra
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return {name: x for name, x in extra.items() if name in names}
-
-
-def _filled(updates: Tree, params: Tree) -> Tree:
-    """The updates, zeros for a leaf that has none."""
-    treedef, rows = zip_leaves((updates, params), ("updates", "params"))
-    return treedef.unflatten([jnp.zeros_like(p) if u is None and p is not None else u for u, p in rows])
-
-
-def _slope(updates: Tree, grad: Tree) -> jax.Array:
-    """⟨updates, grad⟩ over all leaves, in float32 or wider."""
-    _, rows = zip_leaves((updates, grad), ("updates", "grad"))
-    terms = [jnp.sum((widen(u).conj() * widen(g)).real) for u, g in rows if not is_nothing(u)]
-    return sum(terms, jnp.zeros([]))
