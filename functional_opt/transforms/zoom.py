@@ -49,7 +49,7 @@ class _Search(NamedTuple):
     """Where the search stands; once `zooming`, a good step size is between the rates of `low` and `high`.
 
     `low` has the least loss of the steps tried that decrease it by enough, `third` is what one of the two ends was
-    before. `safe`: the best trial so far, should none meet both conditions. `tried`: how many there were.
+    before. `safe`: what is taken should none meet both conditions. `tried`: how many there were.
     """
 
     tried: jax.Array
@@ -71,9 +71,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
     between two that were tried; then one of the interval, the minimum of a cubic or a parabola through what is
     known, or the middle, takes the place of one of its ends. Where φ(η) ≤ φ(0) + approx_dec_rtol·|φ(0)|, so that
     rounding hides the decrease, φ'(η) ≤ (2·slope_rtol − 1)·φ'(0) + tol will do instead of it. If no step found
-    meets both conditions, the one that decreases the loss most is taken, and if none decreases it by enough, the
-    last one tried, or 0 if the loss is not finite there. The transformation stands last in a chain, with a rate
-    of 1 before it.
+    meets both conditions, the best one with sufficient decrease found in the interval is taken, or the last one
+    before there was an interval; if there is none, the last one tried, or 0 if the loss is not finite there. The
+    transformation stands last in a chain, with a rate of 1 before it.
 
     Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
     arguments that it takes, by name. `value_and_grad_from_state` saves computing f(w) and ∇f(w) again.
@@ -102,7 +102,8 @@ class scale_by_zoom_linesearch(GradientTransformation):
     >>> state[1].learning_rate.item(), (w + u).item()
     (0.125, 0.0)
 
-    Differs from Optax, which may step to where the loss is −∞.
+    Differs from Optax, which may step to where the loss is −∞, whose `info` has the errors of the last step tried
+    and not of that taken, and which refuses extra arguments that f does not take.
     """
 
     max_linesearch_steps: Count
@@ -142,7 +143,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
             return ~search.ended & (search.tried < self.max_linesearch_steps)
 
         def attempt(search):
-            rate = jnp.where(search.tried == 0, guess, self._longer(search.low.rate))
+            rate = jnp.where(search.tried == 0, guess, self.increase_factor * search.low.rate)
             rate = jnp.where(search.zooming, _between(search.low, search.high, search.third), self._bounded(rate))
             point, grad = phi(jnp.asarray(rate, dtype))
             trial = _Trial(point, grad, *(jnp.asarray(e, dtype) for e in self._errors(start, point)))
@@ -165,9 +166,6 @@ class scale_by_zoom_linesearch(GradientTransformation):
 
     def _bounded(self, rate):
         return rate if self.max_learning_rate is None else jnp.minimum(rate, self.max_learning_rate)
-
-    def _longer(self, rate):
-        return self.increase_factor * rate
 
     def _errors(self, start, point):
         """What the step lacks of sufficient decrease and of small curvature."""

@@ -14,6 +14,7 @@ from . import cases_compose as compose
 from . import cases_contrib as contrib
 from . import cases_data as data
 from . import cases_free as free
+from . import cases_linesearch as linesearch
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -173,6 +174,7 @@ TRANSFORMATIONS = [
     *data.TRANSFORMATIONS,
     *contrib.TRANSFORMATIONS,
     *free.TRANSFORMATIONS,
+    *linesearch.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

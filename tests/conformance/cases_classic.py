@@ -8,7 +8,7 @@ import functional_opt as fo
 
 from . import references as plain
 from . import references_classic as ref
-from .case import both, case, with_a_loss, with_an_objective
+from .case import both, case, with_a_loss
 
 
 def optimistic_adam_peer(**args):
@@ -18,14 +18,6 @@ def optimistic_adam_peer(**args):
 
 def scale_by_polyak(o, f_min, max_learning_rate, eps):
     return with_a_loss(o.scale_by_polyak(f_min, max_learning_rate, eps, variant="sps+"))
-
-
-def polyak_sgd(o, max_learning_rate, eps):
-    return with_a_loss(o.polyak_sgd(max_learning_rate, eps=eps))
-
-
-def scale_by_backtracking_linesearch(o, **args):
-    return with_an_objective(o.scale_by_backtracking_linesearch(15, **args))
 
 
 RADAM = "learning_rate b1 b2 eps eps_root threshold"
@@ -90,9 +82,4 @@ TRANSFORMATIONS = [
     case("add_noise", fo.add_noise, None, None, "gamma key", eta=0.0, gamma=0.55, key=3),
     case("scale_by_optimistic_gradient", *SOG, None, "alpha beta", alpha=0.7, beta=0.5),
     case("scale_by_polyak", *both(scale_by_polyak), None, "f_min max_learning_rate eps", **POLYAK),
-    case("polyak_sgd", *both(polyak_sgd), None, "max_learning_rate eps", max_learning_rate=0.6, eps=0.1),
-    case("scale_by_lbfgs", fo.scale_by_lbfgs, None, memory_size=3),
-    case("scale_by_lbfgs-identity", fo.scale_by_lbfgs, None, scale_init_precond=False),
-    case("scale_by_backtracking_linesearch", *both(scale_by_backtracking_linesearch)),
-    case("scale_by_backtracking_linesearch-slope", *both(scale_by_backtracking_linesearch), slope_rtol=0.3, rtol=0.1),
 ]

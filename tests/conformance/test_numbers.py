@@ -12,6 +12,7 @@ from functional_opt import apply_updates
 from ..helpers import assert_close, at, make_grads, make_params, train_compiled
 from .case import Case
 from .cases import CASES, OPTIMIZERS, each_case, each_optimizer
+from .cases_linesearch import IN_FLOAT64
 
 
 @functools.cache
@@ -46,7 +47,7 @@ def test_float32_follows_the_paper(case):
     assert_close(jax.tree.map(lambda w: w[:50], params), by_the_paper(case, 50), rtol=rtol)
 
 
-@each_optimizer
+@pytest.mark.parametrize("case", OPTIMIZERS + IN_FLOAT64, ids=repr)
 def test_float64_is_the_paper(case):
     with jax.enable_x64(True):
         as_float64 = functools.partial(jax.tree.map, lambda x: jnp.asarray(np.asarray(x), "float64"))
