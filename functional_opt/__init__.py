@@ -1,6 +1,7 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are data, and a Keras facade over them."""
 
 from . import contrib as contrib
+from . import experimental as experimental
 from . import microbatching as microbatching
 from . import tree as tree
 from . import tree_utils as tree_utils

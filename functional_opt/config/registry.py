@@ -75,7 +75,7 @@ def _reloaded(old: Any, new: Any) -> bool:
 @functools.cache
 def _public() -> dict[str, type]:
     """The library's own values by their public names; the package, which stands above, is looked at when asked."""
-    public = vars(sys.modules["functional_opt"])
+    public = vars(sys.modules["functional_opt"]) | vars(sys.modules["functional_opt.experimental"])
     return {name: x for name, x in public.items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
 
 

@@ -15,6 +15,7 @@ from . import cases_contrib as contrib
 from . import cases_data as data
 from . import cases_free as free
 from . import cases_linesearch as linesearch
+from . import cases_rest as rest
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -107,6 +108,7 @@ OPTIMIZERS = [
     *data.OPTIMIZERS,
     *contrib.OPTIMIZERS,
     *free.OPTIMIZERS,
+    *rest.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -175,6 +177,7 @@ TRANSFORMATIONS = [
     *contrib.TRANSFORMATIONS,
     *free.TRANSFORMATIONS,
     *linesearch.TRANSFORMATIONS,
+    *rest.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

@@ -164,6 +164,11 @@ def test_extra_arguments_are_taken(case):
     assert_close(with_extra, train_eagerly(tx, params, grads))
 
 
+NAMES = {}
+for module in (fo.schedules, fo.experimental, fo, pieces, cases.free, cases):
+    NAMES |= vars(module)
+
+
 @each_case
 def test_copies_prints_and_compares(case):
     tx = case.tx()
@@ -172,7 +177,7 @@ def test_copies_prints_and_compares(case):
         pickle.loads(pickle.dumps(tx)),
         copy.deepcopy(tx),
         copy.copy(tx),
-        eval(repr(tx), {**vars(fo.schedules), **vars(fo), **vars(pieces), **vars(cases.free), **vars(cases)}),
+        eval(repr(tx), NAMES),
         dataclasses.replace(tx),
         jax.tree.map(lambda x: x, tx),
     ):

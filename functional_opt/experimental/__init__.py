@@ -1,0 +1,17 @@
+"""Optax's `experimental` by its names: what is likely to change."""
+
+from . import aggregating as aggregating
+from .aggregating import AccumulateAvgUpdatesState as AccumulateAvgUpdatesState
+from .aggregating import Aggregator as Aggregator
+from .aggregating import PerElementMeanAndSumSqDiffGradsState as PerElementMeanAndSumSqDiffGradsState
+from .aggregating import PerElementMeanAndVarianceEMAState as PerElementMeanAndVarianceEMAState
+from .aggregating import accumulate_avg_updates as accumulate_avg_updates
+from .aggregating import add_mean_variance_to_opt as add_mean_variance_to_opt
+from .aggregating import average_incrementally_updates as average_incrementally_updates
+from .aggregating import average_per_element_updates as average_per_element_updates
+from .aggregating import get_batch_size_from_per_elt_updates as get_batch_size_from_per_elt_updates
+from .aggregating import get_per_element_mean_and_sum_sq_diff_grads as get_per_element_mean_and_sum_sq_diff_grads
+from .aggregating import get_unbiased_mean_and_variance_ema as get_unbiased_mean_and_variance_ema
+from .aggregating import process as process
+from .aggregating import process_elements as process_elements
+from .aggregating import track_per_element_mean_and_variance_with_ema as track_per_element_mean_and_variance_with_ema
