@@ -25,6 +25,8 @@ from .config import register as register
 from .config import to_config as to_config
 from .explain import explain as explain
 from .leaves import global_norm as global_norm
+from .linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
+from .linear_algebra import power_iteration as power_iteration
 from .microbatching import microbatch as microbatch
 from .numerics import safe_increment as safe_increment
 from .numerics import safe_int32_increment as safe_int32_increment
@@ -191,6 +193,9 @@ from .transforms.aggregate import aggregate as aggregate
 from .transforms.chain import chain as chain
 from .transforms.chain import identity as identity
 from .transforms.chain import named_chain as named_chain
+from .transforms.clip import AdaptiveGradClipState as AdaptiveGradClipState
+from .transforms.clip import ClipByGlobalNormState as ClipByGlobalNormState
+from .transforms.clip import ClipState as ClipState
 from .transforms.clip import adaptive_grad_clip as adaptive_grad_clip
 from .transforms.clip import clip as clip
 from .transforms.clip import clip_by_block_rms as clip_by_block_rms
@@ -207,6 +212,7 @@ from .transforms.conditional import conditionally_mask as conditionally_mask
 from .transforms.conditional import conditionally_transform as conditionally_transform
 from .transforms.constrain import NonNegativeParamsState as NonNegativeParamsState
 from .transforms.constrain import keep_params_nonnegative as keep_params_nonnegative
+from .transforms.decay import AddDecayedWeightsState as AddDecayedWeightsState
 from .transforms.decay import add_decayed_weights as add_decayed_weights
 from .transforms.evaluate import ParamsEmaState as ParamsEmaState
 from .transforms.evaluate import eval_params as eval_params
@@ -225,6 +231,7 @@ from .transforms.inject import WrappedSchedule as WrappedSchedule
 from .transforms.inject import inject_hyperparams as inject_hyperparams
 from .transforms.inject import inject_stateful_hyperparams as inject_stateful_hyperparams
 from .transforms.learning_rate import ScaleByScheduleState as ScaleByScheduleState
+from .transforms.learning_rate import ScaleState as ScaleState
 from .transforms.learning_rate import scale as scale
 from .transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .transforms.learning_rate import scale_by_schedule as scale_by_schedule
@@ -273,6 +280,7 @@ from .transforms.select import selective_transform as selective_transform
 from .transforms.select import set_to_zero as set_to_zero
 from .transforms.stateless import stateless as stateless
 from .transforms.stateless import stateless_with_tree_map as stateless_with_tree_map
+from .transforms.trust_ratio import ScaleByTrustRatioState as ScaleByTrustRatioState
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio

@@ -47,6 +47,8 @@ from .optimizers.schedule_free import schedule_free_eval_params as schedule_free
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import sophia as sophia
+from .transforms.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
+from .transforms.complex import split_real_and_imaginary as split_real_and_imaginary
 from .transforms.hutchinson import HutchinsonState as HutchinsonState
 from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
 from .transforms.normalize import NormalizeState as NormalizeState

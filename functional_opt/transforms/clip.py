@@ -7,6 +7,9 @@ from ..base import EmptyState, GradientTransformation, needs_params, transformat
 from ..leaves import abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
 from ..value import NonNegative, Positive, Scalar, Static
 
+AdaptiveGradClipState = ClipByGlobalNormState = ClipState = EmptyState
+"""Optax's names of it in older scripts."""
+
 
 @transformation
 class clip(GradientTransformation):

@@ -7,6 +7,9 @@ from ..schedules import Rate, Schedule
 from ..value import Static
 from .learning_rate import ScaleByScheduleState, rate_now
 
+AddDecayedWeightsState = EmptyState
+"""Optax's name of it in older scripts."""
+
 
 @transformation
 class add_decayed_weights(GradientTransformation):

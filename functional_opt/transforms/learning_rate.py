@@ -10,6 +10,9 @@ from ..leaves import Tree, map_leaves
 from ..schedules import Rate, Schedule, as_schedule
 from ..value import Convert, Real, Static
 
+ScaleState = EmptyState
+"""Optax's name of it in older scripts."""
+
 
 class ScaleByScheduleState(NamedTuple):
     """`count`: steps done, int32, shape ()."""

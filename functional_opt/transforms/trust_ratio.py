@@ -7,6 +7,9 @@ from ..base import EmptyState, GradientTransformation, needs_params, transformat
 from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt
 from ..value import NonNegative
 
+ScaleByTrustRatioState = EmptyState
+"""Optax's name of it in older scripts."""
+
 
 @transformation
 class scale_by_trust_ratio(GradientTransformation):
