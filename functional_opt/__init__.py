@@ -85,7 +85,6 @@ from .optimizers.dog import scale_by_dowg as scale_by_dowg
 from .optimizers.fromage import fromage as fromage
 from .optimizers.ftrl import FtrlState as FtrlState
 from .optimizers.ftrl import ftrl as ftrl
-from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
 from .optimizers.galore import GaLoreState as GaLoreState
 from .optimizers.galore import galore as galore
 from .optimizers.galore import scale_by_galore as scale_by_galore
@@ -214,6 +213,8 @@ from .transforms.constrain import NonNegativeParamsState as NonNegativeParamsSta
 from .transforms.constrain import keep_params_nonnegative as keep_params_nonnegative
 from .transforms.decay import AddDecayedWeightsState as AddDecayedWeightsState
 from .transforms.decay import add_decayed_weights as add_decayed_weights
+from .transforms.dimension_numbers import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .transforms.dimension_numbers import MuonDimensionNumbers as MuonDimensionNumbers
 from .transforms.evaluate import ParamsEmaState as ParamsEmaState
 from .transforms.evaluate import eval_params as eval_params
 from .transforms.evaluate import params_ema as params_ema

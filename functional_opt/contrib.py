@@ -19,7 +19,6 @@ from .optimizers.dog import DoGState as DoGState
 from .optimizers.dog import DoWGState as DoWGState
 from .optimizers.dog import dog as dog
 from .optimizers.dog import dowg as dowg
-from .optimizers.galore import GaLoreDimensionNumbers as GaLoreDimensionNumbers
 from .optimizers.galore import GaLoreState as GaLoreState
 from .optimizers.galore import galore as galore
 from .optimizers.galore import scale_by_galore as scale_by_galore
@@ -49,6 +48,8 @@ from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import sophia as sophia
 from .transforms.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from .transforms.complex import split_real_and_imaginary as split_real_and_imaginary
+from .transforms.dimension_numbers import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .transforms.dimension_numbers import MuonDimensionNumbers as MuonDimensionNumbers
 from .transforms.hutchinson import HutchinsonState as HutchinsonState
 from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
 from .transforms.normalize import NormalizeState as NormalizeState

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,42 +10,14 @@ import numpy as np
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
-from ..paths import Frozen, Mask
+from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, DType, PositiveInt, Real, Static, checked
+from ..value import DType, PositiveInt, Real, Static, checked
 from .adam import scale_by_adam
-
-
-class GaLoreDimensionNumbers(NamedTuple):
-    """Which axes of a leaf are the rows of a matrix, and which its columns: each an axis or several."""
-
-    reduction_axis: Any = 0
-    output_axis: Any = 1
-
-
-def _is_spec(x: Any) -> bool:
-    return x is None or isinstance(x, GaLoreDimensionNumbers)
-
-
-def _hashable(name: str, x: Any) -> Any:
-    if x is None or callable(x) or isinstance(x, Frozen):
-        return x
-    leaves, treedef = jax.tree.flatten(x, is_leaf=_is_spec)
-    for spec in leaves:
-        if not _is_spec(spec):
-            raise TypeError(f"{name} must hold GaLoreDimensionNumbers or None, got {spec!r}")
-    return Frozen(tuple(spec and GaLoreDimensionNumbers(*map(_axes, spec)) for spec in leaves), treedef)
-
-
-def _axes(axis: Any) -> tuple[int, ...]:
-    return (axis,) if isinstance(axis, int) else tuple(axis)
-
-
-DimensionNumbers = Annotated[Any, Convert(_hashable)]
-"""`GaLoreDimensionNumbers` for all leaves, a tree of them (or a prefix of one), or a function from params to one."""
 
 
 class GaLoreState(NamedTuple):
@@ -90,7 +62,7 @@ class scale_by_galore(GradientTransformation):
     update_proj_gap: PositiveInt = 200
     scale: Real = 1.0
     base_optimizer: Transformation | None = None
-    weight_dimension_numbers: Static[DimensionNumbers | None] = None
+    weight_dimension_numbers: Static[GaLoreNumbers | None] = None
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
@@ -129,17 +101,10 @@ class scale_by_galore(GradientTransformation):
 
     def _views(self, tree: Tree) -> list["_View | None"]:
         """How each leaf is a matrix, None for one that is not."""
-        leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
-        numbers = self.weight_dimension_numbers
-        if isinstance(numbers, Callable):
-            numbers = _hashable("weight_dimension_numbers", numbers(tree))
-        if numbers is None:
+        leaves = jax.tree.leaves(tree, is_leaf=is_nothing)
+        specs = specs_of(self.weight_dimension_numbers, tree)
+        if self.weight_dimension_numbers is None:
             specs = [GaLoreDimensionNumbers() if np.ndim(x) == 2 else None for x in leaves]
-        elif _is_spec(numbers.thaw()):
-            specs = [numbers.thaw() if np.ndim(x) > 1 else None for x in leaves]
-        else:
-            parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
-            specs = [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
         views: list[_View | None] = [None] * len(leaves)
         for i, (spec, x) in enumerate(zip(specs, leaves, strict=True)):
             if spec is not None and not is_nothing(x):
@@ -151,7 +116,7 @@ class _View:
     """A leaf as a matrix."""
 
     def __init__(self, spec: GaLoreDimensionNumbers, shape: tuple[int, ...], path: Callable[[], str]):
-        rows, columns = ([axis % max(len(shape), 1) for axis in _axes(axes)] for axes in spec)
+        rows, columns = ([axis % max(len(shape), 1) for axis in axes_of(axes)] for axes in spec)
         if sorted(rows + columns) != list(range(len(shape))):
             raise ValueError(
                 f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, got {spec}"
@@ -201,7 +166,7 @@ def galore(
     base_optimizer: Transformation | None = None,
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
-    weight_dimension_numbers: DimensionNumbers | None = None,
+    weight_dimension_numbers: GaLoreNumbers | None = None,
     *,
     state_dtype: Any = None,
 ) -> chain:

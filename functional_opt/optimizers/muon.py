@@ -1,5 +1,6 @@
 """Muon: momentum, made orthogonal, for matrices; Adam for the rest."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from ..paths import Mask, resolve_mask, spread
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.dimension_numbers import MuonNumbers, Stacks, specs_of
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.orthogonalize import (
     PRESETS,
@@ -48,8 +50,10 @@ class scale_by_muon(GradientTransformation):
             16-bit params, if None.
         nesterov: whether m̂ looks one step ahead.
         adaptive: whether u is multiplied by its inner product with m̂, the dual norm (arXiv:2409.20325).
+        weight_dimension_numbers: how leaves are matrices, or stacks of them, if not by their last two axes:
+            `MuonDimensionNumbers` for all, a tree of them (or a prefix of one), or a function from params to one.
 
-    Raises ValueError for a leaf with fewer than two axes.
+    Raises ValueError for a leaf with fewer than two axes, or not with those that the numbers name.
 
     Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
 
@@ -59,7 +63,7 @@ class scale_by_muon(GradientTransformation):
     [[0.699999988079071, 0.0], [0.0, 1.100000023841858]]
 
     Differs from Optax: coefficients are those of the transformation, also where its state has others; leaves
-    of more axes are stacks, without weight_dimension_numbers.
+    of more axes are stacks also without weight_dimension_numbers; adaptive is for each matrix of a stack by itself.
     """
 
     ns_coeffs: Coefficients = PRESETS["standard"]
@@ -70,14 +74,16 @@ class scale_by_muon(GradientTransformation):
     nesterov: Static[bool] = True
     adaptive: Static[bool] = False
     preconditioning: Static[Preconditioning] = "frobenius"
+    weight_dimension_numbers: Static[MuonNumbers | None] = dataclasses.field(default=None, kw_only=True)
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
+        Stacks(self.weight_dimension_numbers, params)
         mu = zeros_like(params, self.mu_dtype or self.state_dtype)
         return MuonState(zero_count(), mu, jnp.asarray(self.ns_coeffs, float))
 
     def update(self, updates, state, params=None, **extra):
-        needs_matrices(updates)
+        stacks = Stacks(self.weight_dimension_numbers, updates)
         t, beta = increment(state.count), self.beta
         rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
@@ -92,7 +98,10 @@ class scale_by_muon(GradientTransformation):
                 u = u * jnp.sum((m_hat.conj() * u).real, axis=(-2, -1), keepdims=True)
             return u, m
 
-        updates, mu = map_leaves(leaf, updates, state.mu, params=params)
+        like = None if params is None else stacks.stack(params)
+        needs_matrices(updates)
+        updates, mu = map_leaves(leaf, stacks.stack(updates), stacks.stack(state.mu), params=like)
+        updates, mu = stacks.back(updates), stacks.back(mu)
         return updates, MuonState(t, mu, jnp.asarray(self.ns_coeffs, state.ns_coeffs.dtype))
 
 
@@ -103,12 +112,14 @@ class muon_labels:
     Args:
         mask: which matrices may have the label "muon", all if None: `{"*/embedding": False}` leaves out the
             embeddings.
+        weight_dimension_numbers: as in `scale_by_muon`: the leaves that have them are matrices, and only these.
 
     >>> muon_labels({"embed*": False})({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
     {'bias': 'adam', 'embed': 'adam', 'kernel': 'muon'}
     """
 
     mask: Static[Mask | None] = None
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def __call__(self, params: Tree) -> Tree:
         def label(x, may=True):
@@ -116,6 +127,17 @@ class muon_labels:
 
         masks = () if self.mask is None else (spread(resolve_mask(self.mask, params), params),)
         return jax.tree.map(label, params, *masks, is_leaf=is_nothing)
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
+        if self.weight_dimension_numbers is None:
+            matrices = [not is_nothing(x) and jnp.ndim(x) == 2 for x in leaves]
+        else:
+            matrices = [spec is not None for spec in specs_of(self.weight_dimension_numbers, params)]
+        masks = () if self.mask is None else (resolve_mask(self.mask, params),)
+
+        def label(x, matrix, may=True):
+            return "muon" if may and matrix else "adam"
+
+        return jax.tree.map(label, params, treedef.unflatten(matrices), *masks, is_leaf=is_nothing)
 
 
 @checked
@@ -137,6 +159,7 @@ def muon(
     adam_eps_root: NonNegative = 0.0,
     adam_weight_decay: Rate = 0.0,
     adam_learning_rate: Rate | None = None,
+    muon_weight_dimension_numbers: MuonNumbers | None = None,
     consistent_rms: NonNegative | None = None,
     muon_mask: Mask | None = None,
     state_dtype: Any = None,
@@ -150,6 +173,8 @@ def muon(
             consistent_rms=0.2.
         weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
         adam_learning_rate: that of the rest; learning_rate if None.
+        muon_weight_dimension_numbers: which leaves are matrices, and how, as in `scale_by_muon`; those with two axes
+            if None. A leaf whose numbers are None is not.
         muon_mask: which matrices Muon takes, all if None; embeddings and the output layer do better with Adam:
             `muon_mask={"*/embedding": False}`.
 
@@ -159,12 +184,24 @@ def muon(
     >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': 'adam', 'kernel': 'muon'}
 
-    Differs from Optax: muon_mask in place of muon_weight_dimension_numbers.
+    Differs from Optax: muon_mask.
     """
-    rule = scale_by_muon(ns_coeffs, ns_steps, beta, eps, mu_dtype, nesterov, adaptive, preconditioning, state_dtype)
+    numbers = muon_weight_dimension_numbers
+    rule = scale_by_muon(
+        ns_coeffs,
+        ns_steps,
+        beta,
+        eps,
+        mu_dtype,
+        nesterov,
+        adaptive,
+        preconditioning,
+        state_dtype,
+        weight_dimension_numbers=numbers,
+    )
     matrices = chain(
         rule,
-        scale_by_shape(consistent_rms),
+        scale_by_shape(consistent_rms, numbers),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -179,4 +216,4 @@ def muon(
         nesterov=nesterov,
         state_dtype=state_dtype,
     )
-    return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask))
+    return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask, numbers))

@@ -19,6 +19,8 @@ Steps are leaves like any number: to differentiate with respect to them, give th
 [0.085 0.1  ]
 """
 
+from typing import Any
+
 from .base import Rate as Rate
 from .base import Schedule as Schedule
 from .base import as_schedule as as_schedule
@@ -40,3 +42,17 @@ from .pieces import sgdr_schedule as sgdr_schedule
 from .pieces import warmup_constant_schedule as warmup_constant_schedule
 from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .pieces import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
+
+_INJECT = (
+    *("InjectHyperparamsState", "InjectStatefulHyperparamsState", "StatefulSchedule", "WrappedSchedule"),
+    *("inject_hyperparams", "inject_stateful_hyperparams"),
+)
+"""Optax has these here; they stand on top of the transformations, which stand on the schedules."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _INJECT:
+        from ..transforms import inject
+
+        return getattr(inject, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,9 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..value import Static
 from .guard import update_if
 
+ConditionFn = Callable[..., Any]
+"""`f(step, **extra)`, a bool scalar; see `conditionally_transform`."""
+
 
 class ConditionallyTransformState(NamedTuple):
     """`inner_state`: that of the inner transformation. `step`: steps done, also those it did not run at."""

@@ -5,7 +5,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Protocol, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,14 @@ class WrappedScheduleState(NamedTuple):
     """`count`: steps done."""
 
     count: jax.Array
+
+
+class StatefulSchedule(Protocol):
+    """What `inject_hyperparams` takes for a number that follows a state of its own."""
+
+    def init(self) -> Any: ...
+    def update(self, state: Any, **extra) -> Any: ...
+    def __call__(self, state: Any, **extra) -> Any: ...
 
 
 @value

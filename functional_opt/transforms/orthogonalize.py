@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..base import EmptyState, GradientTransformation, transformation
 from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt
 from ..value import Convert, NonNegative, PositiveInt, Static
+from .dimension_numbers import MuonNumbers, Stacks
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
 
@@ -98,6 +99,7 @@ class scale_by_shape(GradientTransformation):
 
     Args:
         consistent_rms: ≥ 0, or None; 0.2 is about what Adam's updates have.
+        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -108,12 +110,14 @@ class scale_by_shape(GradientTransformation):
     """
 
     consistent_rms: NonNegative | None = None
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
         needs_matrices(updates)
+        stacks = Stacks(self.weight_dimension_numbers, updates)
 
         def leaf(g):
             rows, columns = g.shape[-2:]
@@ -121,7 +125,8 @@ class scale_by_shape(GradientTransformation):
                 return g * max(1.0, columns / rows) ** 0.5
             return g * self.consistent_rms * max(columns, rows) ** 0.5
 
-        return map_leaves(leaf, updates, params=params), state
+        like = None if params is None else stacks.stack(params)
+        return stacks.back(map_leaves(leaf, stacks.stack(updates), params=like)), state
 
 
 def needs_matrices(updates: Tree) -> None:

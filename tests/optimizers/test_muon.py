@@ -1,7 +1,9 @@
 """Muon beyond the table of cases: what is orthogonal, who goes where, and what is refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import functional_opt as fo
@@ -60,6 +62,46 @@ def test_the_rest_is_adamw():
 def test_a_leaf_that_is_no_matrix_is_named(tx):
     with pytest.raises(ValueError, match=r"\['dense'\]\['bias'\] has shape \(3,\).*`masked` or `partition`"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+OURS, THEIRS = fo.MuonDimensionNumbers, optax.contrib.MuonDimensionNumbers
+
+
+def numbers(spec):
+    """For PARAMS: a matrix, a prefix, and a stack with its axes in another order."""
+    return {"embed": spec(-1, 0), "dense": {"kernel": spec(), "bias": None}, "conv": spec((2,), (0,))}
+
+
+@pytest.mark.parametrize(
+    "make, options",
+    [
+        (numbers, {}),
+        (lambda spec: lambda params: numbers(spec), {"consistent_rms": 0.2, "preconditioning": "aol"}),
+        (lambda spec: {"embed": None, "dense": None, "conv": spec((0, 2), 1)}, {"adaptive": True}),
+    ],
+)
+def test_dimension_numbers_are_optax(make, options):
+    grads = jax.tree.map(lambda x: matrix(2, *x.shape), PARAMS)
+    updates, state = train_eagerly(
+        fo.muon(0.1, muon_weight_dimension_numbers=make(OURS), **options), PARAMS, grads, 2
+    )
+    peer = optax.contrib.muon(0.1, muon_weight_dimension_numbers=make(THEIRS), **options)
+    expected, their_state = train_eagerly(peer, PARAMS, grads, 2)
+    assert_close(updates, expected, rtol=1e-4, atol=1e-6)
+    assert [x.shape for x in jax.tree.leaves(state)] == [x.shape for x in jax.tree.leaves(their_state)]
+
+
+@pytest.mark.parametrize("spec", [OURS(0, 3), OURS(0, 0), OURS((0, 1), (1, 2)), OURS((), 1)])
+def test_axes_that_do_not_fit(spec):
+    with pytest.raises(ValueError, match=r"weight_dimension_numbers\['conv'\] must name rows and columns"):
+        fo.muon(0.1, muon_weight_dimension_numbers={**numbers(OURS), "conv": spec}).init(PARAMS)
+    with pytest.raises(TypeError, match="must hold MuonDimensionNumbers or None, got 3"):
+        fo.muon(0.1, muon_weight_dimension_numbers={"conv": 3})
+
+
+def test_one_spec_is_for_all_leaves_with_axes_enough():
+    labels = fo.muon(0.1, muon_weight_dimension_numbers=OURS(0, -1)).param_labels(PARAMS)
+    assert labels["dense"] == {"kernel": "muon", "bias": "adam"} and labels["conv"] == "muon"
 
 
 @pytest.mark.parametrize("coefficients", [(1.0, 2.0), ((1.0, 2.0, 3.0), (1.0, 2.0)), "best", (), np.ones((2, 2))])
