@@ -131,6 +131,8 @@ def value(cls: type[T]) -> type[T]:
     def check_fields(self):
         for name, check in checks.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        for name in statics:
+            object.__setattr__(self, name, by_value(getattr(self, name)))
         if then is not None:
             then(self)
 
@@ -160,6 +162,33 @@ def value(cls: type[T]) -> type[T]:
         if name not in vars(cls):
             setattr(cls, name, method)
     return cls
+
+
+class Partial(functools.partial):
+    """`functools.partial` that compares by value, so that a new one of the same function compiles nothing anew."""
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.func == other.func and _key(self._given) == _key(other._given)
+
+    def __hash__(self):
+        return hash(self.func)
+
+    def __repr__(self):
+        keywords = (f"{name}={show(x)}" for name, x in self.keywords.items())
+        return f"functools.partial({', '.join([show(self.func), *map(show, self.args), *keywords])})"
+
+    @property
+    def _given(self):
+        return self.args, self.keywords
+
+
+def by_value(x: Any) -> Any:
+    """A `functools.partial` as one that compares by value; anything else as it is.
+
+    >>> by_value(functools.partial(max, 1)) == by_value(functools.partial(max, 1))
+    True
+    """
+    return Partial(x.func, *x.args, **x.keywords) if type(x) is functools.partial else x
 
 
 def checked(fn: Callable[P, T]) -> Callable[P, T]:

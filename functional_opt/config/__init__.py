@@ -8,7 +8,8 @@ A config says what `repr` says, so that it can be kept beside a checkpoint, comp
 
 An object with a `type` is a value of the class with that public name, all its fields written out, or one of
 a few others: a `dtype`, an `array`, a `key`, a `number` that JSON does not have, a `function` by its name, a
-`partial`, a `list`, a `dict` whose keys are not all strings. A plain list stands for a tuple.
+`partial`, a `list`, a `dict` whose keys are not all strings,
+`inject_hyperparams` of a `constructor` by its name. A plain list stands for a tuple.
 """
 
 from typing import Any
@@ -49,9 +50,8 @@ def to_config(tx: Any) -> dict[str, Any]:
 def from_config(config: Any) -> Any:
     """The transformation or schedule that `to_config` described, equal to it, also after a trip through JSON.
 
-    `from_config(json.loads(json.dumps(to_config(tx)))) == tx`; only a `functools.partial` in it is another
-    object, which Python does not take for equal. Nothing is imported and no code of a config is run: it can name
-    the library's own classes and what `register` was given, whose constructors check the fields.
+    `from_config(json.loads(json.dumps(to_config(tx)))) == tx`. Nothing is imported and no code of a config is run: it
+    can name the library's own classes and what `register` was given, whose constructors check the fields.
 
     Raises ValueError or TypeError naming the place within the config for a name that is not known, a field too many
     or too few, a value out of range or of another type, and for another version.

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import inspect
 import re
 import reprlib
 import typing
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .registry import DTYPES, KINDS, NUMBERS, classes, functions
+from ..transforms.inject import _Injected, _Others
+from .registry import DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
 
 
 def decode(node: Any, at: str) -> Any:
@@ -27,13 +29,13 @@ def decode(node: Any, at: str) -> Any:
     if "type" not in node:
         return {k: decode(x, f"{at}[{k!r}]") for k, x in node.items()}
     rest = {k: x for k, x in node.items() if k != "type"}
-    known = {**classes(), **DECODERS}
+    known = {**classes(), **TUPLES, **DECODERS}
     kind = _named(known, node["type"], f"{at}: type")
     if not isinstance(kind, type):
         keys, make = kind
         same_keys(at, keys, rest)
         return make(at, **rest)
-    same_keys(at, [f.name for f in dataclasses.fields(kind)], rest)
+    same_keys(at, getattr(kind, "_fields", None) or [f.name for f in dataclasses.fields(kind)], rest)
     fields = {k: decode(x, f"{at}.{k}") for k, x in rest.items()}
     for k, hint in typing.get_type_hints(kind, include_extras=True).items():
         if k in fields and not _fits(hint, fields[k]):
@@ -67,6 +69,30 @@ def _decode_partial(at: str, function: Any, args: Any, keywords: Any) -> Any:
     if not (callable(fn) and isinstance(args, tuple) and isinstance(keywords, dict)):
         raise TypeError(f"{at} must be a partial of a function, a list and a dict, got {short([function, args])}")
     return functools.partial(fn, *args, **keywords)
+
+
+def _decode_constructor(at: str, name: Any) -> Any:
+    return _named(constructors(), name, f"{at}.name")
+
+
+def _decode_injected(at: str, inner_factory: Any, numbers: Any, others: Any, given: Any, dtype: Any) -> Any:
+    nodes = {"inner_factory": inner_factory, "numbers": numbers, "others": others, "given": given, "dtype": dtype}
+    factory, numbers, others, given, dtype = (decode(node, f"{at}.{name}") for name, node in nodes.items())
+    made = factory
+    while isinstance(made, functools.partial):
+        made = made.func
+    if made not in constructors().values():
+        raise TypeError(f"{at}.inner_factory must be a constructor or a partial of one, got {short(inner_factory)}")
+    if not (isinstance(numbers, dict) and isinstance(others, dict) and isinstance(given, tuple)):
+        raise TypeError(f"{at} must have dicts of numbers and others, and a list of those given, got {short(nodes)}")
+    expected = inspect.signature(factory).parameters
+    same_keys(at, expected, numbers | others)
+    if not set(given) <= set(expected) or len(numbers | others) < len(numbers) + len(others):
+        raise ValueError(f"{at}: each argument is among numbers or others, and given names some; got {short(nodes)}")
+    try:
+        return _Injected(factory, numbers, _Others(others), given, dtype)
+    except (TypeError, ValueError) as e:
+        raise type(e)(f"{at}: {e}") from e
 
 
 def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
@@ -104,9 +130,11 @@ def _decode_key(at: str, impl: Any, data: Any) -> Any:
 
 DECODERS: dict[str, tuple[tuple[str, ...], Callable]] = {
     "array": (("kind", "dtype", "shape", "data"), _decode_array),
+    "constructor": (("name",), _decode_constructor),
     "dict": (("items",), _decode_dict),
     "dtype": (("name",), lambda at, name: _named(DTYPES, name, f"{at}.name")),
     "function": (("name",), lambda at, name: _named(functions(), name, f"{at}.name")),
+    "inject_hyperparams": (("inner_factory", "numbers", "others", "given", "dtype"), _decode_injected),
     "key": (("impl", "data"), _decode_key),
     "list": (("items",), _decode_list),
     "number": (("number",), lambda at, number: _named(NUMBERS, number, f"{at}.number")),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from jax import core
 from ..base import GradientTransformation
 from ..paths import Frozen
 from ..schedules.base import _Function as PlainFunction
+from ..transforms.inject import _Injected
+from ..transforms.monitor import _measure as PlainMeasure
 from ..value import show
-from .registry import DTYPES, functions, is_value
+from .registry import DTYPES, TUPLES, constructors, functions, is_value
 
 
 def encode(x: Any, at: str) -> Any:
@@ -22,10 +25,16 @@ def encode(x: Any, at: str) -> Any:
         raise TypeError(
             f"{at} is a tracer, {x}: its value is not known; call to_config outside of jit, vmap and grad"
         )
+    if isinstance(x, _Injected):
+        named = {"numbers": x.numbers, "others": x.others.arguments, "given": x.given, "dtype": x.dtype}
+        parts = {name: encode(part, f"{at}.{name}") for name, part in named.items()}
+        return {"type": "inject_hyperparams", "inner_factory": _constructor(x.factory, f"{at}.inner_factory")} | parts
     if is_value(x):
         fields = [f.name for f in dataclasses.fields(x)]
         return {"type": type(x).__name__} | {f: encode(getattr(x, f), f"{at}.{f}") for f in fields}
-    if isinstance(x, PlainFunction):
+    if TUPLES.get(type(x).__name__) is type(x):
+        return {"type": type(x).__name__} | {f: encode(getattr(x, f), f"{at}.{f}") for f in x._fields}
+    if isinstance(x, PlainFunction | PlainMeasure):
         return encode(x.fn, at)
     if isinstance(x, Frozen):
         return encode(x.thaw(), at)
@@ -46,13 +55,28 @@ def encode(x: Any, at: str) -> Any:
         return {"type": "dict", "items": items}
     if isinstance(x, np.dtype) and DTYPES.get(x.name) == x:
         return {"type": "dtype", "name": x.name}
-    if type(x) is functools.partial:
-        parts = {"function": x.func, "args": x.args, "keywords": x.keywords}
-        return {"type": "partial"} | {name: encode(part, f"{at}.{name}") for name, part in parts.items()}
+    if isinstance(x, functools.partial):
+        return _encode_partial(x, at, encode)
     for name, fn in functions().items():
         if fn is x:
             return {"type": "function", "name": name}
     raise TypeError(f"{at} cannot be saved: {show(x)} ({type(x).__name__}). {remedy(x)}")
+
+
+def _encode_partial(x: functools.partial, at: str, of_function: Callable) -> dict[str, Any]:
+    rest = {"args": encode(x.args, f"{at}.args"), "keywords": encode(x.keywords, f"{at}.keywords")}
+    return {"type": "partial", "function": of_function(x.func, f"{at}.function")} | rest
+
+
+def _constructor(x: Any, at: str) -> dict[str, Any]:
+    """What `inject_hyperparams` was given, by its name."""
+    if isinstance(x, functools.partial):
+        return _encode_partial(x, at, _constructor)
+    for name, fn in constructors().items():
+        if fn is x:
+            return {"type": "constructor", "name": name}
+    what = "Decorate it with @functional_opt.register, with which a function must have a name of its own"
+    raise TypeError(f"{at} cannot be saved: {show(x)} ({type(x).__name__}). {what}, or use functional_opt's")
 
 
 def _encode_array(x: Any, at: str) -> dict[str, Any]:

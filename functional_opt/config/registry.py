@@ -4,13 +4,17 @@ import dataclasses
 import functools
 import sys
 import types
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
+from ..base import GradientTransformation
 from ..leaves import global_norm
 from ..transforms.accumulate import skip_large_updates, skip_not_finite
+from ..transforms.dimension_numbers import GaLoreDimensionNumbers, MuonDimensionNumbers
+from ..transforms.inject import _Injected
 
 DTYPES = {
     **{jnp.dtype(name).name: jnp.dtype(name) for name in ("bool", "bfloat16", "complex64", "complex128")},
@@ -21,7 +25,12 @@ KINDS = ("jax", "weak", "numpy", "scalar")
 """Of arrays: JAX's, a 0-d one whose dtype is weak, as of `jnp.asarray(0.1)`, NumPy's, and a number of NumPy."""
 NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
-TAGS = ("array", "dict", "dtype", "function", "key", "list", "number", "partial")
+TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNumbers)}
+"""NamedTuples that a field may hold."""
+TAGS = (
+    *("array", "constructor", "dict", "dtype", "function", "inject_hyperparams", "key", "list", "number", "partial"),
+    *TUPLES,
+)
 """What an object with a `type` may be besides a value of a class."""
 
 T = TypeVar("T")
@@ -34,7 +43,8 @@ def register(x: T) -> T:
 
     Args:
         x: a `@transformation` or `@value` class, a schedule class, or a function, which may be a schedule, a mask,
-            or whatever else a field may be; it needs a name, and to be registered before configs are read.
+            or whatever else a field may be, or make a transformation for `inject_hyperparams`, which reading a config
+            then calls; it needs a name, and to be registered before configs are read.
 
     Raises ValueError for a name that is taken, TypeError for a lambda and for what is neither class nor function.
 
@@ -59,7 +69,7 @@ def register(x: T) -> T:
     else:
         raise TypeError(f"register takes a class or a function with a name, got {x!r}; write it with def")
     assert name is not None
-    taken = {**_public(), **functions()}.get(name) or own.get(name)
+    taken = {**_public(), **_constructors(), **functions()}.get(name) or own.get(name)
     if name in TAGS or (taken is not None and taken is not x and not _reloaded(taken, x)):
         raise ValueError(f"register: the name {name!r} is taken by {taken or 'the format'!r}; give it another name")
     own[name] = x
@@ -75,8 +85,28 @@ def _reloaded(old: Any, new: Any) -> bool:
 @functools.cache
 def _public() -> dict[str, type]:
     """The library's own values by their public names; the package, which stands above, is looked at when asked."""
-    public = vars(sys.modules["functional_opt"]) | vars(sys.modules["functional_opt.experimental"])
-    return {name: x for name, x in public.items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
+    return {name: x for name, x in _names().items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
+
+
+def _names() -> dict[str, Any]:
+    return vars(sys.modules["functional_opt"]) | vars(sys.modules["functional_opt.experimental"])
+
+
+@functools.cache
+def _constructors() -> dict[str, Callable]:
+    """The library's own functions that make a transformation, by their public names."""
+
+    def makes_one(x: Any) -> bool:
+        made = typing.get_type_hints(x).get("return") if isinstance(x, types.FunctionType) else None
+        return isinstance(made, type) and issubclass(made, GradientTransformation)
+
+    return {name: x for name, x in _names().items() if makes_one(x)}
+
+
+def constructors() -> dict[str, Callable]:
+    """By name: what `inject_hyperparams` may be given."""
+    own = {name: x for name, x in classes().items() if issubclass(x, GradientTransformation)}
+    return {**_own_functions, **own, **_constructors()}
 
 
 def classes() -> dict[str, type]:
@@ -95,4 +125,6 @@ def functions() -> dict[str, Callable]:
 
 
 def is_value(x: Any) -> bool:
+    if isinstance(x, _Injected):
+        return True
     return dataclasses.is_dataclass(x) and not isinstance(x, type) and classes().get(type(x).__name__) is type(x)

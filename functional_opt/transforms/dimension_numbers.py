@@ -64,7 +64,7 @@ def specs_of(numbers: Any, tree: Tree) -> list[Any]:
         numbers = _frozen(GaLoreDimensionNumbers)("weight_dimension_numbers", numbers(tree))
     if numbers is None or _is_spec(numbers.thaw()):
         spec = None if numbers is None else numbers.thaw()
-        return [spec if jnp.ndim(x) > 1 else None for x in leaves]
+        return [spec if not is_nothing(x) and jnp.ndim(x) > 1 else None for x in leaves]
     parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
     return [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
 

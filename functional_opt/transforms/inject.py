@@ -14,7 +14,7 @@ import numpy as np
 from ..base import GradientTransformation, as_transformation, increment, transformation, zero_count
 from ..leaves import cast_like
 from ..schedules import as_schedule
-from ..value import Convert, DType, Static, _Structure, checked, show, value
+from ..value import Convert, DType, Static, _key, _Structure, by_value, checked, show, value
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
@@ -115,9 +115,7 @@ def inject_hyperparams(
                 (others if isinstance(x, bool) else numbers)[name] = x
             else:
                 others[name] = x
-        tx = _Injected(inner_factory, numbers, _Others(others), given, hyperparam_dtype)
-        tx.make({name: x(x.init()) if _is_schedule(x) else x for name, x in numbers.items()})
-        return tx
+        return _Injected(inner_factory, numbers, _Others(others), given, hyperparam_dtype)
 
     return construct
 
@@ -130,10 +128,10 @@ class _Others:
     """The arguments that are no hyperparameters, hashable whatever they are."""
 
     def __init__(self, arguments: dict):
-        self.arguments = arguments
+        self.arguments = {name: by_value(x) for name, x in arguments.items()}
 
     def __eq__(self, other):
-        return isinstance(other, _Others) and self.arguments == other.arguments
+        return isinstance(other, _Others) and _key(self.arguments) == _key(other.arguments)
 
     def __hash__(self):
         return hash(tuple(self.arguments))
@@ -146,6 +144,10 @@ class _Injected(GradientTransformation):
     others: Static[_Others]
     given: Static[tuple[str, ...]]
     dtype: Static[Any] = None
+
+    def __post_init__(self):
+        """Raises what the factory raises for these arguments."""
+        self.make({name: x(x.init()) if _is_schedule(x) else x for name, x in self.numbers.items()})
 
     def make(self, numbers: dict) -> GradientTransformation:
         """The inner transformation with these hyperparameters."""

@@ -18,7 +18,7 @@ import functional_opt as fo
 from functional_opt.config import from_config, register, to_config
 from functional_opt.value import Static, value
 
-from ..conformance.cases import CASES
+from ..conformance.cases import each_case
 
 
 def register_what_the_cases_use():
@@ -46,17 +46,12 @@ def assert_returns(tx):
     assert to_config(twin) == to_config(tx)
 
 
-NOT_SAVED = "adam-injected", "monitor"
-"""What holds functions of a script's own, which it wraps: `inject_hyperparams`, and `monitor`'s measures."""
-each_saved = pytest.mark.parametrize("case", [c for c in CASES if c.name not in NOT_SAVED], ids=repr)
-
-
-@each_saved
+@each_case
 def test_every_case_returns(case):
     assert_returns(case.tx())
 
 
-@each_saved
+@each_case
 def test_every_case_returns_with_arrays_for_numbers(case):
     assert_returns(jax.tree.map(jnp.asarray, case.tx()))
 
@@ -150,8 +145,7 @@ def test_the_rest_of_what_may_stand_in_a_field():
     key = trip(holds(leaf=jax.random.key(7))).leaf
     assert key.dtype == jax.random.key(7).dtype and jax.random.bits(key) == jax.random.bits(jax.random.key(7))
     skip = functools.partial(fo.skip_large_updates, max_squared_norm=np.inf)
-    twin = trip(fo.MultiSteps(fo.sgd(0.1), 2, should_skip_update_fn=skip)).should_skip_update_fn
-    assert (twin.func, twin.args, twin.keywords) == (skip.func, skip.args, skip.keywords)
+    assert_returns(fo.MultiSteps(fo.sgd(0.1), 2, should_skip_update_fn=skip))
     assert_returns(fo.MultiSteps(fo.sgd(0.1), fo.linear_schedule(1, 4, 3), False, fo.skip_not_finite, "bfloat16"))
 
 
@@ -162,6 +156,86 @@ def test_masks_and_labels():
         assert_returns(fo.partition({"x": fo.sgd(0.1), "y": fo.set_to_zero()}, labels))
     assert_returns(fo.partition({1: fo.sgd(0.1), 2: fo.identity()}, fo.PathRules({"a": 1, "**": 2})))
     assert_returns(fo.muon(0.1, muon_mask={"*/embedding": False}))
+    numbers = {"a": fo.MuonDimensionNumbers(0, (1, 2)), "b": None}
+    assert_returns(fo.muon(0.1, muon_weight_dimension_numbers=numbers))
+    assert_returns(fo.galore(0.1, weight_dimension_numbers=fo.GaLoreDimensionNumbers(0, -1)))
+
+
+@register
+def own_sgd(rate, momentum=None):
+    return fo.sgd(rate, momentum)
+
+
+INJECTED = [
+    fo.inject_hyperparams(fo.adam)(SCHEDULES[1], b1=0.5),
+    fo.inject_hyperparams(fo.scale_by_adam, "eps", "bfloat16")(b2=fo.WrappedSchedule(SCHEDULES[0])),
+    fo.inject_hyperparams(fo.adamw)(0.1, mask={"*/bias": False}),
+    fo.inject_hyperparams(functools.partial(fo.adam, b1=0.5))(learning_rate=jnp.float32(0.1)),
+    fo.inject_hyperparams(own_sgd)(rate=0.1),
+    fo.inject_hyperparams(fo.MultiSteps)(fo.sgd(0.1), 2),
+    fo.inject_hyperparams(fo.contrib.muon)(0.1, muon_weight_dimension_numbers=fo.MuonDimensionNumbers(1, 0)),
+]
+
+
+@pytest.mark.parametrize("tx", INJECTED, ids=repr)
+def test_injected_hyperparams_return(tx):
+    assert_returns(tx)
+    assert_returns(fo.chain(fo.clip(1.0), tx))
+    params = {"w": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    assert jax.tree.structure(trip(tx).init(params)) == jax.tree.structure(tx.init(params))
+
+
+def plain(learning_rate):
+    return fo.sgd(learning_rate)
+
+
+@pytest.mark.parametrize("factory", [plain, lambda learning_rate: fo.sgd(learning_rate), optax.sgd])
+def test_what_makes_an_injected_one_must_be_registered(factory):
+    tx = fo.chain(fo.inject_hyperparams(factory)(learning_rate=0.1))
+    with pytest.raises(TypeError, match=r"^chain.transforms\[0\].inner_factory cannot be saved: .*register"):
+        to_config(tx)
+
+
+def test_a_measure_must_be_registered():
+    with pytest.raises(TypeError, match=r"^monitor.measures\['x'\] cannot be saved: .*with def and decorate"):
+        to_config(fo.monitor({"x": lambda updates: updates}))
+
+
+@pytest.mark.parametrize(
+    "field, x, error",
+    [
+        ("inner_factory", {"type": "constructor", "name": "os.system"}, "name 'os.system' is not known"),
+        ("inner_factory", {"type": "constructor", "name": "to_config"}, "name 'to_config' is not known"),
+        ("inner_factory", {"type": "function", "name": "adam"}, "name 'adam' is not known"),
+        ("inner_factory", {"type": "function", "name": "skip_not_finite"}, "inner_factory must be a constructor"),
+        ("inner_factory", 3, "inner_factory must be a constructor"),
+        ("numbers", {}, "learning_rate is missing"),
+        ("numbers", 3, "must have dicts"),
+        ("others", {"b1": 0.5}, "is missing"),
+        ("given", ["b3"], "each argument is among"),
+        ("given", 3, "must have dicts"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_of_an_injected_one(field, x, error):
+    config = to_config(INJECTED[0])
+    config["value"][field] = x
+    with pytest.raises((TypeError, ValueError), match=error):
+        from_config(config)
+
+
+def test_numbers_of_an_injected_one_are_checked():
+    config = to_config(INJECTED[0])
+    config["value"]["numbers"]["b1"] = 1.5
+    with pytest.raises(ValueError, match=r"^inject_hyperparams: b1 must be in \[0, 1\), got 1.5"):
+        from_config(config)
+
+
+def test_partials_compare_by_value():
+    skips = [functools.partial(fo.skip_large_updates, max_squared_norm=x) for x in (1.0, 1.0, 2.0, np.ones(2))]
+    one, same, other, array = (fo.MultiSteps(fo.sgd(0.1), 2, should_skip_update_fn=skip) for skip in skips)
+    assert one == same and hash(one) == hash(same) and one != other and one != array
+    assert "functools.partial(skip_large_updates, max_squared_norm=2.0)" in repr(other)
 
 
 def test_float64_arrays_need_x64():
