@@ -44,7 +44,13 @@ class GradientTransformation:
     >>> updates, state = flip.update({"w": jnp.ones(2)}, flip.init(None))
     >>> updates["w"].tolist()
     [-1.0, -1.0]
+
+    A class says what `explain` and `with_metrics` are to know of it: `preconditions = True`, that updates are of one
+    size whatever the gradients' (a rule with second moments, or a sign), `clips = True`, that it bounds them.
     """
+
+    preconditions = False
+    clips = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         return object.__new__(cast(type[Self], _Pair) if cls is GradientTransformation else cls)

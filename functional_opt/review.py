@@ -11,19 +11,12 @@ from .paths import Frozen, PathRules
 from .schedules import Schedule
 from .schedules.base import known
 from .transforms.accumulate import MultiSteps
-from .transforms.clip import adaptive_grad_clip, clip, clip_by_global_norm, clip_by_norm
+from .transforms.clip import clip_by_block_rms
 from .transforms.decay import add_decayed_weights
 from .transforms.learning_rate import scale, scale_by_learning_rate, scale_by_schedule
 from .transforms.moments import ema, trace
 from .transforms.nesting import children
 from .transforms.select import masked, partition
-
-CLIPS = (adaptive_grad_clip, clip, clip_by_global_norm, clip_by_norm)  # not the block rms: Adafactor's, on purpose
-PRECONDITIONERS = {
-    *("scale_by_adam", "scale_by_amsgrad", "scale_by_adamax", "scale_by_nadam", "scale_by_rms", "scale_by_stddev"),
-    *("scale_by_rss", "scale_by_adadelta", "scale_by_factored_rms", "scale_by_lion", "scale_by_muon"),
-    *("scale_by_belief", "scale_by_yogi", "scale_by_radam", "scale_by_adan", "scale_by_novograd", "scale_by_sm3"),
-}
 
 
 class Note(NamedTuple):
@@ -73,7 +66,7 @@ def _decay_after_learning_rate(tx, rows, params, steps):
 
 
 def _clip_after_preconditioner(tx, rows, params, steps):
-    for rule, clipping in _pairs(rows, _preconditions, lambda x: isinstance(x, CLIPS)):
+    for rule, clipping in _pairs(rows, _preconditions, _clips):
         yield Note(
             "warning",
             "clip_after_preconditioner",
@@ -84,7 +77,11 @@ def _clip_after_preconditioner(tx, rows, params, steps):
 
 
 def _preconditions(link: Any) -> bool:
-    return type(link).__name__ in PRECONDITIONERS
+    return getattr(link, "preconditions", False)
+
+
+def _clips(link: Any) -> bool:
+    return getattr(link, "clips", False) and not isinstance(link, clip_by_block_rms)  # Adafactor's, on purpose
 
 
 def _two_learning_rates(tx, rows, params, steps):

@@ -45,6 +45,7 @@ class scale_by_acprop(GradientTransformation):
     (3.0, 1.0)
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-16

@@ -38,6 +38,7 @@ class scale_by_adadelta(GradientTransformation):
     (1.789, 4.0)
     """
 
+    preconditions = True
     rho: Decay = 0.9
     eps: Positive = 1e-6
     state_dtype: Static[DType | None] = None

@@ -67,6 +67,7 @@ class scale_by_factored_rms(GradientTransformation):
     ((2,), (3,), (1,))
     """
 
+    preconditions = True
     factored: Static[bool] = True
     decay_rate: Real = 0.8
     step_offset: Real = 0

@@ -37,6 +37,7 @@ class scale_by_rss(GradientTransformation):
     (0.8, 25.0)
     """
 
+    preconditions = True
     initial_accumulator_value: NonNegative = 0.1
     eps: NonNegative = 1e-7
     eps_in_sqrt: Static[bool] = True

@@ -50,6 +50,7 @@ class scale_by_adam(GradientTransformation):
     Differs from Optax in `eps_hat` and `state_dtype`, and in storing float32 for 16-bit params.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-8

@@ -35,6 +35,7 @@ class scale_by_adamax(GradientTransformation):
     ([1.0, -1.0], [2.0, 0.10000000149011612])
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-8

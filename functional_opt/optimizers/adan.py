@@ -48,6 +48,7 @@ class scale_by_adan(GradientTransformation):
     Differs from Optax 0.2.8, which weighs d and v̂ by 1 − b2: the paper's β₂, where it has 1 − β₂ (its #1715).
     """
 
+    preconditions = True
     b1: Decay = 0.98
     b2: Decay = 0.92
     b3: Decay = 0.99

@@ -58,6 +58,7 @@ class scale_by_ademamix(GradientTransformation):
     2.0
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     b3: DecayRate = 0.9999
@@ -146,6 +147,7 @@ class scale_by_simplified_ademamix(GradientTransformation):
     3.0
     """
 
+    preconditions = True
     b1: Decay = 0.99
     b2: Decay = 0.95
     alpha: Rate = 0.0

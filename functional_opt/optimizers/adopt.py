@@ -44,6 +44,7 @@ class scale_by_adopt(GradientTransformation):
     (0.0, 0.25)
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.9999
     eps: Positive = 1e-6

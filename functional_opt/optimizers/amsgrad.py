@@ -43,6 +43,7 @@ class scale_by_amsgrad(GradientTransformation):
     0.25
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-8

@@ -65,6 +65,10 @@ class scale_by_galore(GradientTransformation):
     weight_dimension_numbers: Static[GaLoreNumbers | None] = None
     state_dtype: Static[DType | None] = None
 
+    @property
+    def preconditions(self) -> bool:
+        return self._base.preconditions
+
     def init(self, params):
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
         p, small = [], []

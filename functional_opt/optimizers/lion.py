@@ -41,6 +41,7 @@ class scale_by_lion(GradientTransformation):
     [1.0, -1.0]
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.99
     mu_dtype: Static[DType | None] = None

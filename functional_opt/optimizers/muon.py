@@ -66,6 +66,7 @@ class scale_by_muon(GradientTransformation):
     of more axes are stacks also without weight_dimension_numbers; adaptive is for each matrix of a stack by itself.
     """
 
+    preconditions = True
     ns_coeffs: Coefficients = PRESETS["standard"]
     ns_steps: Static[PositiveInt] = 5
     beta: Decay = 0.95

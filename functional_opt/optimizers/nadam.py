@@ -47,6 +47,7 @@ class scale_by_nadam(GradientTransformation):
     Differs from `scale_by_adam(nesterov=True)`, which is Optax's Nadam and has μ = b1 at every step.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-7

@@ -47,6 +47,7 @@ class scale_by_novograd(GradientTransformation):
     ([0.6, 0.8], 25.0)
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.25
     eps: NonNegative = 1e-8

@@ -36,6 +36,7 @@ class scale_by_radam(GradientTransformation):
     Differs from Optax: ρ, a small difference of large numbers, keeps its digits in float32.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-8

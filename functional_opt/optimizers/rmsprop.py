@@ -46,6 +46,7 @@ class scale_by_rms(GradientTransformation):
     2.0
     """
 
+    preconditions = True
     decay: Decay = 0.9
     eps: NonNegative = 1e-8
     initial_scale: NonNegative = 0.0
@@ -98,6 +99,7 @@ class scale_by_stddev(GradientTransformation):
     2.0
     """
 
+    preconditions = True
     decay: Decay = 0.9
     eps: NonNegative = 1e-8
     initial_scale: NonNegative = 0.0

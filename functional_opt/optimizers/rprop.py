@@ -46,6 +46,7 @@ class scale_by_rprop(GradientTransformation):
     Differs from Optax 0.2.8, which gives every step one call late, and 0 at the first (its #1725).
     """
 
+    preconditions = True
     learning_rate: NonNegative
     eta_minus: Shrink = 0.5
     eta_plus: Grow = 1.2

@@ -23,6 +23,8 @@ class scale_by_sign(GradientTransformation):
     [1.0, -1.0, 0.0]
     """
 
+    preconditions = True
+
     def init(self, params):
         return EmptyState()
 

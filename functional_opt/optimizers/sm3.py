@@ -47,6 +47,7 @@ class scale_by_sm3(GradientTransformation):
     Differs from Optax: scalars are taken.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Fraction = 1.0
     eps: NonNegative = 1e-8

@@ -58,6 +58,7 @@ class scale_by_sophia(GradientTransformation):
     ([1.0, 0.0], 0.02)
     """
 
+    preconditions = True
     b1: Decay = 0.965
     b2: Decay = 0.99
     eps: NonNegative = 1e-8

@@ -37,6 +37,7 @@ class scale_by_yogi(GradientTransformation):
     Differs from Optax, which starts m with initial_accumulator_value too: here, as in the paper, with 0.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-3

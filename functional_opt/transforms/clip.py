@@ -22,6 +22,7 @@ class clip(GradientTransformation):
     [-1.0, 0.5]
     """
 
+    clips = True
     max_delta: NonNegative
 
     def init(self, params):
@@ -47,6 +48,7 @@ class clip_by_norm(GradientTransformation):
     [0.6000000238418579, 0.800000011920929]
     """
 
+    clips = True
     max_norm: NonNegative
 
     def init(self, params):
@@ -76,6 +78,7 @@ class clip_by_global_norm(GradientTransformation):
     stays in its leaf; `max_norm=0` gives zeros.
     """
 
+    clips = True
     max_norm: NonNegative
 
     def init(self, params):
@@ -101,6 +104,7 @@ class clip_by_block_rms(GradientTransformation):
     [1.0, 1.0, 1.0, 1.0]
     """
 
+    clips = True
     threshold: Positive
 
     def init(self, params):
@@ -135,6 +139,7 @@ class adaptive_grad_clip(GradientTransformation):
     0.1
     """
 
+    clips = True
     clipping: NonNegative
     eps: NonNegative = 1e-3
     axis: Static[int | tuple[int, ...] | None] = None

@@ -10,11 +10,8 @@ from ..leaves import global_norm
 from ..schedules import Schedule
 from ..schedules.base import rate_at
 from .accumulate import MultiStepsState
-from .clip import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_by_norm
 from .guard import ApplyIfFiniteState
 from .nesting import children, walk, with_children
-
-CLIPS = (adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_by_norm)
 
 
 class MetricsState(NamedTuple):
@@ -120,7 +117,7 @@ class _normed(GradientTransformation):
 
 
 def _with_norms(tx: GradientTransformation) -> GradientTransformation:
-    return _normed(tx) if isinstance(tx, CLIPS) else with_children(tx, _with_norms)
+    return _normed(tx) if getattr(tx, "clips", False) else with_children(tx, _with_norms)
 
 
 def _rates(tx: Any, state: Any) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """What a transformation is made of: its links, their states, and edits of one link in all the nesting."""
 
+import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..base import GradientTransformation
+import jax
+from jax.tree_util import DictKey, GetAttrKey
+
+from ..base import GradientTransformation, transformation
+from ..value import Static
 from .chain import named_chain
 from .select import partition
-
-INNER_STATE = ("inner_state", "inner_opt_state", "base_optimizer_state", "opt_state", "state")
-"""What the state of a transformation around another one calls that one's state."""
 
 
 def children(tx: Any) -> list[tuple[str, GradientTransformation]]:
@@ -63,19 +66,62 @@ def walk(tx: Any, state: Any = None, path: str = "", labels: tuple = ()) -> Iter
     """`(path, labels, transformation, state)` of one and all within it, outer ones first.
 
     `labels` are the groups of a partition and the names of a chain that lead there. The state is None where a
-    transformation from elsewhere does not say, by one of the names in `INNER_STATE`, where it keeps those of others.
+    transformation keeps those of others nowhere that its `init` shows.
     """
     yield path, labels, tx, state
-    for i, (step, child) in enumerate(children(tx)):
-        inner, name = None, ()
-        if isinstance(tx, named_chain):
-            inner, name = (state[tx.names[i]] if isinstance(state, dict) else None), (tx.names[i],)
-        elif isinstance(tx, partition):
-            label = list(tx.transforms)[i]
-            inner, name = getattr(state, "inner_states", {}).get(label), (label,)
-            inner = getattr(inner, "inner_state", None)
-        elif type(state) is tuple and len(state) == len(children(tx)):
-            inner = state[i]
-        elif len(children(tx)) == 1:
-            inner = next((getattr(state, field) for field in INNER_STATE if hasattr(state, field)), None)
-        yield from walk(child, inner, path + step, labels + name)
+    inside = children(tx)
+    places = _places(jax.tree.structure(_marked(tx))) if inside else ()
+    for i, (step, child) in enumerate(inside):
+        name = (tx.names[i],) if isinstance(tx, named_chain) else ()
+        name = (list(tx.transforms)[i],) if isinstance(tx, partition) else name
+        yield from walk(child, _at(state, places[i]), path + step, labels + name)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Stands in a state where that of the i-th transformation within will be."""
+
+    i: int
+
+
+@transformation
+class _mark(GradientTransformation):
+    """Stands for the i-th transformation within another one, to see where that keeps its state."""
+
+    i: Static[int]
+
+    def init(self, params):
+        return _Place(self.i)
+
+    def update(self, updates, state, params=None, **extra):
+        return updates, state
+
+
+def _marked(tx: Any) -> Any:
+    """With marks for the transformations right within it."""
+    marks = iter(range(len(children(tx))))
+    return with_children(tx, lambda _: _mark(next(marks)))
+
+
+@functools.lru_cache(256)
+def _places(marked: Any) -> list[tuple | None]:
+    """The path of each inner state in that of a transformation, given the tree structure of one with marks."""
+    tx, found = marked.unflatten([0.0] * marked.num_leaves), {}
+    with contextlib.suppress(Exception):  # one whose init wants real params or numbers says nothing
+        state = jax.eval_shape(tx.init, {})
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, _Place))
+        found = {x.i: path for path, x in leaves if isinstance(x, _Place)}
+    return [found.get(i) for i in range(len(children(tx)))]
+
+
+def _at(state: Any, place: tuple | None) -> Any:
+    """What stands there, or None."""
+    key: Any
+    try:
+        for key in place or ():
+            named = isinstance(key, GetAttrKey)
+            state = getattr(state, key.name) if named else state[key.key if isinstance(key, DictKey) else key.idx]
+    except (AttributeError, KeyError, IndexError, TypeError):  # the state is another one, or there is none
+        return None
+    return None if place is None else state

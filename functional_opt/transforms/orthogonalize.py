@@ -72,6 +72,7 @@ class orthogonalize(GradientTransformation):
     True
     """
 
+    preconditions = True
     ns_coeffs: Coefficients = PRESETS["standard"]
     ns_steps: Static[PositiveInt] = 5
     eps: NonNegative = 1e-8
