@@ -46,11 +46,13 @@ class GradientTransformation:
     [-1.0, -1.0]
 
     A class says what `explain` and `with_metrics` are to know of it: `preconditions = True`, that updates are of one
-    size whatever the gradients' (a rule with second moments, or a sign), `clips = True`, that it bounds them.
+    size whatever the gradients' (a rule with second moments, or a sign), `clips = True`, that it bounds them,
+    `in_turn = True`, that what one transformation within it gives goes to the next.
     """
 
     preconditions = False
     clips = False
+    in_turn = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         return object.__new__(cast(type[Self], _Pair) if cls is GradientTransformation else cls)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import operator
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,11 +12,10 @@ import numpy as np
 
 from .base import GradientTransformation, Transformation
 from .leaves import Tree
-from .paths import MaskedNode, keep, resolve_labels, resolve_mask
+from .paths import keep, resolve_mask
 from .review import Note, review
 from .transforms.decay import add_decayed_weights
-from .transforms.nesting import children
-from .transforms.select import masked, partition, selective_transform
+from .transforms.nesting import children, with_children
 from .value import checked
 
 WIDTH = 118
@@ -99,7 +97,7 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
     >>> print(plan.notes[0].kind, plan.notes[0].rule, plan.notes[0].path)
     warning decay_after_learning_rate .transforms[1]
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)), params)
+    shapes = _shapes(params)
     state = jax.eval_shape(tx.init, shapes)
     rows = tuple(_rows(tx, shapes, "", 0))
     names = _names(shapes)
@@ -114,16 +112,24 @@ def size(tree: Tree) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
+def _shapes(params: Tree) -> Tree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)), params)
+
+
 def _names(params: Tree) -> tuple[str, ...]:
     places, _ = jax.tree_util.tree_flatten_with_path(params)
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places)
 
 
-def _rows(tx: Any, params: Tree, path: str, depth: int) -> Iterator[Row]:
-    inner = [list(_rows(child, _seen(tx, step, params), path + step, depth + 1)) for step, child in children(tx)]
+def _rows(tx: Any, params: Tree, path: str, depth: int, names: tuple[str, ...] | None = None) -> Iterator[Row]:
+    """The rows of a transformation and of those within it; `names` where its params are not leaves of the params."""
+    touched = seen = _names(params) if names is None else names
+    inner = []
+    for (step, child), given in zip(children(tx), _given(tx, params), strict=True):
+        like = names if names is not None or set(_names(given)) <= set(seen) else seen
+        inner.append(list(_rows(child, given, path + step, depth + 1, like)))
     own = size(jax.eval_shape(tx.init, params)) - sum(row.state_bytes for rows in inner for row in rows)
-    touched = seen = _names(params)
-    if isinstance(tx, add_decayed_weights) and tx.mask is not None:
+    if isinstance(tx, add_decayed_weights) and tx.mask is not None and names is None:
         touched = _names(keep(resolve_mask(tx.mask, params), params))
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}
@@ -134,18 +140,22 @@ def _rows(tx: Any, params: Tree, path: str, depth: int) -> Iterator[Row]:
         yield from rows
 
 
-def _seen(tx: Any, step: str, params: Tree) -> Tree:
-    """The params that a transformation within another one sees."""
-    if isinstance(tx, masked):
-        return keep(resolve_mask(tx.mask, params), params, MaskedNode())
-    if isinstance(tx, partition):
-        labels = resolve_labels(tx.param_labels, params)
-        label = next(x for x in tx.transforms if step.endswith(f"[{x!r}]"))
-        return keep(jax.tree.map(lambda own: own == label, labels), params, MaskedNode())
-    if isinstance(tx, selective_transform):
-        moving = jax.tree.map(operator.not_, resolve_mask(tx.freeze_mask, params))
-        return keep(moving, params, MaskedNode())
-    return params
+def _given(tx: Any, params: Tree) -> list[Tree]:
+    """The params that `tx` gives to each transformation within it: some of them, or in other shapes."""
+    given: list[Tree] = [params] * len(children(tx))
+    places = iter(range(len(given)))
+
+    def watched(child: GradientTransformation) -> GradientTransformation:
+        i = next(places)
+
+        def init(params):
+            given[i] = _shapes(params)
+            return child.init(params)
+
+        return GradientTransformation(init, child.update)
+
+    jax.eval_shape(with_children(tx, watched).init, params)
+    return given
 
 
 def _flops(tx: Any, params: Tree) -> float | None:

@@ -37,9 +37,16 @@ def review(tx: Any, rows: tuple, params: Tree, steps: int | None = None) -> tupl
 def _pairs(rows: tuple, first: Callable, second: Callable) -> Iterator[tuple[Any, Any]]:
     """Links of two kinds, one before the other on leaves that they share; each second one once."""
     for i, b in enumerate(rows):
-        before = [a for a in rows[:i] if first(a.link) and set(a.leaves) & set(b.leaves)]
+        shared = [a for a in rows[:i] if first(a.link) and set(a.leaves) & set(b.leaves)]
+        before = [a for a in shared if second(b.link) and _in_turn(rows, a, b)]
         if second(b.link) and before:
             yield before[-1], b
+
+
+def _in_turn(rows: tuple, a: Any, b: Any) -> bool:
+    """Whether what one gives goes to the other: not so for two optimizers that stand side by side, as in sam."""
+    around = [r for r in rows if all(x.path == r.path or x.path.startswith(f"{r.path}.") for x in (a, b))]
+    return around[-1] is a or around[-1].link.in_turn
 
 
 def _descends(link: Any) -> bool:

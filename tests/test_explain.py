@@ -7,11 +7,17 @@ import pytest
 
 import functional_opt as fo
 from functional_opt.explain import Explanation, size
+from functional_opt.transforms.nesting import children, walk
 
-from .conformance.cases import each_case
-from .helpers import make_params
+from .conformance.cases import OPTIMIZERS, each_case
+from .helpers import make_grads, make_params, train_eagerly
 
 PARAMS = make_params()
+OF_ITS_OWN_SIZE = (
+    *("scale_by_dog", "scale_by_dowg", "scale_by_distance_over", "scale_by_cocob"),  # find their step size
+    *("scale_by_lion-", "scale_by_radam", "scale_by_sophia-unclipped"),  # of one size in part, or later
+    *("scale_by_trust_ratio", "scale_by_lbfgs"),  # the weights' size, and a Newton step's
+)
 ZERO = fo.linear_schedule(0.0, 0.0, 10)
 
 
@@ -22,6 +28,43 @@ def test_bytes_are_those_of_the_state(case):
     assert plan.state_bytes == actual == sum(row.state_bytes for row in plan.rows)
     assert all(row.state_bytes >= 0 for row in plan.rows)
     assert max(map(len, str(plan).split("\n"))) <= 118
+
+
+@each_case
+def test_no_wrapper_is_unknown(case):
+    """The state of every transformation within another one is found, and no optimizer of the library is warned of."""
+    tx, plan = case.tx(), fo.explain(case.tx(), PARAMS)
+    found = {path: state for path, _, _, state in walk(tx, tx.init(PARAMS))}
+    assert [path for path, state in found.items() if state is None] == []
+    if "with_metrics" not in repr(tx):  # which adds to the state of the clips within it
+        inner = [(row.state_bytes, found[row.path]) for row in plan.rows if not children(row.link)]
+        assert [sum(x.nbytes for x in jax.tree.leaves(state)) for _, state in inner] == [n for n, _ in inner]
+    assert case not in OPTIMIZERS or [note.rule for note in plan.notes if note.kind == "warning"] == []
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        fo.galore(0.1, rank=1, base_optimizer=fo.scale_by_adam()),
+        fo.flatten(fo.chain(fo.scale_by_factored_rms(min_dim_size_to_factor=1), fo.scale(-0.1))),
+    ],
+    ids=repr,
+)
+def test_bytes_of_what_sees_params_of_other_shapes(tx):
+    plan = fo.explain(tx, PARAMS)
+    assert all(row.state_bytes >= 0 and row.leaves == plan.leaves for row in plan.rows)
+    assert plan.state_bytes == sum(row.state_bytes for row in plan.rows)
+
+
+@each_case
+def test_a_rule_that_preconditions_says_so(case):
+    """Its updates are as large for gradients four times as large; what keeps a rate of its own is left out."""
+    if not (case.name.startswith("scale_by_") and type(case.tx()).__name__ == case.name.split("-")[0]):
+        return
+    grads = make_grads(3)
+    ones, fours = (train_eagerly(case.tx(), PARAMS, jax.tree.map(lambda g, k=k: k * g, grads), 3)[0] for k in (1, 4))
+    same = bool(fo.global_norm(fours) < 1.5 * fo.global_norm(ones))
+    assert same == case.tx().preconditions or case.name.startswith(OF_ITS_OWN_SIZE), case.name
 
 
 def test_what_each_link_touches():

@@ -70,6 +70,7 @@ class process(GradientTransformation):
     Differs from Optax: arithmetic is in float32 throughout, the result is cast once, as in `chain`.
     """
 
+    in_turn = True
     preprocessor: Transformation
     aggregator: Transformation
     postprocessor: Transformation

@@ -47,6 +47,7 @@ class chain(GradientTransformation):
     Differs from Optax in the dtype rule, and in that `chain()` is allowed.
     """
 
+    in_turn = True
     transforms: tuple[GradientTransformation, ...] = ()
 
     def __init__(self, *args: Any, transforms: tuple = ()):
@@ -78,6 +79,7 @@ class named_chain(GradientTransformation):
     ['lr', 'momentum']
     """
 
+    in_turn = True
     names: Static[tuple[str, ...]] = ()
     transforms: tuple[GradientTransformation, ...] = ()
 
