@@ -123,17 +123,12 @@ class muon_labels:
     weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def __call__(self, params: Tree) -> Tree:
-        def label(x, may=True):
-            return "muon" if may and not is_nothing(x) and jnp.ndim(x) == 2 else "adam"
-
-        masks = () if self.mask is None else (spread(resolve_mask(self.mask, params), params),)
-        return jax.tree.map(label, params, *masks, is_leaf=is_nothing)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
         if self.weight_dimension_numbers is None:
             matrices = [not is_nothing(x) and jnp.ndim(x) == 2 for x in leaves]
         else:
             matrices = [spec is not None for spec in specs_of(self.weight_dimension_numbers, params)]
-        masks = () if self.mask is None else (resolve_mask(self.mask, params),)
+        masks = () if self.mask is None else (spread(resolve_mask(self.mask, params), params),)
 
         def label(x, matrix, may=True):
             return "muon" if may and matrix else "adam"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, cast_like, map_leaves, narrow, zeros_like
+from ..leaves import Tree, cast_like, is_nothing, map_leaves, narrow, zeros_like
 from ..value import Count, NonNegative, Static
 from .linesearch import Grow, along, needs_loss, slope
 
@@ -149,7 +149,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
             trial = _Trial(point, grad, *(jnp.asarray(e, dtype) for e in self._errors(start, point)))
             return self._next(search, trial)
 
-        nowhere = _Trial(start, cast_like(grad, state.grad), *(jnp.full_like(zero, jnp.inf),) * 2)
+        nowhere = _Trial(start, _filled(grad, state.grad), *(jnp.full_like(zero, jnp.inf),) * 2)
         no = jnp.zeros([], bool)
         search = _Search(jnp.zeros([], jnp.int32), no, no, start, start, start, nowhere, nowhere)
         search = jax.lax.while_loop(goes_on, attempt, search)
@@ -206,6 +206,13 @@ class scale_by_zoom_linesearch(GradientTransformation):
             ),
             lambda: None,
         )
+
+
+def _filled(grad: Tree, like: Tree) -> Tree:
+    """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
+    return jax.tree.map(
+        lambda g, x: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), grad, like, is_leaf=is_nothing
+    )
 
 
 def _where(chosen: jax.Array, a: Any, b: Any) -> Any:
