@@ -89,6 +89,9 @@ from .optimizers.galore import GaLoreState as GaLoreState
 from .optimizers.galore import galore as galore
 from .optimizers.galore import scale_by_galore as scale_by_galore
 from .optimizers.lamb import lamb as lamb
+from .optimizers.laprop import ScaleByLaPropState as ScaleByLaPropState
+from .optimizers.laprop import laprop as laprop
+from .optimizers.laprop import scale_by_laprop as scale_by_laprop
 from .optimizers.lars import lars as lars
 from .optimizers.lbfgs import ScaleByLBFGSState as ScaleByLBFGSState
 from .optimizers.lbfgs import lbfgs as lbfgs
@@ -99,6 +102,9 @@ from .optimizers.lion import scale_by_lion as scale_by_lion
 from .optimizers.madgrad import MadgradState as MadgradState
 from .optimizers.madgrad import madgrad as madgrad
 from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad
+from .optimizers.mars import ScaleByMarsState as ScaleByMarsState
+from .optimizers.mars import mars as mars
+from .optimizers.mars import scale_by_mars as scale_by_mars
 from .optimizers.mechanic import MechanicState as MechanicState
 from .optimizers.mechanic import mechanize as mechanize
 from .optimizers.momo import MomoAdamState as MomoAdamState
@@ -156,6 +162,9 @@ from .optimizers.sm3 import sm3 as sm3
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import scale_by_sophia as scale_by_sophia
 from .optimizers.sophia import sophia as sophia
+from .optimizers.stable_adamw import ScaleByStableAdamWState as ScaleByStableAdamWState
+from .optimizers.stable_adamw import scale_by_stable_adamw as scale_by_stable_adamw
+from .optimizers.stable_adamw import stable_adamw as stable_adamw
 from .optimizers.yogi import scale_by_yogi as scale_by_yogi
 from .optimizers.yogi import yogi as yogi
 from .paths import MaskedNode as MaskedNode

@@ -9,7 +9,6 @@ from ..base import GradientTransformation, Transformation
 from ..paths import PathRules
 from ..value import Range, checked
 from .chain import chain, identity
-from .decay import add_decayed_weights
 from .learning_rate import scale
 from .nesting import children, walk, with_children
 from .select import partition, set_to_zero
@@ -120,7 +119,7 @@ def _replaced(link: Any, own: dict[str, Any], pattern: str) -> Any:
     changes = {name: x for name, x in own.items() if name in _arguments(link)}
     if not changes:
         return link
-    if isinstance(link, add_decayed_weights):
+    if "weight_decay" in changes and hasattr(link, "mask"):
         changes["mask"] = None
     try:
         return dataclasses.replace(link, **changes)

@@ -16,6 +16,7 @@ from . import cases_data as data
 from . import cases_free as free
 from . import cases_linesearch as linesearch
 from . import cases_rest as rest
+from . import cases_modern as modern
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -109,6 +110,7 @@ OPTIMIZERS = [
     *contrib.OPTIMIZERS,
     *free.OPTIMIZERS,
     *rest.OPTIMIZERS,
+    *modern.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -178,6 +180,7 @@ TRANSFORMATIONS = [
     *free.TRANSFORMATIONS,
     *linesearch.TRANSFORMATIONS,
     *rest.TRANSFORMATIONS,
+    *modern.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

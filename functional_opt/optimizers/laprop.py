@@ -1,0 +1,93 @@
+"""LaProp: Adam that divides by the second moment first and averages then."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..value import Decay, DType, NonNegative, Static, checked
+
+
+class ScaleByLaPropState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of the divided g. `nu`: running mean of |g|²."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_laprop(GradientTransformation):
+    """LaProp's direction: u = m / (1 − b1ᵗ), m ← b1·m + (1 − b1)·g / (√v̂ + eps).
+
+    v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ). No gradient is ever divided by the v of a later step, so any
+    b1 and b2 go together, where Adam needs b1² < b2.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added outside the root, ≥ 0.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Ziyin, Wang & Ueda 2020, arXiv:2002.04839, algorithm 1.
+
+    >>> tx = scale_by_laprop()
+    >>> u, state = tx.update({"w": jnp.array([2.0, -0.1])}, tx.init({"w": jnp.zeros(2)}))
+    >>> u["w"].round(3).tolist()
+    [1.0, -1.0]
+
+    Differs from the authors' code where the learning rate changes: there it enters the mean.
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-15
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu = zeros_like(params, self.state_dtype)
+        return ScaleByLaPropState(zero_count(), mu, zeros_like(params, self.state_dtype, real=True))
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+
+        def leaf(g, m, v):
+            v = b2 * v + (1 - b2) * abs_sq(g)
+            m = b1 * m + (1 - b1) * g / (jnp.sqrt(v / (1 - b2**t)) + self.eps)
+            return m / (1 - b1**t), m, v
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
+        return updates, ScaleByLaPropState(t, mu, nu)
+
+
+@checked
+def laprop(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-15,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """LaProp: w ← w − learning_rate · (m / (1 − b1ᵗ) + weight_decay · w). See `scale_by_laprop`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 4e-4 is the paper's.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Ziyin, Wang & Ueda 2020, arXiv:2002.04839.
+
+    >>> laprop(4e-4)
+    chain(scale_by_laprop(), add_decayed_weights(), scale_by_learning_rate(0.0004))
+    """
+    rule = scale_by_laprop(b1, b2, eps, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,112 @@
+"""StableAdamW: AdamW whose step shrinks where a gradient outgrows its second moment."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
+from ..paths import Mask, merge, resolve_mask
+from ..schedules import Rate
+from ..schedules.base import rate_at
+from ..transforms.chain import chain
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..value import Decay, DType, Positive, Static, checked
+
+
+class ScaleByStableAdamWState(NamedTuple):
+    """`count`: steps done. `mu`, `nu`: weighted means of g and |g|², with no bias left to correct."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_stable_adamw(GradientTransformation):
+    """StableAdamW's direction: u = (m / (√v + eps) + weight_decay · w) / max(1, RMS).
+
+    RMS, one number a leaf, is √(mean of |g|² / max(v, eps²)): about 1, and more where v lags behind. The weight
+    of the new term is (1 − b) / (1 − bᵗ): m ← m + (g − m)·(1 − b1) / (1 − b1ᵗ), and v alike with |g|² and b2.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added outside the root, > 0.
+        weight_decay: a number ≥ 0, a schedule, or a function of the count; None for none, which needs no params.
+        mask: which leaves decay, as in `add_decayed_weights`; all if None.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError with weight_decay and without params, or naming the leaf where the mask does not fit.
+
+    Wortsman et al. 2023, arXiv:2304.13013, algorithm 2: the decay shrinks with the step, so it stands in here.
+
+    >>> tx, w = scale_by_stable_adamw(), jnp.zeros(2)
+    >>> _, state = tx.update(jnp.array([0.1, 0.1]), tx.init(w))
+    >>> tx.update(jnp.array([9.0, 9.0]), state)[0].round(2).tolist()  # a spike; without the clip 0.75
+    [0.5299999713897705, 0.5299999713897705]
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    eps: Positive = 1e-8
+    weight_decay: Rate | None = None
+    mask: Static[Mask | None] = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        if self.mask is not None:
+            resolve_mask(self.mask, params)  # refuse one that does not fit before training starts
+        mu = zeros_like(params, self.state_dtype)
+        return ScaleByStableAdamWState(zero_count(), mu, zeros_like(params, self.state_dtype, real=True))
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        new1, new2 = ((1 - b) / (1 - b**t) for b in (self.b1, self.b2))
+        rate = 0.0 if self.weight_decay is None else rate_at(self.weight_decay, state.count)
+
+        def leaf(g, m, v, w):
+            m = (1 - new1) * m + new1 * g
+            v = (1 - new2) * v + new2 * abs_sq(g)
+            rms = safe_sqrt(jnp.mean(abs_sq(g) / jnp.maximum(v, self.eps**2)))
+            return (m / (jnp.sqrt(v) + self.eps) + rate * w) / jnp.maximum(1.0, rms), m, v
+
+        read = (self._decaying(updates, params),)
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, read=read, params=params)
+        return updates, ScaleByStableAdamWState(t, mu, nu)
+
+    def _decaying(self, updates: Tree, params: Tree) -> Tree:
+        """The params where they decay, zeros where not."""
+        if self.weight_decay is None:
+            return jax.tree.map(jnp.zeros_like, updates)
+        needs_params(params, self)
+        if self.mask is None:
+            return params
+        return merge(resolve_mask(self.mask, params), params, jax.tree.map(jnp.zeros_like, params))
+
+
+@checked
+def stable_adamw(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    eps: Positive = 1e-8,
+    weight_decay: Rate = 1e-2,
+    mask: Mask | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """StableAdamW: w ← w − learning_rate / max(1, RMS) · (m / (√v + eps) + weight_decay · w).
+
+    See `scale_by_stable_adamw` for the terms and arguments. It takes the place of clipping the gradients.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count.
+
+    Wortsman et al. 2023, arXiv:2304.13013.
+
+    >>> stable_adamw(1e-3)
+    chain(scale_by_stable_adamw(weight_decay=0.01), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_stable_adamw(b1, b2, eps, weight_decay, mask, state_dtype)
+    return chain(rule, scale_by_learning_rate(learning_rate))
