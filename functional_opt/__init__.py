@@ -52,6 +52,9 @@ from .optimizers.adam import ScaleByAdamState as ScaleByAdamState
 from .optimizers.adam import adam as adam
 from .optimizers.adam import adamw as adamw
 from .optimizers.adam import scale_by_adam as scale_by_adam
+from .optimizers.adam_mini import ScaleByAdamMiniState as ScaleByAdamMiniState
+from .optimizers.adam_mini import adam_mini as adam_mini
+from .optimizers.adam_mini import scale_by_adam_mini as scale_by_adam_mini
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamax import adamaxw as adamaxw
 from .optimizers.adamax import scale_by_adamax as scale_by_adamax
@@ -198,6 +201,10 @@ from .transforms.accumulate import apply_every as apply_every
 from .transforms.accumulate import skip_large_updates as skip_large_updates
 from .transforms.accumulate import skip_not_finite as skip_not_finite
 from .transforms.aggregate import aggregate as aggregate
+from .transforms.cautious import CautiousState as CautiousState
+from .transforms.cautious import add_cautious_decayed_weights as add_cautious_decayed_weights
+from .transforms.cautious import cautious as cautious
+from .transforms.cautious import scale_by_cautious as scale_by_cautious
 from .transforms.chain import chain as chain
 from .transforms.chain import identity as identity
 from .transforms.chain import named_chain as named_chain

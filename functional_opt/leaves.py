@@ -205,6 +205,14 @@ def copy_of(tree: Tree, dtype: Any = None) -> Tree:
     return jax.tree.map(leaf, zeros_like(tree, dtype), tree)
 
 
+def whole(x: jax.Array, axis: int) -> jax.Array:
+    """The array with one axis whole on every device, where sharding is explicit and cuts it."""
+    spec = jax.typeof(x).sharding.spec
+    if spec[axis] is None:
+        return x
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*spec[:axis], None, *spec[axis + 1 :]))
+
+
 # Numbers
 
 

@@ -7,15 +7,41 @@ from .case import case
 
 ADAM = "learning_rate b1 b2 eps weight_decay"
 DECAY = {"weight_decay": 0.1}
+CAREFUL = {"learning_rate": 0.05, "weight_decay": 0.1, "eps": 1.0}
+
+
+def within_adam(learning_rate, eps):
+    return fo.cautious(fo.adam(learning_rate), eps)
+
+
+def cautious_decay(learning_rate, weight_decay, eps):
+    rule = fo.scale_by_cautious(fo.trace(0.5), eps)
+    decay = fo.add_cautious_decayed_weights(weight_decay)
+    return fo.chain(rule, decay, fo.scale_by_learning_rate(learning_rate))
+
 
 OPTIMIZERS = [
     case("stable_adamw", fo.stable_adamw, None, ref.stable_adamw, ADAM, learning_rate=0.1, **DECAY),
     case("laprop", fo.laprop, None, ref.laprop, ADAM, learning_rate=0.1, **DECAY),
     case("mars", fo.mars, None, ref.mars, f"{ADAM} gamma", learning_rate=0.1, gamma=0.1, **DECAY),
+    case("adam_mini", fo.adam_mini, None, ref.adam_mini, ADAM, learning_rate=0.1, **DECAY),
+    case("cautious", within_adam, None, ref.cautious, "learning_rate eps", learning_rate=0.1, eps=0.5),
+    case(
+        "scale_by_cautious",
+        cautious_decay,
+        None,
+        ref.cautious_decay,
+        "weight_decay",
+        learning_rate=0.05,
+        eps=1.0,
+        **DECAY,
+    ),
 ]
 
 TRANSFORMATIONS = [
     case("scale_by_stable_adamw", fo.scale_by_stable_adamw, None, None, "b1 b2 eps"),
     case("scale_by_laprop", fo.scale_by_laprop, None, None, "b1 b2 eps"),
     case("scale_by_mars", fo.scale_by_mars, None, None, "b1 b2 eps gamma"),
+    case("scale_by_adam_mini", fo.scale_by_adam_mini, None, None, "b1 b2 eps", block={"*/kernel": (2, -1)}),
+    case("add_cautious_decayed_weights", fo.add_cautious_decayed_weights, None, None, "weight_decay", **DECAY),
 ]

@@ -39,3 +39,36 @@ def mars(w, grads, learning_rate, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, weigh
         w = w - learning_rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * w)
         before = g
         yield w
+
+
+def adam_mini(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0) -> Run:
+    """Zhang et al. 2024, algorithm 1, with a block for every column of a matrix."""
+    m, v = np.zeros_like(w), 0.0
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * np.mean(g**2, axis=0 if w.ndim == 2 else None)
+        w = w - learning_rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * w)
+        yield w
+
+
+def cautious(w, grads, learning_rate, eps=1.0) -> Run:
+    """Liang et al. 2024, algorithm 2, around Adam."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        phi = u * g > 0
+        w = w - learning_rate * w.size / (np.sum(phi) + eps) * phi * u
+        yield w
+
+
+def cautious_decay(w, grads, learning_rate, weight_decay, **_) -> Run:
+    """Chen et al. 2025, algorithm 1, after momentum, and with the mask of updates before the decay."""
+    t = np.zeros_like(w)
+    for g in grads:
+        t = g + 0.5 * t
+        phi = t * g > 0
+        u = phi * t * w.size / (np.sum(phi) + 1)
+        w = w - learning_rate * (u + weight_decay * (u * w >= 0) * w)
+        yield w

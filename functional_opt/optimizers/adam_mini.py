@@ -1,0 +1,155 @@
+"""Adam-mini: Adam with one second moment for each block of a leaf."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, whole, zeros_like
+from ..paths import Mask, PathRules
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..value import Convert, Decay, DType, NonNegative, Static, checked
+
+
+def _rules(name: str, x: Any) -> PathRules | None:
+    if x is None:
+        return None
+    if not isinstance(x, dict | PathRules):
+        raise TypeError(f"{name} must be a dict from path patterns to numbers of blocks, got {x!r}")
+    rules = {}
+    for pattern, counts in x.rules if isinstance(x, PathRules) else x.items():
+        counts = tuple(counts) if isinstance(counts, tuple | list) else (None,)
+        if not all(isinstance(n, int) and (n == -1 or n > 0) for n in counts):
+            raise TypeError(f"{name}[{pattern!r}] must hold a number ≥ 1, or -1, for each axis, got {x!r}")
+        rules[pattern] = counts
+    return PathRules(rules)
+
+
+Blocks = Annotated[Any, Convert(_rules)]
+"""Path rules to the number of blocks along each axis, −1 for as many as it is long."""
+
+BY_SHAPE = "by shape"
+
+
+class ScaleByAdamMiniState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `nu`: that of the mean of |g|² over each block."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_adam_mini(GradientTransformation):
+    """Adam-mini's direction: u = m̂ / (√v̂ + eps), v one number for each block of a leaf.
+
+    m ← b1·m + (1 − b1)·g, m̂ = m / (1 − b1ᵗ); v ← b2·v + (1 − b2)·mean(|g|²), v̂ = v / (1 − b2ᵗ). If no rule says
+    otherwise a block is an output of a layer, an index of the last axis, where a leaf has two axes or more, and
+    the whole of a leaf that has fewer.
+
+    Args:
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added outside the root, ≥ 0.
+        block: path rules for other blocks: how many there are along each axis, −1 for one at every index. As in
+            the paper are `{"*/embedding": (-1, 1)}`, one for each token of a table (tokens, features), and
+            `{"*/query/kernel": (1, 12, 1)}` or `(1, 12)`, one for each of 12 heads, for queries and keys.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises TypeError for a rule of another kind, ValueError naming the leaf that does not divide, or a rule that
+    matches no leaf.
+
+    Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
+
+    >>> tx, g = scale_by_adam_mini(), jnp.array([[1.0, 1.0], [7.0, 1.0]])
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> (5 * u).round(2).tolist(), state.nu.shape
+    ([[1.0, 5.0], [7.0, 5.0]], (1, 2))
+    """
+
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    block: Static[Blocks | None] = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        leaves, treedef = jax.tree.flatten(nu, is_leaf=is_nothing)
+        rules = [BY_SHAPE] * len(leaves)
+        if self.block is not None:
+            rules = treedef.flatten_up_to(self.block.resolve(params, default=BY_SHAPE))
+        rows = zip(leaves, rules, paths(params, is_nothing), strict=True)
+        nu = [x if is_nothing(x) else _block_means(x, _counts(rule, x.shape, path)) for x, rule, path in rows]
+        return ScaleByAdamMiniState(zero_count(), mu, treedef.unflatten(nu))
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+
+        def leaf(g, m, v):
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * _block_means(abs_sq(g), v.shape)
+            root = jnp.sqrt(v / (1 - b2**t)) + self.eps
+            return m / (1 - b1**t) / _at_each(root, g.shape), m, v
+
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params, same_shape=False)
+        return updates, ScaleByAdamMiniState(t, mu, nu)
+
+
+def _counts(rule: Any, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+    """How many blocks there are along each axis, which is the shape of v."""
+    if rule == BY_SHAPE:
+        rule = (*[1] * (len(shape) - 1), -1) if len(shape) > 1 else (1,) * len(shape)
+    if len(rule) != len(shape) or any(size % n for size, n in zip(shape, rule, strict=True)):
+        raise ValueError(f"params{path} has shape {shape}, which the block {rule} does not divide, axis by axis")
+    return tuple(size if n == -1 else n for size, n in zip(shape, rule, strict=True))
+
+
+def _block_means(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The mean of each of the blocks, of which there are `shape`."""
+    for axis, (size, n) in enumerate(zip(x.shape, shape, strict=True)):
+        if n == 1:
+            x = jnp.sum(x, axis, keepdims=True) / max(size, 1)
+        elif n < size:
+            x = whole(x, axis).reshape(*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
+            x = jnp.sum(x, axis + 1) / (size // n)
+    return x
+
+
+def _at_each(v: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What the blocks say, for each element, or so that it broadcasts to them."""
+    for axis, (size, n) in enumerate(zip(shape, v.shape, strict=True)):
+        v = jnp.repeat(v, size // n, axis) if 1 < n < size else v
+    return v
+
+
+@checked
+def adam_mini(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    block: Blocks | None = None,
+    *,
+    state_dtype: Any = None,
+) -> chain:
+    """Adam-mini: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w). See `scale_by_adam_mini`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; AdamW's does.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Zhang et al. 2024, arXiv:2406.16793.
+
+    >>> adam_mini(1e-3, block={"*/embedding": (-1, 1)})
+    chain(scale_by_adam_mini(block=PathRules({'*/embedding': (-1, 1)})), add_decayed_weights(), \
+scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_adam_mini(b1, b2, eps, block, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
