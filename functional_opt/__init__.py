@@ -72,6 +72,10 @@ from .optimizers.adopt import scale_by_adopt as scale_by_adopt
 from .optimizers.amsgrad import ScaleByAmsgradState as ScaleByAmsgradState
 from .optimizers.amsgrad import amsgrad as amsgrad
 from .optimizers.amsgrad import scale_by_amsgrad as scale_by_amsgrad
+from .optimizers.apollo import ScaleByApolloState as ScaleByApolloState
+from .optimizers.apollo import apollo as apollo
+from .optimizers.apollo import apollo_mini as apollo_mini
+from .optimizers.apollo import scale_by_apollo as scale_by_apollo
 from .optimizers.cocob import COCOBState as COCOBState
 from .optimizers.cocob import cocob as cocob
 from .optimizers.cocob import scale_by_cocob as scale_by_cocob

@@ -22,6 +22,14 @@ Key = Annotated[Any, Convert(_to_key)]
 """A seed, or a key of `jax.random.key` or `jax.random.PRNGKey`; None is the seed 0."""
 
 
+def as_key(x: Any) -> jax.Array:
+    """What a `Key` may be, as a key of `jax.random.key`."""
+    x = 0 if x is None else x
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        return x
+    return jax.random.wrap_key_data(x) if jnp.ndim(x) else jax.random.key(x)
+
+
 class AddNoiseState(NamedTuple):
     """`count`: steps done. `rng_key`: the data (uint32) of the key from which the next noise is drawn."""
 
@@ -80,8 +88,4 @@ class add_noise(GradientTransformation):
         return updates, AddNoiseState(t, jax.random.key_data(key))
 
     def _key(self) -> jax.Array:
-        key: Any = self.seed if self.key is None else self.key
-        key = 0 if key is None else key
-        if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-            return key
-        return jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
+        return as_key(self.seed if self.key is None else self.key)

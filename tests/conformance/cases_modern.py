@@ -7,6 +7,7 @@ from .case import case
 
 ADAM = "learning_rate b1 b2 eps weight_decay"
 DECAY = {"weight_decay": 0.1}
+LOW = {"rank": 2, "update_proj_gap": 7, "weight_decay": 0.1}
 CAREFUL = {"learning_rate": 0.05, "weight_decay": 0.1, "eps": 1.0}
 
 
@@ -25,6 +26,8 @@ OPTIMIZERS = [
     case("laprop", fo.laprop, None, ref.laprop, ADAM, learning_rate=0.1, **DECAY),
     case("mars", fo.mars, None, ref.mars, f"{ADAM} gamma", learning_rate=0.1, gamma=0.1, **DECAY),
     case("adam_mini", fo.adam_mini, None, ref.adam_mini, ADAM, learning_rate=0.1, **DECAY),
+    case("apollo", fo.apollo, None, ref.apollo, "learning_rate scale weight_decay", learning_rate=0.1, **LOW),
+    case("apollo_mini", fo.apollo_mini, None, ref.apollo_mini, "learning_rate scale", learning_rate=0.05, scale=2.0),
     case("cautious", within_adam, None, ref.cautious, "learning_rate eps", learning_rate=0.1, eps=0.5),
     case(
         "scale_by_cautious",
@@ -43,5 +46,8 @@ TRANSFORMATIONS = [
     case("scale_by_laprop", fo.scale_by_laprop, None, None, "b1 b2 eps"),
     case("scale_by_mars", fo.scale_by_mars, None, None, "b1 b2 eps gamma"),
     case("scale_by_adam_mini", fo.scale_by_adam_mini, None, None, "b1 b2 eps", block={"*/kernel": (2, -1)}),
+    case(
+        "scale_by_apollo", fo.scale_by_apollo, None, None, "b1 b2 eps update_proj_gap", max_norm_growth=None, rank=1
+    ),
     case("add_cautious_decayed_weights", fo.add_cautious_decayed_weights, None, None, "weight_decay", **DECAY),
 ]

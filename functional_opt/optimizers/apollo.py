@@ -1,0 +1,205 @@
+"""APOLLO: SGD scaled as Adam would scale it, which a random projection to a few dimensions tells."""
+
+import math
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, paths, safe_sqrt, whole, zeros_like
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.noise import Key, as_key
+from ..value import Decay, DType, NonNegative, Positive, PositiveInt, Real, Static, checked
+
+
+class ScaleByApolloState(NamedTuple):
+    """`count`: steps done. `mu`, `nu`: running means of r and |r|². `norm`: of a matrix's last update, 0 at first.
+
+    `rng_key`: the data (uint32) of the key of the projections.
+    """
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+    norm: Tree
+    rng_key: jax.Array
+
+
+@transformation
+class scale_by_apollo(GradientTransformation):
+    """APOLLO's direction: u = scale · s·g for matrices, s how much Adam scales the projected gradient r = P·g.
+
+    a = m̂ / (√v̂ + eps), Adam's direction for r, P normal of variance 1/rank on the shorter side of the matrix.
+    s = ‖a‖ / ‖r‖, for each channel, an index of the longer side, or for the whole. A ‖u‖ that is more than
+    max_norm_growth times that of the step before is cut to that. Leaves that are no matrices get Adam's direction.
+
+    P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, path
+    its `jax.tree_util.keystr`. The next one comes after update_proj_gap steps.
+
+    Args:
+        rank: rows of P, ≥ 1; at most the shorter side. The state takes rank × the longer side twice.
+        update_proj_gap: steps from one P to the next, ≥ 1.
+        scale: α, a factor of the updates of the matrices; with a small rank √(shorter side / rank) makes up for
+            what P loses.
+        b1, b2: decay of the two means, in [0, 1).
+        eps: added outside the root, ≥ 0.
+        scaling: "channel" or "tensor", what has an s of its own.
+        max_norm_growth: γ, > 0; None for no limit.
+        key: a key of `jax.random`, or an integer; the seed 0 if None.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Zhu et al. 2024, arXiv:2412.05270, algorithm 1; γ is that of its section on norm growth.
+
+    >>> tx, g = scale_by_apollo(rank=1), jnp.array([[3.0, 1.0], [4.0, 1.0]])
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> (u / g).std(axis=0).round(3).tolist(), state.mu.shape  # each column is scaled
+    ([0.0, 0.0], (1, 2))
+
+    Differs from the authors' code: the bias of the moments is corrected before the growth is limited, and a
+    gradient of zero does not limit the next one.
+    """
+
+    rank: Static[PositiveInt] = 256
+    update_proj_gap: PositiveInt = 200
+    scale: Real = 1.0
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-6
+    scaling: Static[Literal["channel", "tensor"]] = "channel"
+    max_norm_growth: Positive | None = 1.01
+    key: Key = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        mu, nu = (jax.tree.map(self._low_rank, slot) for slot in (mu, nu))
+        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), jnp.result_type(x)), params)
+        key = jax.random.key_data(as_key(self.key))
+        return ScaleByApolloState(zero_count(), mu, nu, zeros_like(scalars, real=True), key)
+
+    def update(self, updates, state, params=None, **extra):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(as_key(self.key)))
+        key = jax.random.fold_in(key, jnp.asarray(state.count // self.update_proj_gap, jnp.uint32))
+
+        def adam(r, m, v):
+            m = b1 * m + (1 - b1) * r
+            v = b2 * v + (1 - b2) * abs_sq(r)
+            return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + self.eps), m, v
+
+        def leaf(g, m, v, before, name):
+            if g.ndim != 2:
+                return *adam(g, m, v), before
+            r = self._project(g, jax.random.fold_in(key, name))
+            a, m, v = adam(r, m, v)
+            axis = _shorter(g) if self.scaling == "channel" else (0, 1)
+            length = _norms(r, axis)
+            u = self.scale * _norms(a, axis) / jnp.where(length == 0, 1.0, length) * g
+            norm = global_norm(u)
+            if self.max_norm_growth is not None:
+                limit = self.max_norm_growth * before
+                cut = jnp.where((before > 0) & (norm > limit), limit / jnp.where(norm == 0, 1.0, norm), 1.0)
+                u, norm = cut * u, cut * norm
+            return u, m, v, norm
+
+        slots = state.mu, state.nu, state.norm
+        updates, mu, nu, norm = map_leaves(
+            leaf, updates, *slots, read=(_names(updates),), params=params, same_shape=False
+        )
+        return updates, ScaleByApolloState(t, mu, nu, norm, state.rng_key)
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        """Zeros of the shape of r, on the devices that have its channels."""
+        if x.ndim != 2:
+            return x
+        axis = _shorter(x)
+        few = jnp.zeros(min(self.rank, x.shape[axis]), x.dtype)
+        return jnp.sum(x, axis, keepdims=True) + jnp.expand_dims(few, 1 - axis)
+
+    def _project(self, g: jax.Array, key: jax.Array) -> jax.Array:
+        axis = _shorter(g)
+        rank = min(self.rank, g.shape[axis])
+        p = jax.random.normal(key, (rank, g.shape[axis]), jnp.float32).astype(g.dtype) / math.sqrt(rank)
+        g = whole(g, axis)
+        return p @ g if axis == 0 else g @ p.T
+
+
+def _shorter(x: jax.Array) -> int:
+    return 0 if x.shape[0] <= x.shape[1] else 1
+
+
+def _norms(x: jax.Array, axis: Any) -> jax.Array:
+    return safe_sqrt(jnp.sum(abs_sq(x), axis, keepdims=True))
+
+
+def _names(tree: Tree) -> Tree:
+    """A number for each leaf, by its path, so that other leaves do not change its projection."""
+    _, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
+    return treedef.unflatten([np.uint32(zlib.crc32(path.encode())) for path in paths(tree, is_nothing)])
+
+
+@checked
+def apollo(
+    learning_rate: Rate,
+    rank: PositiveInt = 256,
+    update_proj_gap: PositiveInt = 200,
+    scale: Real = 1.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    max_norm_growth: Positive | None = 1.01,
+    key: Key = None,
+    state_dtype: Any = None,
+) -> chain:
+    """APOLLO: w ← w − learning_rate · (scale · s·g + weight_decay · w), s for each channel. See `scale_by_apollo`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Zhu et al. 2024, arXiv:2412.05270.
+
+    >>> apollo(0.01, rank=4)
+    chain(scale_by_apollo(rank=4), add_decayed_weights(), scale_by_learning_rate(0.01))
+    """
+    rule = scale_by_apollo(rank, update_proj_gap, scale, b1, b2, eps, "channel", max_norm_growth, key, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+@checked
+def apollo_mini(
+    learning_rate: Rate,
+    update_proj_gap: PositiveInt = 200,
+    scale: Real = 128**0.5,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    max_norm_growth: Positive | None = 1.01,
+    key: Key = None,
+    state_dtype: Any = None,
+) -> chain:
+    """APOLLO-Mini: APOLLO with rank 1 and one s for a whole matrix: its state is two vectors.
+
+    The arguments are those of `apollo`, the default scale √128 as in the paper.
+
+    Zhu et al. 2024, arXiv:2412.05270.
+
+    >>> apollo_mini(0.01, scale=8.0)
+    chain(scale_by_apollo(rank=1, scale=8.0, scaling='tensor'), add_decayed_weights(), scale_by_learning_rate(0.01))
+    """
+    rule = scale_by_apollo(1, update_proj_gap, scale, b1, b2, eps, "tensor", max_norm_growth, key, state_dtype)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
