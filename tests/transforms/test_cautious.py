@@ -7,14 +7,14 @@ import functional_opt as fo
 
 
 def test_signs_are_told_where_products_vanish():
-    tiny = jnp.array([1e-30, -1e-30, 0.0])
+    tiny = jnp.array([1e-30, -0.25e-30, 0.0])
     tx = fo.scale_by_cautious(fo.trace(0.5), eps=1.0)
     _, state = tx.update(jnp.array([1e-30, 1e-30, 1e-30]), tx.init(tiny))
     updates, _ = tx.update(tiny, state)
     np.testing.assert_allclose(updates, [1.5 * 1.5e-30, 0.0, 0.0], rtol=1e-5)
     tx = fo.add_cautious_decayed_weights(0.5)
     updates, _ = tx.update(tiny, tx.init(tiny), jnp.array([2e-30, 2e-30, 2e-30]))
-    np.testing.assert_allclose(updates, [2e-30, -1e-30, 1e-30], rtol=1e-5)
+    np.testing.assert_allclose(updates, [2e-30, -0.25e-30, 1e-30], rtol=1e-5)
 
 
 def test_decay_has_the_mask_and_the_schedule_of_the_common_one():
