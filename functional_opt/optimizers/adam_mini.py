@@ -70,6 +70,7 @@ class scale_by_adam_mini(GradientTransformation):
     ([[1.0, 5.0], [7.0, 5.0]], (1, 2))
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-8

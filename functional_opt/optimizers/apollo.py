@@ -66,6 +66,7 @@ class scale_by_apollo(GradientTransformation):
     gradient of zero does not limit the next one.
     """
 
+    preconditions = True
     rank: Static[PositiveInt] = 256
     update_proj_gap: PositiveInt = 200
     scale: Real = 1.0

@@ -45,6 +45,7 @@ class scale_by_laprop(GradientTransformation):
     Differs from the authors' code where the learning rate changes: there it enters the mean.
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-15

@@ -49,6 +49,7 @@ class scale_by_mars(GradientTransformation):
     unless told otherwise: `partition` does that here.
     """
 
+    preconditions = True
     b1: Decay = 0.95
     b2: Decay = 0.99
     eps: NonNegative = 1e-8

@@ -47,6 +47,7 @@ class scale_by_stable_adamw(GradientTransformation):
     [0.5299999713897705, 0.5299999713897705]
     """
 
+    preconditions = True
     b1: Decay = 0.9
     b2: Decay = 0.99
     eps: Positive = 1e-8

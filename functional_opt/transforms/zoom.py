@@ -210,9 +210,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
 
 def _filled(grad: Tree, like: Tree) -> Tree:
     """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
-    return jax.tree.map(
-        lambda g, x: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), grad, like, is_leaf=is_nothing
-    )
+    return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), like, grad)
 
 
 def _where(chosen: jax.Array, a: Any, b: Any) -> Any:
