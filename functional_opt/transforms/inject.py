@@ -111,8 +111,8 @@ def inject_hyperparams(
         for name, x in bound.arguments.items():
             if name not in statics and _is_schedule(x):
                 numbers[name] = x if hasattr(x, "update") else WrappedSchedule(x)
-            elif name not in statics and isinstance(x, int | float | np.number | np.ndarray | jax.Array):
-                (others if isinstance(x, bool) else numbers)[name] = x
+            elif name not in statics and _is_number(x):
+                numbers[name] = x
             else:
                 others[name] = x
         return _Injected(inner_factory, numbers, _Others(others), given, hyperparam_dtype)
@@ -187,6 +187,12 @@ class _Injected(GradientTransformation):
 
 def _is_schedule(x: Any) -> bool:
     return callable(x) and not isinstance(x, type | jax.Array)
+
+
+def _is_number(x: Any) -> bool:
+    if isinstance(x, jax.Array):
+        return not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, int | float | np.number | np.ndarray) and not isinstance(x, bool)
 
 
 def _hints(factory: Any) -> dict[str, Any]:

@@ -8,7 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from functional_opt import adafactor, adam, adamw, inject_hyperparams, scale_by_adam, sgd, with_extra_args_support
+from functional_opt import (
+    adafactor,
+    adam,
+    adamw,
+    inject_hyperparams,
+    noisy_sgd,
+    scale_by_adam,
+    sgd,
+    with_extra_args_support,
+)
 from functional_opt.state import get
 
 from ..helpers import assert_close, assert_same_types, at, make_grads, make_params, train
@@ -99,6 +108,11 @@ def test_stateful_schedules():
         updates, state = tx.update({"w": 1.0}, state, value=value)
         seen.append(float(updates["w"]))
     assert seen == [-1.0, -0.5, -0.5, -0.25]
+
+
+def test_a_random_key_is_no_hyperparameter():
+    tx = inject_hyperparams(noisy_sgd)(0.1, eta=0.5, key=jax.random.key(1))
+    assert set(tx.init(1.0).hyperparams) == {"learning_rate", "eta", "gamma"}
 
 
 def test_dtype_and_errors():
