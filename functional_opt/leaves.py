@@ -13,6 +13,9 @@ import numpy as np
 Tree = Any
 """A pytree; its leaves are arrays, or None where there is nothing."""
 
+MANY = 32
+"""So many leaves are worth a rule that is traced once for those that are alike."""
+
 
 def map_leaves(
     fn: Callable, updates: Tree, *slots: Tree, read: Sequence[Tree] = (), params: Tree = None, same_shape: bool = True
@@ -26,6 +29,8 @@ def map_leaves(
     - 16-bit values are widened to float32 before the rule runs;
     - what comes out is cast back: each slot to its dtype, `u` to that of `params` if given, else its own.
 
+    The rule is a function of its arguments alone: it may run once for leaves that are alike.
+
     Raises ValueError or TypeError naming the first leaf that does not fit.
 
     >>> halve = lambda u, m: (u + m, m / 2)
@@ -38,6 +43,8 @@ def map_leaves(
     like = () if params is None else (params,)
     names = ("updates", *("the optimizer state" for _ in slots), *("params" for _ in (*read, *like)))
     treedef, rows = zip_leaves((updates, *slots, *read, *like), names, same_shape=same_shape)
+    if len(rows) >= MANY and isinstance(rows[0][0], jax.core.Tracer):
+        fn = jax.jit(fn)  # traced and lowered once for all leaves that are alike
     columns: list[list] = [[] for _ in range(n)]
     for i, row in enumerate(rows):
         if is_nothing(row[0]):
@@ -229,8 +236,32 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 def sums_of_squares(tree: Tree) -> jax.Array:
     """Σ|x|² of each leaf, summed in float32 or wider; shape (number of leaves,)."""
-    sums = [jnp.sum(abs_sq(widen(jnp.asarray(x)))) for x in jax.tree.leaves(tree) if not is_nothing(x)]
-    return jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums]) if sums else jnp.zeros(0)
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if not is_nothing(x)]
+    if not leaves:
+        return jnp.zeros(0)
+    sums, places = [], []
+    for some in batches(leaves):
+        places += some
+        if len(some) == 1:
+            sums.append(jnp.sum(abs_sq(widen(leaves[some[0]])))[None])
+        else:  # without the barrier XLA sums the leaves one by one again
+            x = widen(jax.lax.optimization_barrier(jnp.stack([leaves[i] for i in some])))
+            sums.append(jnp.sum(abs_sq(x), axis=range(1, x.ndim)))
+    dtype = jnp.result_type(*{x.dtype for x in sums})
+    in_turn = jnp.concatenate([x.astype(dtype) for x in sums])
+    return in_turn if places == sorted(places) else in_turn[np.argsort(places)]
+
+
+def batches(leaves: Sequence[jax.Array], most: int = 8, size: int = 2**14) -> list[list[int]]:
+    """Where leaves stand that can be stacked and worked on as one: alike, and of at most `size` elements.
+
+    At most so many at a time. A kernel for each of many small leaves would take long to compile, and so
+    would one that reads many of them.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        alike.setdefault(jax.typeof(x) if x.size <= size else i, []).append(i)
+    return [some[i : i + most] for some in alike.values() for i in range(0, len(some), most)]
 
 
 def global_norm(tree: Tree) -> jax.Array:

@@ -67,16 +67,17 @@ class scale_by_adam(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
-        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
+        of_m, of_v = 1 - b1**t, 1 - b2**t
+        eps = self.eps / jnp.sqrt(of_v) if self.eps_hat else self.eps
 
         def leaf(g, m, v):
             m = b1 * m + (1 - b1) * g
             v = b2 * v + (1 - b2) * abs_sq(g)
             if self.nesterov:
-                m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+                m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / of_m
             else:
-                m_hat = m / (1 - b1**t)
-            return m_hat / (jnp.sqrt(v / (1 - b2**t) + self.eps_root) + eps), m, v
+                m_hat = m / of_m
+            return m_hat / (jnp.sqrt(v / of_v + self.eps_root) + eps), m, v
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)

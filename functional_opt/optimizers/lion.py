@@ -55,9 +55,16 @@ class scale_by_lion(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         shape = {"hard": jnp.sign, "smooth": lambda c: jnp.tanh(self.smooth_beta * c), "refined": _clip_to_one}
 
+        b1, b2 = self.b1, self.b2
+        between = jnp.asarray(b2 >= b1)
+        r = b1 / jnp.where(b2 == 0, 1.0, b2)
+
         def leaf(g, m):
-            c = self.b1 * m + (1 - self.b1) * g
-            return shape[self.mode](c), self.b2 * m + (1 - self.b2) * g
+            new = b2 * m + (1 - b2) * g
+            # b1·m + (1 − b1)·g, from the new mean where that lies between: while something reads the old one
+            # XLA on a CPU copies it before it overwrites it, which takes twice the rest of the step
+            c = jnp.where(between, r * new + (1 - r) * g, b1 * m + (1 - b1) * g)
+            return shape[self.mode](c), new
 
         updates, mu = map_leaves(leaf, updates, state.mu, params=params)
         return updates, ScaleByLionState(increment(state.count), mu)

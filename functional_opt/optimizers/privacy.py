@@ -82,14 +82,17 @@ class differentially_private_aggregate(GradientTransformation):
         norms = safe_sqrt(jnp.asarray(squares))
         factors = jnp.where(norms > self.l2_norm_clip, self.l2_norm_clip / norms, 1.0)
         key, *keys = jax.random.split(state.rng_key, 1 + len(sizes))
-        source = iter(keys)
+        leaves, treedef = jax.tree.flatten(updates)
+        there = iter(keys)
+        key_of = treedef.unflatten([None if is_nothing(g) else jax.random.key_data(next(there)) for g in leaves])
 
-        def leaf(g):
+        def leaf(g, data):
+            k = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
             clipped = jnp.tensordot(factors.astype(g.dtype), g, 1, precision="highest")
-            noise = self.noise_multiplier * self.l2_norm_clip * _normal(next(source), clipped)
+            noise = self.noise_multiplier * self.l2_norm_clip * _normal(k, clipped)
             return (clipped + noise) / len(factors)
 
-        updates = map_leaves(leaf, updates, params=params, same_shape=False)
+        updates = map_leaves(leaf, updates, read=(key_of,), params=params, same_shape=False)
         return updates, DifferentiallyPrivateAggregateState(key)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, cast_like, map_leaves, widen_tree, zeros_like
+from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen_tree, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
@@ -79,15 +79,12 @@ class scale_by_sophia(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         t, bound = increment(state.count), self.clip_threshold
-        win = []
 
         def leaf(g, m, h):
             m = self.b1 * m + (1 - self.b1) * g
             u = m / (1 - self.b1**t) / jnp.maximum(self.gamma * h, self.eps)
             if bound is not None:
-                inside = jnp.abs(u) < bound
-                win.append((jnp.sum(inside), inside.size))
-                u = jnp.where(inside, u, bound * jnp.sign(u))
+                u = jnp.where(jnp.abs(u) < bound, u, bound * jnp.sign(u))
             return u, m, h
 
         def estimate():
@@ -99,8 +96,10 @@ class scale_by_sophia(GradientTransformation):
         now = state.count % self.update_interval == 0
         nu, inner = jax.lax.cond(now, estimate, lambda: (state.nu, state.hessian_fn_state))
         u, mu, _ = map_leaves(leaf, updates, state.mu, state.nu, params=params)
-        if self.verbose and win and self.print_win_rate_every_n_steps:
-            self._print(t, sum(n for n, _ in win) / sum(size for _, size in win))
+        leaves = [x for x in jax.tree.leaves(u) if not is_nothing(x)]
+        if self.verbose and leaves and bound is not None and self.print_win_rate_every_n_steps:
+            inside = sum(jnp.sum(jnp.abs(x) < bound) for x in leaves)
+            self._print(t, inside / sum(x.size for x in leaves))
         return u, SophiaState(t, mu, nu, inner)
 
     def _print(self, t: jax.Array, rate: Any) -> None:
