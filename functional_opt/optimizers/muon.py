@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, zeros_like
+from ..leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
 from ..paths import Mask, resolve_mask, spread
 from ..schedules import Rate
 from ..transforms.chain import chain
@@ -19,6 +19,7 @@ from ..transforms.orthogonalize import (
     Coefficients,
     Preconditioning,
     coefficient_rows,
+    map_matrices,
     needs_matrices,
     newton_schulz,
     scale_by_shape,
@@ -88,21 +89,20 @@ class scale_by_muon(GradientTransformation):
         t, beta = increment(state.count), self.beta
         rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
-        def leaf(g, m):
+        def moments(g, m):
             m = beta * m + (1 - beta) * g
             if self.nesterov:
-                m_hat = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
-            else:
-                m_hat = m / (1 - beta**t)
-            u = newton_schulz(m_hat, rows, self.eps, self.preconditioning)
-            if self.adaptive:
-                u = u * jnp.sum((m_hat.conj() * u).real, axis=(-2, -1), keepdims=True)
-            return u, m
+                return beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t), m
+            return m / (1 - beta**t), m
 
-        like = None if params is None else stacks.stack(params)
+        def direction(m_hat):
+            u = newton_schulz(m_hat, rows, self.eps, self.preconditioning)
+            return u * jnp.sum((m_hat.conj() * u).real, axis=(-2, -1), keepdims=True) if self.adaptive else u
+
         needs_matrices(updates)
-        updates, mu = map_leaves(leaf, stacks.stack(updates), stacks.stack(state.mu), params=like)
-        updates, mu = stacks.back(updates), stacks.back(mu)
+        like = stacks.stack(updates if params is None else params)
+        m_hat, mu = map_leaves(moments, widen_tree(stacks.stack(updates), "updates"), stacks.stack(state.mu))
+        updates, mu = stacks.back(map_matrices(direction, m_hat, like)), stacks.back(mu)
         return updates, MuonState(t, mu, jnp.asarray(self.ns_coeffs, state.ns_coeffs.dtype))
 
 

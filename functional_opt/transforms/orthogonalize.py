@@ -1,6 +1,6 @@
 """orthogonalize, scale_by_shape: updates whose singular values are all about 1, and their size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt
+from ..leaves import Tree, abs_sq, batches, is_nothing, map_leaves, paths, safe_sqrt, widen_tree
 from ..value import Convert, NonNegative, PositiveInt, Static
 from .dimension_numbers import MuonNumbers, Stacks
 
@@ -85,10 +85,10 @@ class orthogonalize(GradientTransformation):
         needs_matrices(updates)
         rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
-        def leaf(g):
+        def stack(g):
             return newton_schulz(g, rows, self.eps, self.preconditioning)
 
-        return map_leaves(leaf, updates, params=params), state
+        return map_matrices(stack, updates, params=params), state
 
 
 @transformation
@@ -146,6 +146,31 @@ def coefficient_rows(ns_coeffs: Any, steps: int) -> Sequence[Any]:
     return [ns_coeffs] * steps if one_row else ns_coeffs
 
 
+def map_matrices(fn: Callable, updates: Tree, params: Tree) -> Tree:
+    """`map_leaves` of a function of stacks of matrices, called once for many small matrices of one shape.
+
+    A tall matrix is the same shape as the wide one that it is transposed; `fn` sees it transposed. One large
+    product keeps the machine busier than many small ones.
+    """
+    leaves, treedef = jax.tree.flatten(widen_tree(updates, "updates"))
+    there = [i for i, x in enumerate(leaves) if not is_nothing(x)]
+    wide = [x.mT if _is_tall(x) else x for x in (leaves[i] for i in there)]
+    for some in batches(wide, size=2**18):
+        if len(some) > 1 and not any(jax.typeof(wide[some[0]]).sharding.spec):
+            for i, x in zip(some, fn(jnp.stack([wide[i] for i in some])), strict=True):
+                wide[i] = x
+        else:
+            for i in some:
+                wide[i] = fn(wide[i])
+    for i, x in zip(there, wide, strict=True):
+        leaves[i] = x.mT if _is_tall(leaves[i]) else x
+    return map_leaves(lambda _, u: u, updates, read=(treedef.unflatten(leaves),), params=params)
+
+
+def _is_tall(x: jax.Array) -> bool:
+    return x.shape[-2] > x.shape[-1]
+
+
 def newton_schulz(g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditioning = "frobenius") -> jax.Array:
     """The iteration of `orthogonalize` on one matrix, or a stack of them."""
     sharding = jax.typeof(g).sharding
@@ -156,7 +181,7 @@ def newton_schulz(g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditi
 
 
 def _newton_schulz(x: jax.Array, rows: Any, eps: Any, how: Preconditioning) -> jax.Array:
-    tall = x.shape[-2] > x.shape[-1]
+    tall = _is_tall(x)
     x = x.mT if tall else x
     x = x / _size(x, eps, how)
     for a, b, c in rows:
