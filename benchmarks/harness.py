@@ -35,17 +35,24 @@ def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str
 def report(
     title: str, rows: list[tuple[str, dict[str, float]]], peers: list[str], rounds: int, notes: Sequence[str] = ()
 ) -> None:
-    """A table of medians, with ours as a ratio of each peer's."""
+    """A table of medians, with ours as a ratio of each peer's; a peer may be missing in a row."""
     columns = ["work", "ours, ms", *(c for p in peers for c in (f"{p} {version(p)}, ms", f"ours / {p}"))]
     cells = []
     for work, t in rows:
-        against = (c for p in peers for c in (milliseconds(t[p]), f"{t['ours'] / t[p]:.2f}"))
+        against = (
+            c for p in peers for c in ((milliseconds(t[p]), f"{t['ours'] / t[p]:.2f}") if p in t else ("–", "–"))
+        )
         cells.append([work, milliseconds(t["ours"]), *against])
     write_table(title, columns, cells, rounds, notes)
 
 
 def write_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rounds: int, notes: Sequence[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    rounds: int,
+    notes: Sequence[str] = (),
+    where: str = "in one process",
 ) -> None:
     """Prints a table, and keeps it in RESULTS.md under the title."""
     table = Table(*columns, title=title)
@@ -57,7 +64,7 @@ def write_table(
     lines = [
         f"## {title}",
         "",
-        f"{date.today()}, {machine}, {software}; medians of {rounds} interleaved rounds in one process.",
+        f"{date.today()}, {machine}, {software}; medians of {rounds} interleaved rounds {where}.",
         *(line for note in notes for line in ("", note)),
         "",
         f"| {' | '.join(columns)} |",

@@ -1,19 +1,22 @@
-"""The time of one jitted, donated update step next to Optax's: `python -m benchmarks.step`."""
+"""The time of one jitted, donated update step next to Optax's and torch's fused one: `python -m benchmarks.step`."""
 
 import argparse
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import torch
 
 import functional_opt
 
 from .harness import interleave, report
+from .shapes import Shapes, transformer
 
 
-def contender(library: ModuleType, tx: Any, params: dict):
+def contender(library: ModuleType, tx: Any, shapes: Shapes) -> Callable[[], None]:
     """A function that does one step and waits for it."""
 
     def update(params, state, grads):
@@ -21,12 +24,28 @@ def contender(library: ModuleType, tx: Any, params: dict):
         return library.apply_updates(params, updates), state
 
     step = jax.jit(update, donate_argnums=(0, 1))
+    params = {name: jnp.full(shape, 0.01) for name, shape in shapes.items()}
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
-    carry = jax.tree.map(jnp.copy, params), tx.init(params)
+    carry = params, tx.init(params)
 
     def run():
         nonlocal carry
         carry = jax.block_until_ready(step(*carry, grads))
+
+    return run
+
+
+def fused(make: Callable, max_norm: float | None, shapes: Shapes) -> Callable[[], None]:
+    """The same of torch; the gradients are clipped in place, as torch does it, and so shrink once."""
+    params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in shapes.values()]
+    for p in params:
+        p.grad = torch.randn(p.shape)
+    optimizer = make(params)
+
+    def run():
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(params, max_norm)
+        optimizer.step()
 
     return run
 
@@ -41,21 +60,32 @@ def chains(library: ModuleType) -> dict[str, Any]:
     }
 
 
+TORCH = {
+    "adam": (lambda params: torch.optim.Adam(params, 1e-3, fused=True), None),
+    "clip + adamw": (lambda params: torch.optim.AdamW(params, 1e-3, weight_decay=1e-4, fused=True), 1.0),
+    "sgd, momentum": (lambda params: torch.optim.SGD(params, 1e-3, momentum=0.9, fused=True), None),
+}
+
+SIZES = {
+    "33.5M parameters in 2 leaves": {str(i): (4096, 4096) for i in range(2)},
+    "42.5M parameters in 148 leaves": transformer(width=512, words=8192, places=1024),
+    "4.2M parameters in 148 leaves": {str(i): (168, 168) for i in range(148)},
+}
+
+
 def main(rounds: int) -> None:
-    sizes = {
-        "33.5M parameters in 2 leaves": {str(i): jnp.full((4096, 4096), 0.01) for i in range(2)},
-        "4.2M parameters in 148 leaves": {str(i): jnp.full((168, 168), 0.01) for i in range(148)},
-    }
-    ours, theirs = chains(functional_opt), chains(optax)
     rows = []
-    for size, params in sizes.items():
+    for size, shapes in SIZES.items():
+        ours, theirs = chains(functional_opt), chains(optax)
         for name in ours:
             contenders = {
-                "ours": contender(functional_opt, ours[name], params),
-                "optax": contender(optax, theirs[name], params),
+                "ours": contender(functional_opt, ours[name], shapes),
+                "optax": contender(optax, theirs[name], shapes),
+                **({"torch": fused(*TORCH[name], shapes)} if name in TORCH else {}),
             }
             rows.append((f"{name}, {size}", interleave(contenders, rounds, name)))
-    report("Update step, CPU", rows, ["optax"], rounds)
+    notes = ["torch: its fused optimizers, after `clip_grad_norm_` where there is a clip."]
+    report("Update step, CPU", rows, ["optax", "torch"], rounds, notes)
 
 
 if __name__ == "__main__":
