@@ -21,6 +21,10 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.facade
 	$(BIN)/python -m benchmarks.sparse
+	$(BIN)/python -m benchmarks.compile
+	$(BIN)/python -m benchmarks.muon
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.plot
 
 # One environment; each stamp adds the packages that its job needs.
 $(VENV)/demo: EXTRA = examples

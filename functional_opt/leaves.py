@@ -243,13 +243,21 @@ def sums_of_squares(tree: Tree) -> jax.Array:
     for some in batches(leaves):
         places += some
         if len(some) == 1:
-            sums.append(jnp.sum(abs_sq(widen(leaves[some[0]])))[None])
+            sums.append(_sum_of_squares(leaves[some[0]])[None])
         else:  # without the barrier XLA sums the leaves one by one again
             x = widen(jax.lax.optimization_barrier(jnp.stack([leaves[i] for i in some])))
             sums.append(jnp.sum(abs_sq(x), axis=range(1, x.ndim)))
     dtype = jnp.result_type(*{x.dtype for x in sums})
     in_turn = jnp.concatenate([x.astype(dtype) for x in sums])
     return in_turn if places == sorted(places) else in_turn[np.argsort(places)]
+
+
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+    """Σ|x|²: of a large leaf the rows first, which XLA on a CPU shares among its threads, and then their sums."""
+    squares = abs_sq(widen(x))
+    if x.ndim > 1 and x.size > 2**14:
+        squares = jax.lax.optimization_barrier(jnp.sum(squares, axis=-1))
+    return jnp.sum(squares)
 
 
 def batches(leaves: Sequence[jax.Array], most: int = 8, size: int = 2**14) -> list[list[int]]:
