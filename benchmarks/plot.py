@@ -53,7 +53,7 @@ def main() -> None:
     )
     axes.set_yticks(range(len(works)), works, fontsize=8)
     axes.grid(axis="x", which="both", alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(peers), fontsize=8)
     figure.savefig(RESULTS.with_name("results.svg"), metadata={"Date": None})
 
 

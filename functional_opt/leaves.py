@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 Tree = Any
 """A pytree; its leaves are arrays, or None where there is nothing."""
@@ -43,7 +44,7 @@ def map_leaves(
     like = () if params is None else (params,)
     names = ("updates", *("the optimizer state" for _ in slots), *("params" for _ in (*read, *like)))
     treedef, rows = zip_leaves((updates, *slots, *read, *like), names, same_shape=same_shape)
-    if len(rows) >= MANY and isinstance(rows[0][0], jax.core.Tracer):
+    if len(rows) >= MANY and any(isinstance(row[0], core.Tracer) for row in rows):
         fn = jax.jit(fn)  # traced and lowered once for all leaves that are alike
     columns: list[list] = [[] for _ in range(n)]
     for i, row in enumerate(rows):

@@ -186,3 +186,35 @@ def test_safe_sqrt():
 def test_all_finite(bad):
     assert bool(all_finite({"a": jnp.ones(2), "b": None})) and bool(all_finite({}))
     assert not bool(all_finite({"a": jnp.ones(2), "b": jnp.array([1.0, bad])}))
+
+
+def test_many_leaves_are_mapped_as_few_are():
+    """Of 40 leaves the rule is traced once for each shape, also with tracers of all kinds in it."""
+    tree = {f"w{i}": jnp.arange(1.0 + i % 3) + i for i in range(40)}
+    traced = []
+
+    def step(scale, tree):
+        def rule(u, m):
+            traced.append(u.shape)
+            return scale * u, m + u
+
+        return map_leaves(rule, tree, tree)
+
+    expected = step(2.0, tree)
+    assert len(traced) == 40
+    assert_close(jax.jit(step)(2.0, tree), expected)
+    assert len(traced) == 43
+    assert_close(jax.vmap(step, (0, None))(jnp.array([1.0, 2.0]), tree)[0]["w4"][1], expected[0]["w4"])
+    slope = jax.jit(jax.grad(lambda scale: step(scale, tree)[0]["w4"].sum()))(2.0)
+    assert_close(slope, tree["w4"].sum())
+
+
+def test_sums_of_squares_of_many_leaves_stand_in_their_order():
+    rng = np.random.default_rng(0)
+    shapes = [[(3,), (2, 3), (), (150, 150), (3,)][i % 5] for i in range(40)]
+    tree = [
+        jnp.asarray(rng.normal(size=shape), "float16" if i % 7 == 0 else "float32") for i, shape in enumerate(shapes)
+    ]
+    expected = np.array([np.sum(np.asarray(x, np.float64) ** 2) for x in tree], np.float32)
+    assert_close(sums_of_squares(tree), expected, rtol=1e-5)
+    assert_close(jax.grad(lambda x: global_norm(x))(tree)[1], tree[1] / np.sqrt(expected.sum()), rtol=1e-5)
