@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
+from ..paths import MaskedNode
 from ..schedules import Schedule, as_schedule
 from ..value import Convert, DType, Range, Scalar, Static
 
@@ -51,12 +52,12 @@ def _speakers(state: Any) -> Iterator[Any]:
 def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
     """`read(param, what is kept, ...)` for each leaf, in the dtype of the params; None where nothing is kept."""
 
-    def leaf(w, x, *rest):
-        if w is None or not hasattr(x, "dtype"):  # masked: another state has it, or none
+    def leaf(x, w, *rest):
+        if is_nothing(x) or isinstance(x, MaskedNode):  # another state has it, or none
             return None
         return narrow(read(widen(w), widen(x), *rest), w)
 
-    return jax.tree.map(leaf, params, kept, *more, is_leaf=is_nothing)
+    return jax.tree.map(leaf, kept, params, *more, is_leaf=lambda x: is_nothing(x) or isinstance(x, MaskedNode))
 
 
 def _decay(name: str, x: Any) -> Any:
