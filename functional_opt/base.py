@@ -13,7 +13,8 @@ from typing import Annotated, Any, NamedTuple, Self, cast
 import jax
 import jax.numpy as jnp
 
-from .leaves import Tree, cast_like, is_nothing, narrow, paths, widen, zip_leaves
+from . import native
+from .leaves import Tree, add, cast_like, is_nothing, paths, zip_leaves
 from .value import Convert, Static, show, value
 
 transformation = value
@@ -67,6 +68,10 @@ class GradientTransformation:
     def update(self, updates: Tree, state: Any, params: Tree = None, **extra) -> tuple[Tree, Any]:
         """One step: `(updates, state)`, to be added to the params and to be passed to the next step."""
         raise NotImplementedError
+
+    def as_kernel(self, state: Any, params: Tree) -> tuple[native.Link, ...] | None:
+        """What the native kernels need to do the same as `update`, in its order; None if they cannot."""
+        return None
 
     def __iter__(self):
         return iter((self.init, self.update))
@@ -178,4 +183,9 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
         if not is_nothing(u) and jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
             path = paths(updates, is_nothing)[i]
             raise TypeError(f"updates{path} is complex, but params has {jnp.result_type(p)} there")
-    return treedef.unflatten([p if is_nothing(u) else narrow(widen(p) + widen(u), p) for u, p in rows])
+    return treedef.unflatten([p if is_nothing(u) else _added(p, u) for u, p in rows])
+
+
+def _added(p: Any, u: Any) -> Any:
+    known = native.applied(p, u)  # a step that ran natively made the new params itself
+    return add(p, u) if known is None else known

@@ -162,6 +162,11 @@ def narrow(x: Any, like: Any) -> jax.Array:
     return jnp.asarray(x, jnp.result_type(like))
 
 
+def add(x: Any, u: Any) -> jax.Array:
+    """`x + u` in the dtype of `x`, added in float32 where that has 16 bits."""
+    return narrow(widen(x) + widen(u), x)
+
+
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """Every array in the dtype of its counterpart; trees that do not correspond are left as they are."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from .. import native
 from ..base import GradientTransformation, transformation
 from ..leaves import Tree, abs_sq, full_like, map_leaves
 from ..schedules import Rate
@@ -54,6 +55,10 @@ class scale_by_rss(GradientTransformation):
 
         updates, s = map_leaves(leaf, updates, state.sum_of_squares, params=params)
         return updates, ScaleByRssState(s)
+
+    def as_kernel(self, state, params):
+        op = "rss" if self.eps_in_sqrt else "rss_outside"
+        return (native.Link(op, (self.eps,), (state.sum_of_squares,)),)
 
 
 @checked

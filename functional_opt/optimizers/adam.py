@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, map_leaves, zeros_like
 from ..paths import Mask
@@ -81,6 +82,13 @@ class scale_by_adam(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
+        scalars = (b1, 1 - b1, b2, 1 - b2, 1 - b1**t, 1 - b2**t, self.eps_root, eps, 1 - b1 ** (t + 1))
+        return (native.Link("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, map_leaves, zeros_like
 from ..paths import Mask
@@ -68,6 +69,10 @@ class scale_by_lion(GradientTransformation):
 
         updates, mu = map_leaves(leaf, updates, state.mu, params=params)
         return updates, ScaleByLionState(increment(state.count), mu)
+
+    def as_kernel(self, state, params):
+        scalars = (self.b1, 1 - self.b1, self.b2, 1 - self.b2)
+        return (native.Link("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
 
 
 def _clip_to_one(c: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
@@ -67,6 +68,11 @@ class scale_by_rms(GradientTransformation):
 
         updates, nu = map_leaves(leaf, updates, state.nu, params=params)
         return updates, state._replace(nu=nu, **count)
+
+    def as_kernel(self, state, params):
+        _, weight = _weight(self.bias_correction, self.decay, state)
+        scalars = (self.decay, 1 - self.decay, weight, self.eps)
+        return (native.Link("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
 
 
 class ScaleByRStdDevState(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .. import native
 from ..base import EmptyState, GradientTransformation, as_transformation, transformation
 from ..leaves import Tree, cast_like, widen_tree
 from ..value import Static, show
@@ -20,6 +21,9 @@ class identity(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         return updates, state
+
+    def as_kernel(self, state, params):
+        return ()
 
 
 @transformation
@@ -58,7 +62,13 @@ class chain(GradientTransformation):
         return tuple(t.init(params) for t in self.transforms)
 
     def update(self, updates, state, params=None, **extra):
-        return _in_turn(self.transforms, updates, state, params, extra)
+        def pure(updates, state, params):
+            return _in_turn(self.transforms, updates, state, params, extra)
+
+        return native.step(self, pure, updates, state, params)
+
+    def as_kernel(self, state, params):
+        return native.links_in_turn(self.transforms, state, params)
 
     def __repr__(self):
         return f"chain({', '.join(map(show, self.transforms))})"
@@ -100,9 +110,16 @@ class named_chain(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         if not (isinstance(state, dict) and state.keys() == set(self.names)):
             raise ValueError(_wrong_state("named_chain", f"a dict with the keys {self.names}", state))
-        states = tuple(state[name] for name in self.names)
-        updates, states = _in_turn(self.transforms, updates, states, params, extra)
-        return updates, dict(zip(self.names, states, strict=True))
+
+        def pure(updates, state, params):
+            states = tuple(state[name] for name in self.names)
+            updates, states = _in_turn(self.transforms, updates, states, params, extra)
+            return updates, dict(zip(self.names, states, strict=True))
+
+        return native.step(self, pure, updates, state, params)
+
+    def as_kernel(self, state, params):
+        return native.links_in_turn(self.transforms, tuple(state[name] for name in self.names), params)
 
     def __repr__(self):
         pairs = zip(self.names, self.transforms, strict=True)

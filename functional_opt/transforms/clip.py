@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from .. import native
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
 from ..leaves import abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
 from ..value import NonNegative, Positive, Scalar, Static
@@ -85,10 +86,16 @@ class clip_by_global_norm(GradientTransformation):
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
-        squares = sums_of_squares(updates)
-        total = jnp.sum(jnp.where(jnp.isnan(squares), 0.0, squares))
-        factor = _shrink(safe_sqrt(total), self.max_norm)
+        factor = _factor(sums_of_squares(updates), self.max_norm)
         return map_leaves(lambda g: g * factor, updates, params=params), state
+
+    def as_kernel(self, state, params):
+        return (native.Link("scale", (self.max_norm,), squares=_factor),)
+
+
+def _factor(squares: jax.Array, max_norm: Scalar) -> jax.Array:
+    total = jnp.sum(jnp.where(jnp.isnan(squares), 0.0, squares))
+    return _shrink(safe_sqrt(total), max_norm)
 
 
 @transformation

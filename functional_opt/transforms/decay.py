@@ -1,5 +1,6 @@
 """add_decayed_weights: decoupled weight decay."""
 
+from .. import native
 from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
 from ..leaves import map_leaves
 from ..paths import Mask, keep, merge, resolve_mask
@@ -52,3 +53,8 @@ class add_decayed_weights(GradientTransformation):
             return decay(updates), state
         chosen = resolve_mask(self.mask, params)
         return merge(chosen, decay(keep(chosen, updates)), updates), state
+
+    def as_kernel(self, state, params):
+        rate, _ = rate_now(self.weight_decay, state)
+        chosen = None if self.mask is None else resolve_mask(self.mask, params)
+        return (native.Link("decay", (rate,), only=chosen),)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 
+from .. import native
 from ..base import EmptyState, GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, map_leaves
 from ..schedules import Rate, Schedule, as_schedule
@@ -39,6 +40,9 @@ class scale(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         return _times(updates, self.step_size, params), state
 
+    def as_kernel(self, state, params):
+        return (native.Link("scale", (self.step_size,)),)
+
 
 @transformation
 class scale_by_schedule(GradientTransformation):
@@ -60,6 +64,9 @@ class scale_by_schedule(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         return _times(updates, self.step_size_fn(state.count), params), ScaleByScheduleState(increment(state.count))
+
+    def as_kernel(self, state, params):
+        return (native.Link("scale", (self.step_size_fn(state.count),)),)
 
 
 @transformation
@@ -86,6 +93,11 @@ class scale_by_learning_rate(GradientTransformation):
         rate, state = rate_now(self.learning_rate, state)
         rate = 1.0 if rate is None else rate
         return _times(updates, -rate if self.flip_sign else rate, params), state
+
+    def as_kernel(self, state, params):
+        rate, _ = rate_now(self.learning_rate, state)
+        rate = 1.0 if rate is None else rate
+        return (native.Link("scale", (-rate if self.flip_sign else rate,)),)
 
 
 def rate_now(rate: Any, state: Any) -> tuple[Any, Any]:

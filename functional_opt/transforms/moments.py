@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, map_leaves, zeros_like
 from ..value import Decay, DType, Fraction, Static
@@ -44,6 +45,9 @@ class trace(GradientTransformation):
 
         updates, t = map_leaves(leaf, updates, state.trace, params=params)
         return updates, TraceState(t)
+
+    def as_kernel(self, state, params):
+        return (native.Link("nesterov" if self.nesterov else "trace", (self.decay,), (state.trace,)),)
 
 
 class EmaState(NamedTuple):

@@ -1,0 +1,152 @@
+"""step: a chain's update as one primitive of JAX, of which either XLA or the kernel does the work.
+
+The primitive has the updates, the new params (params + updates) and the new state as results, and carries
+the chain's own computation as a jaxpr. That is what it means, and what it is wherever it is mapped,
+differentiated, run eagerly or compiled for anything but a single CPU. When `jax.jit` throws away what nobody
+uses, it asks `_without_unused`: if no update is used, because `apply_updates` took the new params instead, what
+is left can be done by the kernel. So no work is done twice, and updates may be used for anything.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import core
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
+
+from ..leaves import Tree, add, is_nothing
+from .apply import remember
+from .library import disabled, enabled
+from .link import links_of
+from .plan import Plan, plan_of
+
+
+def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    """`pure(updates, state, params)`, the update of the chain `tx`, in such a way that the kernel may do it."""
+    found = None if params is None else _planned(tx, updates, state, params)
+    if found is None:
+        return pure(updates, state, params)
+    plan, scalars = found
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
+    weights = treedef.flatten_up_to(params)
+    slots, structure = jax.tree.flatten(state)
+    here = [i for i, g in enumerate(leaves) if not is_nothing(g)]
+
+    def all_results(scalars, grads, kept, slots):
+        some = dict(zip(here, zip(grads, kept, strict=True), strict=True))
+        gs = treedef.unflatten([some[i][0] if i in some else g for i, g in enumerate(leaves)])
+        ws = treedef.unflatten([some[i][1] if i in some else w for i, w in enumerate(weights)])
+        with disabled():  # also for the chains in this one
+            us, new_state = pure(gs, structure.unflatten(slots), ws)
+        us = [u for i, u in enumerate(treedef.flatten_up_to(us)) if i in some]
+        return us, [add(w, u) for w, u in zip(kept, us, strict=True)], structure.flatten_up_to(new_state)
+
+    arguments = scalars, [leaves[i] for i in here], [weights[i] for i in here], slots
+    closed = jax.make_jaxpr(all_results)(*arguments)
+    out = step_p.bind(
+        *closed.consts, *jax.tree.leaves(arguments), jaxpr=_with_arguments(closed), plan=plan, native=False
+    )
+    n = len(here)
+    for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
+        leaves[i] = u
+        remember(u, weights[i], new_param)
+    return treedef.unflatten([None if is_nothing(u) else u for u in leaves]), structure.unflatten(out[2 * n :])
+
+
+def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
+    if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or not enabled():
+        return None
+    links = links_of(tx, state, params)
+    return None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
+
+
+def _with_arguments(closed: ClosedJaxpr) -> Jaxpr:
+    """The jaxpr, what it closes over made its first arguments."""
+    jaxpr = closed.jaxpr
+    names = jaxpr.debug_info._replace(arg_names=None)
+    return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=names)
+
+
+# The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state; its results
+# are updates (none if it is native), new params and the leaves of the new state.
+
+step_p = Primitive("functional_opt_step")
+step_p.multiple_results = True
+
+
+def _function(jaxpr: Jaxpr) -> Callable:
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
+
+
+@step_p.def_impl
+def _run(*args, jaxpr, **_):
+    return _function(jaxpr)(*args)
+
+
+@step_p.def_abstract_eval
+def _abstract(*_, jaxpr, **__):
+    return [v.aval for v in jaxpr.outvars]
+
+
+def _map(args, dims, *, jaxpr, **_):
+    out = jax.vmap(_function(jaxpr), dims)(*args)
+    return out, [0] * len(out)
+
+
+def _differentiate(primals, tangents, *, jaxpr, **_):
+    out, dots = jax.jvp(_function(jaxpr), primals, [ad.instantiate_zeros(t) for t in tangents])
+    return out, [ad.Zero.from_primal_value(x) if is_nothing(d) else d for x, d in zip(out, dots, strict=True)]
+
+
+def _without_unused(used, eqn):
+    """Drops results that nobody uses; decides who does the work."""
+    if not any(used):
+        return [False] * len(eqn.invars), None
+    jaxpr, plan = eqn.params["jaxpr"], eqn.params["plan"]
+    if eqn.params["native"]:
+        return [True] * len(eqn.invars), eqn
+    n = plan.leaves if plan is not None else 0
+    native = n > 0 and not any(used[:n]) and all(used[n : 2 * n])
+    if native:
+        used = [i >= n for i in range(len(used))]
+    smaller, reads = pe.dce_jaxpr(jaxpr, list(used), instantiate=native)
+    return reads, eqn.replace(
+        params=dict(jaxpr=smaller, plan=plan if native else None, native=native),
+        invars=[v for v, read in zip(eqn.invars, reads, strict=True) if read],
+        outvars=[v for v, use in zip(eqn.outvars, used, strict=True) if use],
+    )
+
+
+def _lower(ctx, *args, jaxpr, **_):
+    return mlir.lower_fun(_function(jaxpr), multiple_results=True)(ctx, *args)
+
+
+def _lower_on_cpu(ctx, *args, jaxpr, plan, native):
+    module = ctx.module_context
+    if not native or not _one_device(module.axis_context) or module.lowering_parameters.for_export:
+        return _lower(ctx, *args, jaxpr=jaxpr)
+
+    def run(*args):
+        n = plan.leaves
+        slots = args[len(args) - (len(jaxpr.outvars) - n) :]
+        scalars, *pairs = args[len(args) - len(slots) - 2 * n - 1 : len(args) - len(slots)]
+        new_params, new_slots = plan.run(scalars, pairs[:n], pairs[n:], slots)
+        others = [False] * n + [i not in new_slots for i in range(len(slots))]  # counts, slots without a gradient
+        rest = iter(_function(pe.dce_jaxpr(jaxpr, others, instantiate=True)[0])(*args))
+        return [*new_params, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
+
+    return mlir.lower_fun(run, multiple_results=True)(ctx, *args)
+
+
+def _one_device(axes: Any) -> bool:
+    """Whether nothing is divided among devices: a kernel would have all of it gathered."""
+    return getattr(axes, "num_devices", None) == 1
+
+
+ad.primitive_jvps[step_p] = _differentiate
+batching.primitive_batchers[step_p] = _map
+pe.dce_rules[step_p] = _without_unused
+mlir.register_lowering(step_p, _lower)
+mlir.register_lowering(step_p, _lower_on_cpu, platform="cpu")
