@@ -40,7 +40,8 @@ constexpr int MAX_SLOTS = 4;
 
 // ---- Formulas: one element, in the letters of the Python rules. `s` are a link's scalars. ----
 //
-// Where a product is added to something, the compiler makes both one fused operation, as XLA does.
+// As XLA does it, so that results are the same to the last bit or two: a product and the sum it goes into are one
+// operation (-ffp-contract=fast), and to divide by a scalar is to multiply by its inverse.
 
 struct Slots {
   const float* in[MAX_SLOTS];
@@ -72,7 +73,8 @@ INLINE void trace(float* u, const Slots& slots, const float* s, int64_t n) {
 template <bool nesterov>
 INLINE void adam(float* u, const Slots& slots, const float* s, int64_t n) {
   const float b1 = s[0], c1 = s[1], b2 = s[2], c2 = s[3];  // c = 1 − b
-  const float weight1 = s[4], weight2 = s[5], eps_root = s[6], eps = s[7], next1 = s[8];
+  const float by1 = 1 / s[4], by2 = 1 / s[5], eps_root = s[6], eps = s[7];  // what m and v are divided by
+  const float ahead_m = b1 * (1 / s[8]), ahead_g = c1 * by1;
   const float *m_in = slots.in[0], *v_in = slots.in[1];
   float *m_out = slots.out[0], *v_out = slots.out[1];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
@@ -81,8 +83,8 @@ INLINE void adam(float* u, const Slots& slots, const float* s, int64_t n) {
     const float v = b2 * v_in[i] + c2 * (g * g);
     m_out[i] = m;
     v_out[i] = v;
-    const float m_hat = nesterov ? b1 * m / next1 + c1 * g / weight1 : m / weight1;
-    u[i] = m_hat / (std::sqrt(v / weight2 + eps_root) + eps);
+    const float m_hat = nesterov ? ahead_m * m + ahead_g * g : by1 * m;
+    u[i] = m_hat / (std::sqrt(by2 * v + eps_root) + eps);
   }
 }
 
@@ -100,14 +102,14 @@ INLINE void lion(float* u, const Slots& slots, const float* s, int64_t n) {
 
 template <bool in_root>
 INLINE void rms(float* u, const Slots& slots, const float* s, int64_t n) {
-  const float decay = s[0], c = s[1], weight = s[2], eps = s[3];
+  const float decay = s[0], c = s[1], by = 1 / s[2], eps = s[3];
   const float* v_in = slots.in[0];
   float* v_out = slots.out[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
     const float g = u[i];
     const float v = decay * v_in[i] + c * (g * g);
     v_out[i] = v;
-    u[i] = g * (in_root ? 1.0f / std::sqrt(v / weight + eps) : 1.0f / (std::sqrt(v / weight) + eps));
+    u[i] = g * (1 / (in_root ? std::sqrt(by * v + eps) : std::sqrt(by * v) + eps));
   }
 }
 
