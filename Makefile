@@ -30,7 +30,7 @@ bench: $(VENV)/bench
 $(VENV)/demo: EXTRA = examples
 $(VENV)/test: EXTRA = test
 $(VENV)/bench: EXTRA = bench
-$(VENV)/%: pyproject.toml | $(BIN)/python
+$(VENV)/%: pyproject.toml setup.py functional_opt/native/kernels.cc | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@
@@ -39,4 +39,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build *.egg-info functional_opt/native/*.so

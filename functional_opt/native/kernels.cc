@@ -109,7 +109,7 @@ INLINE void rms(float* u, const Slots& slots, const float* s, int64_t n) {
     const float g = u[i];
     const float v = decay * v_in[i] + c * (g * g);
     v_out[i] = v;
-    u[i] = g * (1 / (in_root ? std::sqrt(by * v + eps) : std::sqrt(by * v) + eps));
+    u[i] = in_root ? g * (1 / std::sqrt(by * v + eps)) : g / (std::sqrt(by * v) + eps);
   }
 }
 
