@@ -43,6 +43,20 @@ constexpr int MAX_SLOTS = 4;
 // As XLA does it, so that results are the same to the last bit or two: a product and the sum it goes into are one
 // operation (-ffp-contract=fast), and to divide by a scalar is to multiply by its inverse.
 
+INLINE float widened(uint16_t bfloat16) {
+  const uint32_t bits = static_cast<uint32_t>(bfloat16) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+INLINE uint16_t rounded(float x) {  // to the nearest bfloat16, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return static_cast<uint16_t>((nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
 struct Slots {
   const float* in[MAX_SLOTS];
   float* out[MAX_SLOTS];
@@ -127,9 +141,14 @@ INLINE void rss(float* u, const Slots& slots, const float* s, int64_t n) {
   }
 }
 
-INLINE void add(float* w, const float* u, const float* s, int64_t n) {
+// The end: an update has the dtype of its param, so that of a 16-bit one is rounded before it is added.
+INLINE void add(float* w, const float* u, const float* s, int64_t n, bool bfloat16) {
   const float factor = s[0];
-  VECTORIZE for (int64_t i = 0; i < n; ++i) w[i] = w[i] + factor * u[i];
+  if (bfloat16) {
+    VECTORIZE for (int64_t i = 0; i < n; ++i) w[i] = w[i] + widened(rounded(factor * u[i]));
+  } else {
+    VECTORIZE for (int64_t i = 0; i < n; ++i) w[i] = w[i] + factor * u[i];
+  }
 }
 
 // ---- Leaves ----
@@ -149,8 +168,7 @@ struct Leaf {
 INLINE void read(const Array& x, int64_t at, float* to, int64_t n) {
   if (x.bfloat16) {
     const uint16_t* from = static_cast<const uint16_t*>(x.in) + at;
-    uint32_t* bits = reinterpret_cast<uint32_t*>(to);
-    VECTORIZE for (int64_t i = 0; i < n; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
+    VECTORIZE for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
   } else {
     std::memcpy(to, static_cast<const float*>(x.in) + at, n * sizeof(float));
   }
@@ -159,12 +177,7 @@ INLINE void read(const Array& x, int64_t at, float* to, int64_t n) {
 INLINE void write(const Array& x, int64_t at, const float* from, int64_t n) {
   if (x.bfloat16) {
     uint16_t* to = static_cast<uint16_t*>(x.out) + at;
-    const uint32_t* bits = reinterpret_cast<const uint32_t*>(from);
-    VECTORIZE for (int64_t i = 0; i < n; ++i) {  // to the nearest, ties to even; NaN stays NaN
-      const uint32_t b = bits[i];
-      const bool nan = (b & 0x7fffffffu) > 0x7f800000u;
-      to[i] = static_cast<uint16_t>((nan ? b | 0x400000u : b + 0x7fffu + ((b >> 16) & 1)) >> 16);
-    }
+    VECTORIZE for (int64_t i = 0; i < n; ++i) to[i] = rounded(from[i]);
   } else {
     std::memcpy(static_cast<float*>(x.out) + at, from, n * sizeof(float));
   }
@@ -211,7 +224,7 @@ INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t
         case RMS_OUTSIDE: rms<false>(u, slots, s, n); break;
         case RSS: rss<true>(u, slots, s, n); break;
         case RSS_OUTSIDE: rss<false>(u, slots, s, n); break;
-        case ADD: add(w, u, s, n); break;
+        case ADD: add(w, u, s, n, leaf.param.bfloat16); break;
       }
     }
     write(leaf.param, at, w, n);

@@ -96,8 +96,8 @@ def _map(args, dims, *, jaxpr, **_):
 
 
 def _differentiate(primals, tangents, *, jaxpr, **_):
-    out, dots = jax.jvp(_function(jaxpr), primals, [ad.instantiate_zeros(t) for t in tangents])
-    return out, [ad.Zero.from_primal_value(x) if is_nothing(d) else d for x, d in zip(out, dots, strict=True)]
+    out, dots = jax.jvp(_function(jaxpr), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+    return out, [ad.Zero(jax.typeof(x).to_tangent_aval()) if is_nothing(d) else d for x, d in zip(out, dots, strict=True)]
 
 
 def _without_unused(used, eqn):
