@@ -67,6 +67,11 @@ INLINE void scale(float* u, const float* s, int64_t n) {
   VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = factor * u[i];
 }
 
+INLINE void clip(float* u, const float* s, int64_t n) {
+  const float largest = s[0];
+  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = u[i] > largest ? largest : u[i] < -largest ? -largest : u[i];
+}
+
 INLINE void decay(float* u, const float* w, const float* s, int64_t n) {
   const float rate = s[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = u[i] + rate * w[i];
@@ -185,7 +190,7 @@ INLINE void write(const Array& x, int64_t at, const float* from, int64_t n) {
 
 // ---- Programs: (operation, where its scalars start) pairs. The operations are numbered as OPS in link.py. ----
 
-enum Op : int32_t { SCALE, DECAY, TRACE, NESTEROV, ADAM, NADAM, LION, RMS, RMS_OUTSIDE, RSS, RSS_OUTSIDE, ADD };
+enum Op : int32_t { SCALE, CLIP, DECAY, TRACE, NESTEROV, ADAM, NADAM, LION, RMS, RMS_OUTSIDE, RSS, RSS_OUTSIDE, ADD };
 
 struct Program {
   const int32_t* code;
@@ -194,7 +199,7 @@ struct Program {
 };
 
 constexpr int slots_of(int32_t op) {
-  return op == ADAM || op == NADAM ? 2 : op == SCALE || op == DECAY || op == ADD ? 0 : 1;
+  return op == ADAM || op == NADAM ? 2 : op == SCALE || op == CLIP || op == DECAY || op == ADD ? 0 : 1;
 }
 
 INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t end) {
@@ -214,6 +219,7 @@ INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t
       }
       switch (op) {
         case SCALE: scale(u, s, n); break;
+        case CLIP: clip(u, s, n); break;
         case DECAY: decay(u, w, s, n); break;
         case TRACE: trace<false>(u, slots, s, n); break;
         case NESTEROV: trace<true>(u, slots, s, n); break;

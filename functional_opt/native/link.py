@@ -8,6 +8,7 @@ import numpy as np
 
 OPS = (  # numbered as in kernels.cc
     "scale",
+    "clip",
     "decay",
     "trace",
     "nesterov",

@@ -97,7 +97,8 @@ def _map(args, dims, *, jaxpr, **_):
 
 def _differentiate(primals, tangents, *, jaxpr, **_):
     out, dots = jax.jvp(_function(jaxpr), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-    return out, [ad.Zero(jax.typeof(x).to_tangent_aval()) if is_nothing(d) else d for x, d in zip(out, dots, strict=True)]
+    zeros = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
+    return out, [z if is_nothing(d) else d for z, d in zip(zeros, dots, strict=True)]
 
 
 def _without_unused(used, eqn):

@@ -37,6 +37,9 @@ class clip(GradientTransformation):
 
         return map_leaves(leaf, updates, params=params), state
 
+    def as_kernel(self, state, params):
+        return (native.Link("clip", (self.max_delta,)),)
+
 
 @transformation
 class clip_by_norm(GradientTransformation):

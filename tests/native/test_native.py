@@ -1,0 +1,232 @@
+"""Native kernels against the pure path: the same numbers, and the pure path wherever a kernel would not do."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import functional_opt as fo
+from functional_opt import native
+from functional_opt.native.plan import ENOUGH
+
+KERNEL = "functional_opt_step"
+SIZES = {"big": (ENOUGH // 256, 257), "odd": (17,), "scalar": ()}
+built = pytest.mark.skipif(not native.available(), reason="the extension was not built")
+
+
+def tree(seed, dtype="float32", sizes=SIZES):
+    rng = np.random.default_rng(seed)
+    return {k: jnp.asarray(rng.normal(size=s) * rng.choice([1e-4, 1.0]), dtype) for k, s in sizes.items()}
+
+
+def stepper(tx):
+    """A new function each time: what is traced is kept by function, natively or not."""
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return fo.apply_updates(params, updates), state
+
+    return step
+
+
+def purely(fn, *args):
+    with native.disabled():
+        return jax.jit(fn)(*args)
+
+
+def uses_kernel(fn, *args):
+    return KERNEL in jax.jit(fn).lower(*args).as_text()
+
+
+def assert_close(ours, pure, ulps):
+    """No further apart than some units in the last place of the largest element."""
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(pure), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        x, y = np.asarray(x, "float32"), np.asarray(y, "float32")
+        largest = np.abs(y, where=np.isfinite(y), out=np.zeros_like(y)).max(initial=0)
+        np.testing.assert_allclose(x, y, rtol=ulps * 2**-23, atol=ulps * 2**-23 * largest)
+
+
+def test_a_compiler_is_enough():
+    if sys.platform == "linux" and (shutil.which("g++") or shutil.which("clang++")):
+        assert native.available(), "build it: python setup.py build_ext --inplace"
+
+
+CHAINS = {  # and how many units in the last place it may differ
+    "sgd": (fo.sgd(0.1), 0),
+    "momentum": (fo.sgd(0.1, 0.9), 0),
+    "nesterov, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(0.1, 0.9, nesterov=True)), 2),
+    "sgd, decay inside": (fo.chain(fo.add_decayed_weights(0.1), fo.sgd(fo.cosine_decay_schedule(0.1, 9), 0.9)), 0),
+    "adam": (fo.adam(1e-2), 0),
+    "nadam, eps_hat": (fo.adam(1e-2, nesterov=True, eps_hat=True, eps_root=1e-12), 1),
+    "adamw, clip, schedule": (
+        fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(fo.cosine_decay_schedule(0.1, 9), weight_decay=0.1)),
+        4,
+    ),
+    "adamw, mask, named": (
+        fo.named_chain(("all", fo.adamw(0.1, weight_decay=0.1, mask={"odd": False, "**": True}))),
+        0,
+    ),
+    "lion": (fo.chain(fo.clip(0.5), fo.lion(1e-2)), 0),
+    "rmsprop": (fo.rmsprop(1e-2), 2),  # XLA's 1/√x is not exact
+    "rmsprop, momentum": (fo.rmsprop(1e-2, eps_in_sqrt=False, momentum=0.9, bias_correction=True), 3),
+    "adagrad": (fo.adagrad(1e-2), 1),
+    "adagrad, eps outside": (
+        fo.chain(fo.scale_by_rss(0.0, eps_in_sqrt=False), fo.scale_by_schedule(lambda count: -1 / (1 + count))),
+        1,
+    ),
+}
+
+
+@built
+@pytest.mark.parametrize("name", CHAINS)
+def test_same_numbers_donated(name):
+    tx, ulps = CHAINS[name]
+    params = tree(0)
+    steps = [tree(seed) for seed in range(1, 4)]
+    steps[1]["odd"] = jnp.zeros(17)
+    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+    ours = jax.tree.map(jnp.copy, params), tx.init(params)
+    assert KERNEL in step.lower(*ours, steps[0]).as_text()
+    pure, pure_step = (params, tx.init(params)), stepper(tx)
+    with native.disabled():
+        pure_step = jax.jit(pure_step)
+        for grads in steps:
+            pure = pure_step(*pure, grads)
+    for grads in steps:
+        ours = step(*ours, grads)
+    assert_close(ours, pure, ulps)
+
+
+@built
+@pytest.mark.parametrize("param, grad", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_bfloat16(param, grad):
+    tx, params, grads = fo.adamw(1e-2, weight_decay=0.1), tree(0, param), tree(1, grad)
+    grads["odd"] = grads["odd"].at[:2].set(jnp.array([jnp.nan, jnp.inf], grad))
+    args = params, tx.init(params), grads
+    assert uses_kernel(stepper(tx), *args)
+    assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
+
+
+@built
+def test_many_leaves_and_none():
+    sizes = {f"{i:03}": (ENOUGH // 70,) for i in range(70 + 2)}
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adam(1e-2))
+    params, grads = tree(0, sizes=sizes), tree(1, sizes=sizes) | {"003": None, "060": None}
+    args = params, tx.init(params), grads
+    new, state = jax.jit(stepper(tx))(*args)
+    assert_close((new, state), purely(stepper(tx), *args), 4)
+    assert_close(new["060"], params["060"], 0)
+
+
+@built
+def test_nan_stays_in_its_leaf_and_an_infinite_norm_gives_zeros():
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(1.0))
+    params, grads = tree(0), tree(1)
+    for bad in jnp.nan, 1e30:
+        args = params, tx.init(params), grads | {"odd": grads["odd"].at[3].set(bad)}
+        assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 4)
+
+
+@built
+def test_updates_may_be_used_for_anything():
+    tx, params, grads = fo.adam(1e-2), tree(0), tree(1)
+    args = params, tx.init(params), grads
+
+    def logged(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return fo.apply_updates(params, updates), state, fo.global_norm(updates)
+
+    def doubled(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return fo.apply_updates(params, jax.tree.map(lambda u: 2 * u, updates)), state
+
+    def elsewhere(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return fo.apply_updates(jax.tree.map(lambda p: p + 1, params), updates), state
+
+    for fn in logged, doubled, elsewhere:
+        assert not uses_kernel(fn, *args)
+        assert_close(jax.jit(fn)(*args), purely(lambda *args, fn=fn: fn(*args), *args), 0)
+
+
+@built
+def test_inside_other_transformations():
+    inner = fo.adam(1e-2)
+    tx = fo.partition({"a": inner, "b": fo.set_to_zero()}, {"odd": "b", "**": "a"})
+    args = tree(0), tx.init(tree(0)), tree(1)
+    assert uses_kernel(stepper(tx), *args)
+    assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 0)
+
+
+@built
+def test_jit_scan_vmap_grad():
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(0.1, 0.9))
+    args = tree(0), tx.init(tree(0)), tree(1)
+    step = stepper(tx)
+
+    def scanned(params, state, grads):
+        return jax.lax.scan(lambda carry, _: (step(*carry, grads), None), (params, state), None, 3)[0]
+
+    twice = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), args)
+
+    def loss(grads):
+        return sum(jnp.sum(p**2) for p in step(*args[:2], grads)[0].values())
+
+    assert uses_kernel(scanned, *args) and uses_kernel(jax.jit(step), *args)
+    with jax.checking_leaks():
+        for fn, xs in (scanned, args), (jax.vmap(step), twice), (jax.grad(loss), args[2:]):
+            assert_close(jax.jit(fn)(*xs), purely(lambda *xs, fn=fn: fn(*xs), *xs), 8)
+    assert not uses_kernel(jax.vmap(step), *twice)
+
+
+@built
+def test_hyperparameters_as_arguments():
+    def step(tx, params, state, grads):
+        return stepper(tx)(params, state, grads)
+
+    jitted = jax.jit(step)
+    for lr in 0.1, 0.2:
+        tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(lr))
+        args = tree(0), tx.init(tree(0)), tree(1)
+        assert_close(jitted(tx, *args), purely(lambda *xs: step(*xs), tx, *args), 4)
+    assert jitted._cache_size() == 1 and uses_kernel(step, tx, *args)
+
+
+@built
+def test_left_to_xla():
+    adam, params, grads = fo.adam(1e-2), tree(0), tree(1)
+    narrow = fo.adam(1e-2, state_dtype="bfloat16")
+
+    class mine(fo.scale_by_adam):
+        def update(self, updates, state, params=None, **extra):
+            return super().update(updates, state, params)
+
+    small = {"w": jnp.ones(8)}
+    mesh = NamedSharding(Mesh(np.array(jax.devices()), "x"), PartitionSpec())
+    for why, tx, p, g in (
+        ("small", adam, small, small),
+        ("slots of 16 bits", narrow, params, grads),
+        ("a link without a kernel", fo.chain(fo.clip_by_block_rms(1.0), fo.scale_by_adam()), params, grads),
+        ("an update of one's own", fo.chain(mine(), fo.scale(-0.1)), params, grads),
+        ("complex", adam, params | {"odd": params["odd"] + 0j}, grads | {"odd": grads["odd"] * 1j}),
+        ("several devices", adam, jax.device_put(params, mesh), jax.device_put(grads, mesh)),
+    ):
+        assert not uses_kernel(stepper(tx), p, tx.init(p), g), why
+    state = adam.init(params)
+    assert uses_kernel(stepper(adam), params, state, grads)
+    with native.disabled():
+        assert not uses_kernel(stepper(adam), params, state, grads)
+    assert KERNEL in str(jax.make_jaxpr(stepper(adam))(params, state, grads))
+    jax.export.export(jax.jit(stepper(adam)))(params, state, grads)  # which refuses a custom call
+
+
+def test_switched_off_by_the_environment():
+    code = "from functional_opt import native; assert not native.enabled()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"FUNCTIONAL_OPT_NATIVE": "0"}, check=True)
