@@ -38,7 +38,7 @@ constexpr int MAX_SLOTS = 4;
 #define VECTORIZE _Pragma("GCC ivdep")
 #endif
 
-// ---- Formulas: one element, in the letters of the Python rules. `s` are a link's scalars. ----
+// ---- Formulas: u from x, in the letters of the Python rules. `s` are a link's scalars. ----
 //
 // As XLA does it, so that results are the same to the last bit or two: a product and the sum it goes into are one
 // operation (-ffp-contract=fast), and to divide by a scalar is to multiply by its inverse.
@@ -62,42 +62,43 @@ struct Slots {
   float* out[MAX_SLOTS];
 };
 
-INLINE void scale(float* u, const float* s, int64_t n) {
+INLINE void scale(const float* x, float* u, const float* s, int64_t n) {
   const float factor = s[0];
-  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = factor * u[i];
+  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = factor * x[i];
 }
 
-INLINE void clip(float* u, const float* s, int64_t n) {
+INLINE void clip(const float* x, float* u, const float* s, int64_t n) {
   const float largest = s[0];
-  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = u[i] > largest ? largest : u[i] < -largest ? -largest : u[i];
+  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = x[i] > largest ? largest : x[i] < -largest ? -largest : x[i];
 }
 
-INLINE void decay(float* u, const float* w, const float* s, int64_t n) {
+INLINE void decay(const float* x, float* u, const float* w, const float* s, int64_t n) {
   const float rate = s[0];
-  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = u[i] + rate * w[i];
+  VECTORIZE for (int64_t i = 0; i < n; ++i) u[i] = x[i] + rate * w[i];
 }
 
 template <bool nesterov>
-INLINE void trace(float* u, const Slots& slots, const float* s, int64_t n) {
+INLINE void trace(const float* x, float* u, const Slots& slots, const float* s, int64_t n) {
   const float decay = s[0];
   const float* t_in = slots.in[0];
   float* t_out = slots.out[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
-    const float t = u[i] + decay * t_in[i];
+    const float g = x[i];
+    const float t = g + decay * t_in[i];
     t_out[i] = t;
-    u[i] = nesterov ? u[i] + decay * t : t;
+    u[i] = nesterov ? g + decay * t : t;
   }
 }
 
 template <bool nesterov>
-INLINE void adam(float* u, const Slots& slots, const float* s, int64_t n) {
+INLINE void adam(const float* x, float* u, const Slots& slots, const float* s, int64_t n) {
   const float b1 = s[0], c1 = s[1], b2 = s[2], c2 = s[3];  // c = 1 − b
   const float by1 = 1 / s[4], by2 = 1 / s[5], eps_root = s[6], eps = s[7];  // what m and v are divided by
   const float ahead_m = b1 * (1 / s[8]), ahead_g = c1 * by1;
   const float *m_in = slots.in[0], *v_in = slots.in[1];
   float *m_out = slots.out[0], *v_out = slots.out[1];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
-    const float g = u[i];
+    const float g = x[i];
     const float m = b1 * m_in[i] + c1 * g;
     const float v = b2 * v_in[i] + c2 * (g * g);
     m_out[i] = m;
@@ -107,12 +108,12 @@ INLINE void adam(float* u, const Slots& slots, const float* s, int64_t n) {
   }
 }
 
-INLINE void lion(float* u, const Slots& slots, const float* s, int64_t n) {
+INLINE void lion(const float* x, float* u, const Slots& slots, const float* s, int64_t n) {
   const float b1 = s[0], c1 = s[1], b2 = s[2], c2 = s[3];
   const float* m_in = slots.in[0];
   float* m_out = slots.out[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
-    const float g = u[i];
+    const float g = x[i];
     const float c = b1 * m_in[i] + c1 * g;
     m_out[i] = b2 * m_in[i] + c2 * g;
     u[i] = c > 0 ? 1.0f : c < 0 ? -1.0f : c;  // NaN stays
@@ -120,12 +121,12 @@ INLINE void lion(float* u, const Slots& slots, const float* s, int64_t n) {
 }
 
 template <bool in_root>
-INLINE void rms(float* u, const Slots& slots, const float* s, int64_t n) {
+INLINE void rms(const float* x, float* u, const Slots& slots, const float* s, int64_t n) {
   const float decay = s[0], c = s[1], by = 1 / s[2], eps = s[3];
   const float* v_in = slots.in[0];
   float* v_out = slots.out[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
-    const float g = u[i];
+    const float g = x[i];
     const float v = decay * v_in[i] + c * (g * g);
     v_out[i] = v;
     u[i] = in_root ? g * (1 / std::sqrt(by * v + eps)) : g / (std::sqrt(by * v) + eps);
@@ -133,12 +134,12 @@ INLINE void rms(float* u, const Slots& slots, const float* s, int64_t n) {
 }
 
 template <bool in_root>
-INLINE void rss(float* u, const Slots& slots, const float* s, int64_t n) {
+INLINE void rss(const float* x, float* u, const Slots& slots, const float* s, int64_t n) {
   const float eps = s[0];
   const float* s_in = slots.in[0];
   float* s_out = slots.out[0];
   VECTORIZE for (int64_t i = 0; i < n; ++i) {
-    const float g = u[i];
+    const float g = x[i];
     const float sum = s_in[i] + g * g;
     s_out[i] = sum;
     const float root = in_root ? std::sqrt(sum + eps) : std::sqrt(sum) + eps;
@@ -147,12 +148,12 @@ INLINE void rss(float* u, const Slots& slots, const float* s, int64_t n) {
 }
 
 // The end: an update has the dtype of its param, so that of a 16-bit one is rounded before it is added.
-INLINE void add(float* w, const float* u, const float* s, int64_t n, bool bfloat16) {
+INLINE void add(const float* x, const float* w_in, float* w_out, const float* s, int64_t n, bool bfloat16) {
   const float factor = s[0];
   if (bfloat16) {
-    VECTORIZE for (int64_t i = 0; i < n; ++i) w[i] = w[i] + widened(rounded(factor * u[i]));
+    VECTORIZE for (int64_t i = 0; i < n; ++i) w_out[i] = w_in[i] + widened(rounded(factor * x[i]));
   } else {
-    VECTORIZE for (int64_t i = 0; i < n; ++i) w[i] = w[i] + factor * u[i];
+    VECTORIZE for (int64_t i = 0; i < n; ++i) w_out[i] = w_in[i] + factor * x[i];
   }
 }
 
@@ -170,22 +171,12 @@ struct Leaf {
   Slots slots{};
 };
 
-INLINE void read(const Array& x, int64_t at, float* to, int64_t n) {
-  if (x.bfloat16) {
-    const uint16_t* from = static_cast<const uint16_t*>(x.in) + at;
-    VECTORIZE for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
-  } else {
-    std::memcpy(to, static_cast<const float*>(x.in) + at, n * sizeof(float));
-  }
-}
-
-INLINE void write(const Array& x, int64_t at, const float* from, int64_t n) {
-  if (x.bfloat16) {
-    uint16_t* to = static_cast<uint16_t*>(x.out) + at;
-    VECTORIZE for (int64_t i = 0; i < n; ++i) to[i] = rounded(from[i]);
-  } else {
-    std::memcpy(static_cast<float*>(x.out) + at, from, n * sizeof(float));
-  }
+// Elements from `at` on: in place, or widened into a block.
+INLINE const float* read(const Array& x, int64_t at, float* block, int64_t n) {
+  if (!x.bfloat16) return static_cast<const float*>(x.in) + at;
+  const uint16_t* from = static_cast<const uint16_t*>(x.in) + at;
+  VECTORIZE for (int64_t i = 0; i < n; ++i) block[i] = widened(from[i]);
+  return block;
 }
 
 // ---- Programs: (operation, where its scalars start) pairs. The operations are numbered as OPS in link.py. ----
@@ -203,11 +194,13 @@ constexpr int slots_of(int32_t op) {
 }
 
 INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t end) {
-  alignas(64) float u[BLOCK], w[BLOCK];
+  alignas(64) float u[BLOCK], wide_g[BLOCK], wide_w[BLOCK];
+  const bool bfloat16 = leaf.param.bfloat16;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int64_t n = std::min(BLOCK, end - at);
-    read(leaf.grad, at, u, n);
-    read(leaf.param, at, w, n);
+    const float* x = read(leaf.grad, at, wide_g, n);
+    const float* w = read(leaf.param, at, wide_w, n);
+    float* w_out = bfloat16 ? wide_w : static_cast<float*>(leaf.param.out) + at;
     int slot = 0;
     for (int64_t i = 0; i < program.length; i += 2) {
       const int32_t op = program.code[i];
@@ -218,22 +211,26 @@ INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t
         slots.out[k] = leaf.slots.out[slot] + at;
       }
       switch (op) {
-        case SCALE: scale(u, s, n); break;
-        case CLIP: clip(u, s, n); break;
-        case DECAY: decay(u, w, s, n); break;
-        case TRACE: trace<false>(u, slots, s, n); break;
-        case NESTEROV: trace<true>(u, slots, s, n); break;
-        case ADAM: adam<false>(u, slots, s, n); break;
-        case NADAM: adam<true>(u, slots, s, n); break;
-        case LION: lion(u, slots, s, n); break;
-        case RMS: rms<true>(u, slots, s, n); break;
-        case RMS_OUTSIDE: rms<false>(u, slots, s, n); break;
-        case RSS: rss<true>(u, slots, s, n); break;
-        case RSS_OUTSIDE: rss<false>(u, slots, s, n); break;
-        case ADD: add(w, u, s, n, leaf.param.bfloat16); break;
+        case SCALE: scale(x, u, s, n); break;
+        case CLIP: clip(x, u, s, n); break;
+        case DECAY: decay(x, u, w, s, n); break;
+        case TRACE: trace<false>(x, u, slots, s, n); break;
+        case NESTEROV: trace<true>(x, u, slots, s, n); break;
+        case ADAM: adam<false>(x, u, slots, s, n); break;
+        case NADAM: adam<true>(x, u, slots, s, n); break;
+        case LION: lion(x, u, slots, s, n); break;
+        case RMS: rms<true>(x, u, slots, s, n); break;
+        case RMS_OUTSIDE: rms<false>(x, u, slots, s, n); break;
+        case RSS: rss<true>(x, u, slots, s, n); break;
+        case RSS_OUTSIDE: rss<false>(x, u, slots, s, n); break;
+        case ADD: add(x, w, w_out, s, n, bfloat16); break;
       }
+      x = u;
     }
-    write(leaf.param, at, w, n);
+    if (bfloat16) {
+      uint16_t* to = static_cast<uint16_t*>(leaf.param.out) + at;
+      VECTORIZE for (int64_t i = 0; i < n; ++i) to[i] = rounded(w_out[i]);
+    }
   }
 }
 
@@ -245,10 +242,10 @@ INLINE double squares(const Array& x, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int64_t n = std::min(BLOCK, end - at);
     float lanes[LANES] = {};
-    const float* from = static_cast<const float*>(x.in) + at;
-    if (x.bfloat16 || n < BLOCK) {
-      std::fill(block, block + BLOCK, 0.0f);
-      read(x, at, block, n);
+    const float* from = read(x, at, block, n);
+    if (n < BLOCK) {
+      if (from != block) std::copy(from, from + n, block);
+      std::fill(block + n, block + BLOCK, 0.0f);
       from = block;
     }
     for (int64_t i = 0; i < BLOCK; i += LANES)
