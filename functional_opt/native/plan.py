@@ -11,8 +11,10 @@ from ..leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
 from .link import OPS, Link, is_float32
 
-ENOUGH = 1 << 16
-"""Elements in all that make a kernel worth the while."""
+ENOUGH = 1 << 18
+"""Elements in all that make a kernel worth the while: XLA can fuse small leaves with what is done before and after."""
+EACH = 1 << 10
+"""And on average: every array takes the time of some hundred elements to be passed to a kernel."""
 TOGETHER = 64
 """Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
 
@@ -82,7 +84,7 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
         return None
     if not all(_fits(leaves[i], *(tree[i] for tree in trees)) for i in here):
         return None
-    if sum(leaves[i].size for i in here) < ENOUGH:
+    if sum(leaves[i].size for i in here) < max(ENOUGH, EACH * len(here)):
         return None
     slots = tuple(tuple(places.get(id(tree[i]), -1) for i in here) for tree in trees[1:])
     programs: dict[tuple[int, ...], list[int]] = {}
