@@ -12,7 +12,7 @@ from .library import STEP, SUMS_OF_SQUARES
 from .link import OPS, Link, is_float32
 
 ENOUGH = 1 << 18
-"""Elements in all that make a kernel worth the while: XLA can fuse small leaves with what is done before and after."""
+"""Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
 EACH = 1 << 10
 """And on average: every array takes the time of some hundred elements to be passed to a kernel."""
 TOGETHER = 64
