@@ -63,7 +63,7 @@ CHAINS = {  # and how many units in the last place it may differ
     "momentum": (fo.sgd(0.1, 0.9), 0),
     "nesterov, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(0.1, 0.9, nesterov=True)), 2),
     "sgd, decay inside": (fo.chain(fo.add_decayed_weights(0.1), fo.sgd(fo.cosine_decay_schedule(0.1, 9), 0.9)), 0),
-    "adam": (fo.adam(1e-2), 0),
+    "adam": (fo.adam(1e-2), 1),
     "nadam, eps_hat": (fo.adam(1e-2, nesterov=True, eps_hat=True, eps_root=1e-12), 1),
     "adamw, clip, schedule": (
         fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(fo.cosine_decay_schedule(0.1, 9), weight_decay=0.1)),
@@ -71,7 +71,7 @@ CHAINS = {  # and how many units in the last place it may differ
     ),
     "adamw, mask, named": (
         fo.named_chain(("all", fo.adamw(0.1, weight_decay=0.1, mask={"odd": False, "**": True}))),
-        0,
+        1,
     ),
     "lion": (fo.chain(fo.clip(0.5), fo.lion(1e-2)), 0),
     "rmsprop": (fo.rmsprop(1e-2), 2),  # XLA's 1/√x is not exact
@@ -162,7 +162,7 @@ def test_inside_other_transformations():
     tx = fo.partition({"a": inner, "b": fo.set_to_zero()}, {"odd": "b", "**": "a"})
     args = tree(0), tx.init(tree(0)), tree(1)
     assert uses_kernel(stepper(tx), *args)
-    assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 0)
+    assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
 
 
 @built
