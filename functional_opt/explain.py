@@ -12,9 +12,8 @@ import numpy as np
 
 from .base import GradientTransformation, Transformation
 from .leaves import Tree
-from .paths import keep, resolve_mask
+from .paths import keep
 from .review import Note, review
-from .transforms.decay import add_decayed_weights
 from .transforms.nesting import children, with_children
 from .value import checked
 
@@ -129,8 +128,8 @@ def _rows(tx: Any, params: Tree, path: str, depth: int, names: tuple[str, ...] |
         like = names if names is not None or set(_names(given)) <= set(seen) else seen
         inner.append(list(_rows(child, given, path + step, depth + 1, like)))
     own = size(jax.eval_shape(tx.init, params)) - sum(row.state_bytes for rows in inner for row in rows)
-    if isinstance(tx, add_decayed_weights) and tx.mask is not None and names is None:
-        touched = _names(keep(resolve_mask(tx.mask, params), params))
+    if hasattr(tx, "touches") and names is None:
+        touched = _names(keep(tx.touches(params), params))
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}
         touched = tuple(name for name in touched if name in there)

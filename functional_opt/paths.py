@@ -179,6 +179,11 @@ def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any
         selection = _selection(name, selection(tree), leaf)
     if selection is None:
         raise TypeError(f"`{name}` must be a tree, a function from params to one, or path rules, got None")
+    return resolve_values(name, selection, tree, default)
+
+
+def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default: Any = None) -> Tree:
+    """What rules, or a tree of values that may be a prefix, say for each leaf of `tree`, None counted as a leaf."""
     if isinstance(selection, PathRules):
         return selection.resolve(tree, default)
     treedef = selection.treedef

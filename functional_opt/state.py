@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 from jax.tree_util import DictKey, SequenceKey, keystr
 
 from .leaves import Tree
 
 Path = tuple[Any, ...]
+T = TypeVar("T")
 Filter = Callable[[Path, Any], bool] | None
 
 
@@ -53,6 +55,16 @@ def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> 
     if len(found) > 1:
         raise KeyError(f"{key!r} stands in several places: {', '.join(keystr(path) for path, _ in found)}")
     return found[0][1] if found else default
+
+
+def only(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "take that of one of them") -> T:
+    """The one state of a class in a tree. Raises ValueError, with the remedy, where there is none or are several."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, cls))
+    found = [x for x in leaves if isinstance(x, cls)]
+    if len(found) != 1:
+        remedy = several if found else missing
+        raise ValueError(f"{reader} needs a state with one {cls.__name__} in it, got {len(found)}: {remedy}")
+    return found[0]
 
 
 def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:

@@ -1,11 +1,13 @@
 """clip, clip_by_norm, clip_by_global_norm, clip_by_block_rms, adaptive_grad_clip: bounds on the updates."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from .. import native
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
-from ..leaves import abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
+from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
 from ..value import NonNegative, Positive, Scalar, Static
 
 AdaptiveGradClipState = ClipByGlobalNormState = ClipState = EmptyState
@@ -32,7 +34,7 @@ class clip(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         def leaf(g):
             if jnp.iscomplexobj(g):
-                return g * _shrink(safe_sqrt(abs_sq(g)), self.max_delta)
+                return g * shrink(safe_sqrt(abs_sq(g)), self.max_delta)
             return jnp.clip(g, -self.max_delta, self.max_delta)
 
         return map_leaves(leaf, updates, params=params), state
@@ -59,7 +61,7 @@ class clip_by_norm(GradientTransformation):
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
-        return map_leaves(lambda g: g * _shrink(global_norm(g), self.max_norm), updates, params=params), state
+        return map_leaves(lambda g: g * shrink(global_norm(g), self.max_norm), updates, params=params), state
 
 
 @transformation
@@ -97,8 +99,7 @@ class clip_by_global_norm(GradientTransformation):
 
 
 def _factor(squares: jax.Array, max_norm: Scalar) -> jax.Array:
-    total = jnp.sum(jnp.where(jnp.isnan(squares), 0.0, squares))
-    return _shrink(safe_sqrt(total), max_norm)
+    return shrink(_norm(squares), max_norm)
 
 
 @transformation
@@ -122,7 +123,7 @@ class clip_by_block_rms(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         def leaf(g):
-            return g * _shrink(safe_sqrt(jnp.mean(abs_sq(g))), self.threshold)
+            return g * shrink(safe_sqrt(jnp.mean(abs_sq(g))), self.threshold)
 
         return map_leaves(leaf, updates, params=params), state
 
@@ -162,7 +163,7 @@ class adaptive_grad_clip(GradientTransformation):
 
         def leaf(g, w):
             largest = self.clipping * jnp.maximum(_unit_norms(w, self.axis), self.eps)
-            return g * _shrink(_unit_norms(g, self.axis), largest)
+            return g * shrink(_unit_norms(g, self.axis), largest)
 
         return map_leaves(leaf, updates, read=(params,), params=params), state
 
@@ -201,6 +202,15 @@ def unitwise_clip(g_norm: jax.Array, max_norm: Scalar, grad: jax.Array, div_eps:
     return grad * jnp.where(g_norm < max_norm, 1.0, max_norm / jnp.maximum(g_norm, div_eps))
 
 
-def _shrink(size: jax.Array, largest: Scalar) -> jax.Array:
+def norm_without_nans(tree: Tree) -> jax.Array:
+    """The global norm of the leaves that have no NaN."""
+    return _norm(sums_of_squares(tree))
+
+
+def _norm(squares: jax.Array) -> jax.Array:
+    return safe_sqrt(jnp.sum(jnp.where(jnp.isnan(squares), 0.0, squares)))
+
+
+def shrink(size: jax.Array, largest: Any) -> jax.Array:
     """min(1, largest / size), 1 where size is 0."""
     return jnp.minimum(1.0, largest / jnp.where(size == 0, 1.0, size))

@@ -1,5 +1,7 @@
 """add_decayed_weights: decoupled weight decay."""
 
+import jax
+
 from .. import native
 from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
 from ..leaves import map_leaves
@@ -58,3 +60,7 @@ class add_decayed_weights(GradientTransformation):
         rate, _ = rate_now(self.weight_decay, state)
         chosen = None if self.mask is None else resolve_mask(self.mask, params)
         return (native.Link("decay", (rate,), only=chosen),)
+
+    def touches(self, params):
+        """For `explain`: a mask."""
+        return jax.tree.map(lambda _: True, params) if self.mask is None else resolve_mask(self.mask, params)

@@ -9,6 +9,7 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..leaves import global_norm
 from ..schedules import Schedule
 from ..schedules.base import rate_at
+from ..state import only
 from .accumulate import MultiStepsState
 from .guard import ApplyIfFiniteState
 from .nesting import children, walk, with_children
@@ -38,10 +39,12 @@ class with_metrics(GradientTransformation):
     The metrics, float32 but for the two counts:
 
     - `step`: updates asked for so far, an int32;
-    - `skipped`: those that an `apply_if_finite` or the `should_skip_update_fn` of a `MultiSteps` left out, an int32;
+    - `skipped`: those that an `apply_if_finite`, a `skip_spikes`, a `dynamic_loss_scale` or the
+      `should_skip_update_fn` of a `MultiSteps` left out, an int32;
     - `learning_rate`: as it was at this step, whatever schedule it follows;
     - `gradient_norm`, `clipped_norm`, `update_norm`: global norms of what came in, after a clip, of what went out;
-    - `update_ratio`: `update_norm` over the global norm of the params; NaN where update got no params.
+    - `update_ratio`: `update_norm` over the global norm of the params; NaN where update got no params;
+    - `loss_scale`, `noise_scale`: those of a `dynamic_loss_scale` and a `gradient_noise_scale`.
 
     Where there are several learning rates or clips each has its own name, `learning_rate/LABEL` with the label of
     its group or link, or its number; where there is none there is no such metric. What stands inside of `MultiSteps`
@@ -64,7 +67,8 @@ class with_metrics(GradientTransformation):
     def init(self, params):
         tx = _with_norms(self.inner)
         inner_state = tx.init(params)
-        numbers = {"gradient_norm", "update_norm", "update_ratio", *_rates(tx, inner_state), *_norms(tx, inner_state)}
+        found = {**_rates(tx, inner_state), **_measures(tx, inner_state)}
+        numbers = {"gradient_norm", "update_norm", "update_ratio", *found}
         counts = {"step": zero_count(), "skipped": zero_count()}
         return MetricsState(_sorted(counts | {name: jnp.zeros([]) for name in numbers}), inner_state)
 
@@ -78,7 +82,7 @@ class with_metrics(GradientTransformation):
             "update_norm": size,
             "update_ratio": jnp.where(of_params == 0, 0.0, size / jnp.where(of_params == 0, 1.0, of_params)),
             **_rates(tx, before),
-            **_norms(tx, after),
+            **_measures(tx, after),
         }
         step, skipped = (state.metrics[name] for name in ("step", "skipped"))
         counts = {
@@ -94,12 +98,7 @@ def metrics(state: Any) -> dict[str, jax.Array]:
 
     Raises ValueError where there is none, or where there are several.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, MetricsState))
-    found = [x for x in leaves if isinstance(x, MetricsState)]
-    if len(found) != 1:
-        remedy = "wrap the transformation in with_metrics" if not found else "take that of one of them"
-        raise ValueError(f"metrics needs a state with one MetricsState in it, got {len(found)}: {remedy}")
-    return dict(found[0].metrics)
+    return dict(only(state, MetricsState, "metrics", "wrap the transformation in with_metrics").metrics)
 
 
 @transformation
@@ -114,6 +113,9 @@ class _normed(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         return updates, ClippedState(jnp.asarray(global_norm(updates), state.norm.dtype), inner_state)
+
+    def measures(self, state):
+        return {"clipped_norm": state.norm}
 
 
 def _with_norms(tx: GradientTransformation) -> GradientTransformation:
@@ -134,8 +136,13 @@ def _rates(tx: Any, state: Any) -> dict[str, Any]:
     return _named("learning_rate", found)
 
 
-def _norms(tx: Any, state: Any) -> dict[str, Any]:
-    return _named("clipped_norm", [(labels, own.norm) for _, labels, x, own in walk(tx, state) if type(x) is _normed])
+def _measures(tx: Any, state: Any) -> dict[str, Any]:
+    """What the links of a transformation say of their states, under the names that they give it."""
+    found: dict[str, list] = {}
+    for _, labels, link, own in walk(tx, state):
+        for name, x in link.measures(own).items() if hasattr(link, "measures") and own is not None else ():
+            found.setdefault(name, []).append((labels, x))
+    return {key: x for name, xs in found.items() for key, x in _named(name, xs).items()}
 
 
 def _named(name: str, found: list[tuple[tuple, Any]]) -> dict[str, Any]:
@@ -149,6 +156,8 @@ def _skipped(tx: Any, before: Any, after: Any) -> jax.Array:
     """Whether something left this step out."""
     skipped = jnp.array(False)
     for (_, _, link, old), (_, _, _, new) in zip(walk(tx, before), walk(tx, after), strict=True):
+        if hasattr(old, "total_skipped"):
+            skipped |= new.total_skipped != old.total_skipped
         if isinstance(old, ApplyIfFiniteState):  # inside of MultiSteps it is not asked at every step
             asked = new.total_notfinite != old.total_notfinite
             skipped |= asked & (new.notfinite_count <= link.max_consecutive_errors)
