@@ -204,6 +204,8 @@ from .transforms.accumulate import ShouldSkipUpdateFunction as ShouldSkipUpdateF
 from .transforms.accumulate import apply_every as apply_every
 from .transforms.accumulate import skip_large_updates as skip_large_updates
 from .transforms.accumulate import skip_not_finite as skip_not_finite
+from .transforms.adagc import AdaGCState as AdaGCState
+from .transforms.adagc import adagc as adagc
 from .transforms.aggregate import aggregate as aggregate
 from .transforms.cautious import CautiousState as CautiousState
 from .transforms.cautious import add_cautious_decayed_weights as add_cautious_decayed_weights
@@ -222,6 +224,8 @@ from .transforms.clip import clip_by_global_norm as clip_by_global_norm
 from .transforms.clip import clip_by_norm as clip_by_norm
 from .transforms.clip import unitwise_clip as unitwise_clip
 from .transforms.clip import unitwise_norm as unitwise_norm
+from .transforms.clip_by_quantile import ClipByQuantileState as ClipByQuantileState
+from .transforms.clip_by_quantile import clip_by_quantile as clip_by_quantile
 from .transforms.complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from .transforms.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from .transforms.complex import split_real_and_imaginary as split_real_and_imaginary
@@ -299,6 +303,8 @@ from .transforms.select import multi_transform as multi_transform
 from .transforms.select import partition as partition
 from .transforms.select import selective_transform as selective_transform
 from .transforms.select import set_to_zero as set_to_zero
+from .transforms.skip_spikes import SkipSpikesState as SkipSpikesState
+from .transforms.skip_spikes import skip_spikes as skip_spikes
 from .transforms.stateless import stateless as stateless
 from .transforms.stateless import stateless_with_tree_map as stateless_with_tree_map
 from .transforms.trust_ratio import ScaleByTrustRatioState as ScaleByTrustRatioState
@@ -308,6 +314,8 @@ from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from .transforms.zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
 from .transforms.zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
 from .transforms.zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
+from .transforms.zclip import ZClipState as ZClipState
+from .transforms.zclip import zclip as zclip
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment

@@ -16,6 +16,7 @@ from . import cases_data as data
 from . import cases_free as free
 from . import cases_linesearch as linesearch
 from . import cases_modern as modern
+from . import cases_guard as guard
 from . import cases_rest as rest
 from . import references as ref
 from . import references_by_leaf as leaf
@@ -109,6 +110,7 @@ OPTIMIZERS = [
     *data.OPTIMIZERS,
     *contrib.OPTIMIZERS,
     *free.OPTIMIZERS,
+    *guard.OPTIMIZERS,
     *rest.OPTIMIZERS,
     *modern.OPTIMIZERS,
 ]
@@ -179,6 +181,7 @@ TRANSFORMATIONS = [
     *contrib.TRANSFORMATIONS,
     *free.TRANSFORMATIONS,
     *linesearch.TRANSFORMATIONS,
+    *guard.TRANSFORMATIONS,
     *rest.TRANSFORMATIONS,
     *modern.TRANSFORMATIONS,
 ]

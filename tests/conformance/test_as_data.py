@@ -165,7 +165,7 @@ def test_extra_arguments_are_taken(case):
 
 
 NAMES = {}
-for module in (fo.schedules, fo.experimental, fo, pieces, cases.free, cases):
+for module in (fo.schedules, fo.experimental, fo, pieces, cases.free, cases.guard, cases):
     NAMES |= vars(module)
 
 

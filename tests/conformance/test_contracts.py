@@ -89,7 +89,8 @@ def test_sharding_is_kept_and_buffers_donated(case):
         new = step(tx, *new, grads)
     for (path, x), sharding in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(before), strict=True):
         # these are made on one device, then are on all
-        made_here = (".ns_coeffs", ".rng_key", ".key", ".weights_memory", *(f".{name}" for name in "rmvs"))
+        names = ("ns_coeffs", "rng_key", "key", "weights_memory", "history", *"rmvs")
+        made_here = tuple(f".{name}" for name in names)
         small = x.size == 1 or jax.tree_util.keystr(path).endswith(made_here)
         assert x.sharding.is_equivalent_to(sharding, x.ndim) or small
 
