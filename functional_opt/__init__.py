@@ -266,6 +266,9 @@ from .transforms.linesearch import value_and_grad_from_state as value_and_grad_f
 from .transforms.lookahead import LookaheadParams as LookaheadParams
 from .transforms.lookahead import LookaheadState as LookaheadState
 from .transforms.lookahead import lookahead as lookahead
+from .transforms.loss_scale import DynamicLossScaleState as DynamicLossScaleState
+from .transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
+from .transforms.loss_scale import loss_scale as loss_scale
 from .transforms.metrics import ClippedState as ClippedState
 from .transforms.metrics import MetricsState as MetricsState
 from .transforms.metrics import metrics as metrics

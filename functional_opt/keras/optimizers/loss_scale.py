@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...transforms.loss_scale import next_scale
 from ..variable import Variable
 from .base import SHARED, Optimizer
 from .step import Step
@@ -39,10 +40,9 @@ class Scaled(Step):
         return values, (self._adjusted(scaling, finite), inner), clock
 
     def _adjusted(self, scaling: Scaling, finite: jax.Array) -> Scaling:
-        counter = jnp.where(finite, scaling.counter + 1, 0)
-        grow = counter == self.growth_steps
-        scale = jnp.where(grow, scaling.scale * 2, jnp.where(finite, scaling.scale, scaling.scale / 2))
-        return Scaling(jnp.where(grow, 0, counter), scale)
+        smallest = float(jnp.finfo(scaling.scale.dtype).tiny)
+        scale, counter = next_scale(scaling.scale, scaling.counter, finite, self.growth_steps, smallest)
+        return Scaling(counter, scale)
 
 
 class LossScaleOptimizer(Wrapper):
