@@ -284,6 +284,9 @@ from .transforms.monitor import monitor as monitor
 from .transforms.monitor import snapshot as snapshot
 from .transforms.noise import AddNoiseState as AddNoiseState
 from .transforms.noise import add_noise as add_noise
+from .transforms.noise_scale import GradientNoiseScaleState as GradientNoiseScaleState
+from .transforms.noise_scale import gradient_noise_scale as gradient_noise_scale
+from .transforms.noise_scale import noise_scale as noise_scale
 from .transforms.normalize import NormalizeState as NormalizeState
 from .transforms.normalize import centralize as centralize
 from .transforms.normalize import normalize as normalize
