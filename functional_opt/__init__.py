@@ -282,6 +282,7 @@ from .transforms.monitor import SnapshotState as SnapshotState
 from .transforms.monitor import measure_with_ema as measure_with_ema
 from .transforms.monitor import monitor as monitor
 from .transforms.monitor import snapshot as snapshot
+from .transforms.mup import scale_by_mup as scale_by_mup
 from .transforms.noise import AddNoiseState as AddNoiseState
 from .transforms.noise import add_noise as add_noise
 from .transforms.noise_scale import GradientNoiseScaleState as GradientNoiseScaleState

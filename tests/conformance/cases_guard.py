@@ -45,5 +45,6 @@ TRANSFORMATIONS = [
     case("clip_by_quantile", fo.clip_by_quantile, None, None, "quantile", quantile=0.3, window=3),
     case("skip_spikes", without_spikes, None, None, "rate factor", rate=0.1, factor=1.1),
     case("dynamic_loss_scale", loss_scaled, None, None, "rate initial_scale", rate=0.1, initial_scale=4.0),
+    case("scale_by_mup", fo.scale_by_mup, None, None, base_params=WIDTHS, fan_in={"**/kernel": (0,)}),
     case("gradient_noise_scale", measured, None, None, "decay", **BATCHES, decay=0.9),
 ]
