@@ -17,7 +17,7 @@ class ClipByQuantileState(NamedTuple):
 
 @transformation
 class clip_by_quantile(GradientTransformation):
-    """Bounds the global norm by a quantile of the last ones, its own among them: u = g · min(1, Q / ‖g‖).
+    """Bounds the global norm by a quantile Q of the last ones, its own among them: u = g · min(1, Q / ‖g‖).
 
     With quantile=0.1 nine steps in ten are as long as the shortest tenth of the last ones; with 0.95 only spikes are
     clipped. A leaf with a NaN is left out of the norm, as in `clip_by_global_norm`; a norm of infinity makes every
