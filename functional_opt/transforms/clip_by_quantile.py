@@ -25,7 +25,7 @@ class clip_by_quantile(GradientTransformation):
 
     Args:
         quantile: in [0, 1], linear between two norms.
-        window: how many norms are kept, a whole number ≥ 1.
+        window: how many norms are kept, a whole number ≥ 1; they are sorted at each step (1000: 0.15 ms on a CPU).
 
     Seetharaman, Wichern, Pardo & Le Roux 2020 (AutoClip), arXiv:2007.14469, where all norms are kept.
 
@@ -39,7 +39,7 @@ class clip_by_quantile(GradientTransformation):
 
     clips = True
     quantile: Fraction = 0.1
-    window: Static[PositiveInt] = 1000
+    window: Static[PositiveInt] = 100
 
     def init(self, params):
         return ClipByQuantileState(rolling(self.window))
