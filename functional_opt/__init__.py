@@ -318,11 +318,11 @@ from .transforms.trust_ratio import ScaleByTrustRatioState as ScaleByTrustRatioS
 from .transforms.trust_ratio import scale_by_param_block_norm as scale_by_param_block_norm
 from .transforms.trust_ratio import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from .transforms.zclip import ZClipState as ZClipState
+from .transforms.zclip import zclip as zclip
 from .transforms.zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
 from .transforms.zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
 from .transforms.zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
-from .transforms.zclip import ZClipState as ZClipState
-from .transforms.zclip import zclip as zclip
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment
