@@ -19,6 +19,7 @@ check: $(VENV)/test
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.facade
 	$(BIN)/python -m benchmarks.sparse
 	$(BIN)/python -m benchmarks.compile

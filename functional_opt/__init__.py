@@ -298,6 +298,8 @@ from .transforms.per_example import per_example_global_norm_clip as per_example_
 from .transforms.per_example import per_example_layer_norm_clip as per_example_layer_norm_clip
 from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
 from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
+from .transforms.quantize import QuantizeState as QuantizeState
+from .transforms.quantize import quantize_state as quantize_state
 from .transforms.sam import SAMState as SAMState
 from .transforms.sam import sam as sam
 from .transforms.scale_gradient import scale_gradient as scale_gradient

@@ -179,6 +179,8 @@ def _cut(text: str, width: int) -> str:
 
 
 def _bytes(n: int) -> str:
+    if n < 0:  # of a link that stores what is within it in less
+        return f"-{_bytes(-n)}"
     if n < 10_000:
         return f"{n:,} B"
     power, unit = next(((p, u) for p, u in ((3, "kB"), (6, "MB")) if n < 10 ** (p + 4)), (9, "GB"))

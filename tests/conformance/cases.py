@@ -18,6 +18,7 @@ from . import cases_guard as guard
 from . import cases_linesearch as linesearch
 from . import cases_modern as modern
 from . import cases_rest as rest
+from . import cases_precision as precision
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -113,6 +114,7 @@ OPTIMIZERS = [
     *guard.OPTIMIZERS,
     *rest.OPTIMIZERS,
     *modern.OPTIMIZERS,
+    *precision.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -184,6 +186,7 @@ TRANSFORMATIONS = [
     *guard.TRANSFORMATIONS,
     *rest.TRANSFORMATIONS,
     *modern.TRANSFORMATIONS,
+    *precision.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

@@ -1,0 +1,20 @@
+"""Cases, as in `cases.py`, of wrappers that store the state or the params in few bits."""
+
+import functional_opt as fo
+
+from .case import case
+
+
+def quantized(rate: float, bits: int = 8):
+    """Blocks of two, and only the kernel has them."""
+    return fo.quantize_state(fo.adam(rate), bits, block_size=2, min_size=5)
+
+
+OPTIMIZERS = []
+TRANSFORMATIONS = [
+    case("quantize_state", quantized, None, None, "rate", rate=0.1),
+    case("quantize_state-4", quantized, None, None, "rate", rate=0.1, bits=4),
+]
+
+STORE_REAL = ("quantize_state",)
+"""What stores real slots in few bits, and leaves complex ones as they are."""
