@@ -255,6 +255,8 @@ from .transforms.inject import InjectStatefulHyperparamsState as InjectStatefulH
 from .transforms.inject import WrappedSchedule as WrappedSchedule
 from .transforms.inject import inject_hyperparams as inject_hyperparams
 from .transforms.inject import inject_stateful_hyperparams as inject_stateful_hyperparams
+from .transforms.kahan import KahanState as KahanState
+from .transforms.kahan import kahan as kahan
 from .transforms.learning_rate import ScaleByScheduleState as ScaleByScheduleState
 from .transforms.learning_rate import ScaleState as ScaleState
 from .transforms.learning_rate import scale as scale
@@ -269,6 +271,8 @@ from .transforms.lookahead import lookahead as lookahead
 from .transforms.loss_scale import DynamicLossScaleState as DynamicLossScaleState
 from .transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from .transforms.loss_scale import loss_scale as loss_scale
+from .transforms.master_weights import MasterWeightsState as MasterWeightsState
+from .transforms.master_weights import master_weights as master_weights
 from .transforms.metrics import ClippedState as ClippedState
 from .transforms.metrics import MetricsState as MetricsState
 from .transforms.metrics import metrics as metrics
@@ -300,6 +304,8 @@ from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
 from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
 from .transforms.quantize import QuantizeState as QuantizeState
 from .transforms.quantize import quantize_state as quantize_state
+from .transforms.rounding import StochasticRoundState as StochasticRoundState
+from .transforms.rounding import stochastic_round as stochastic_round
 from .transforms.sam import SAMState as SAMState
 from .transforms.sam import sam as sam
 from .transforms.scale_gradient import scale_gradient as scale_gradient

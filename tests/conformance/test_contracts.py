@@ -25,7 +25,7 @@ from ..helpers import (
 )
 from . import cases_free as free
 from . import cases_precision as precision
-from .cases import OPTIMIZERS, each_case
+from .cases import CASES, OPTIMIZERS, each_case
 
 dtypes = pytest.mark.parametrize(
     "dtype, grads_dtype",
@@ -116,7 +116,7 @@ def specs(tree):
     }
 
 
-@each_case
+@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith(precision.STEP_TO_16_BITS)], ids=repr)
 @pytest.mark.parametrize("dtype, rtol", [("bfloat16", 0.01), ("float16", 0.001)])
 def test_16_bit_is_close_to_float32(case, dtype, rtol):
     params, grads = make_params(dtype), make_grads(3, dtype)
