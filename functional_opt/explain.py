@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -120,14 +120,26 @@ def _names(params: Tree) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places)
 
 
-def _rows(tx: Any, params: Tree, path: str, depth: int, names: tuple[str, ...] | None = None) -> Iterator[Row]:
-    """The rows of a transformation and of those within it; `names` where its params are not leaves of the params."""
+def _rows(
+    tx: Any,
+    params: Tree,
+    path: str,
+    depth: int,
+    names: tuple[str, ...] | None = None,
+    stored: Callable = lambda tx: tx,
+) -> Iterator[Row]:
+    """The rows of a transformation and of those within it.
+
+    `names`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
+    it is stored, where one around it, such as `quantize_state`, stores it otherwise.
+    """
     touched = seen = _names(params) if names is None else names
     inner = []
+    within = (lambda child: stored(tx.stored(child))) if hasattr(tx, "stored") else stored
     for (step, child), given in zip(children(tx), _given(tx, params), strict=True):
         like = names if names is not None or set(_names(given)) <= set(seen) else seen
-        inner.append(list(_rows(child, given, path + step, depth + 1, like)))
-    own = size(jax.eval_shape(tx.init, params)) - sum(row.state_bytes for rows in inner for row in rows)
+        inner.append(list(_rows(child, given, path + step, depth + 1, like, within)))
+    own = size(jax.eval_shape(stored(tx).init, params)) - sum(row.state_bytes for rows in inner for row in rows)
     if hasattr(tx, "touches") and names is None:
         touched = _names(keep(tx.touches(params), params))
     if inner:
@@ -179,8 +191,6 @@ def _cut(text: str, width: int) -> str:
 
 
 def _bytes(n: int) -> str:
-    if n < 0:  # of a link that stores what is within it in less
-        return f"-{_bytes(-n)}"
     if n < 10_000:
         return f"{n:,} B"
     power, unit = next(((p, u) for p, u in ((3, "kB"), (6, "MB")) if n < 10 ** (p + 4)), (9, "GB"))

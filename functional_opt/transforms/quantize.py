@@ -1,5 +1,6 @@
 """quantize_state: an optimizer's slots in 8 or 4 bits an element."""
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,8 +22,9 @@ KEPT = ("z", "slow", "x0", "params0", "init_params", "init_particles", "params",
 """What they call slots that are params themselves, or sums over few steps."""
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-LANES = 16  # of the two steps in which a block's maximum is taken
+PARTS = 8  # of a block: their elementwise maximum is taken first, which XLA vectorizes
 TO_INTEGER = 1.5 * 2**23  # added to a small float32, leaves the nearest integer in its last bits
+TO_INTEGER_BITS = np.float32(TO_INTEGER).view(np.int32)
 
 
 @value
@@ -67,7 +69,7 @@ class quantize_state(GradientTransformation):
         unsigned: names of fields of states whose slots are never negative, besides those of the library.
 
     Codes of 8 bits are int8 or uint8 and have the slot's shape, so that they can be sharded as it is; those of 4 bits
-    are two in a uint8, the last axis half as long. Slots that are complex are left alone.
+    are two in a uint8, an axis half as long. Slots that are complex are left alone.
 
     Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861 (blocks, 8 bits); Li, Chen & Zhu 2023,
     arXiv:2309.01507 (4 bits, no zero in second moments).
@@ -79,8 +81,8 @@ class quantize_state(GradientTransformation):
     >>> mu["kernel"].dtype, state.scale[0]["kernel"].scale.shape, mu["bias"].dtype
     (dtype('int8'), (64, 1), dtype('float32'))
 
-    Differs from the papers: the codes are powers rather than a table, which costs a lookup for every element, and
-    rank-1 scales are not there.
+    Differs from the papers: codes are powers rather than entries of a table, which would be looked up for every
+    element (the error of Adam's direction is a little smaller); no rank-1 scales.
     """
 
     inner: Transformation
@@ -96,6 +98,10 @@ class quantize_state(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         updates, inner_state = self.inner.update(updates, self._decode(state), params, **extra)
         return updates, self._encode(inner_state, state.scale)
+
+    def stored(self, inner):
+        """For `explain`: one whose state is that of a transformation within this one as it is stored."""
+        return dataclasses.replace(self, inner=inner)
 
     def _slots(self) -> tuple[list[bool], list[str], Any]:
         """Of every part of the inner state: whether it stands for the params, its field's name; and the structure."""
@@ -154,28 +160,23 @@ def encode(x: jax.Array, bits: int, block_size: int, signed: bool) -> tuple[jax.
     scale = lax.reduce_precision(_absmax(x, blocks), exponent_bits=8, mantissa_bits=15)
     y = jnp.abs(x) * _spread(jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0), n)
     if signed:
-        c = jnp.copysign(jnp.sqrt(y) * (127 if bits == 8 else 7), x) + (0 if bits == 8 else 8)
+        sign = _bits(x) & np.int32(-(2**31))
+        c = _nearest(lax.bitcast_convert_type(_bits(jnp.sqrt(y) * (127 if bits == 8 else 7)) | sign, jnp.float32))
     elif bits == 8:
-        c = jnp.maximum(jnp.sqrt(jnp.sqrt(y)) * 255, jnp.where(x > 0, 1, 0))
+        c = jnp.maximum(_nearest(jnp.sqrt(jnp.sqrt(y)) * 255), (x > 0).astype(jnp.int32))
     else:
-        c = jnp.maximum(jnp.sqrt(y) * 16 - 1, 0)
-    codes = lax.bitcast_convert_type(c + TO_INTEGER, jnp.int32)
+        c = jnp.maximum(_nearest(jnp.sqrt(y) * 16) - 1, 0)
     if bits == 8:
-        return codes.astype(jnp.int8 if signed else jnp.uint8).reshape(shape), Blocks(scale, shape)
-    codes = _pad(codes.astype(jnp.uint8), n + n % 2).reshape(*x.shape[:-1], 2, -1)
-    return codes[..., 0, :] | (codes[..., 1, :] << 4), Blocks(scale, shape)
+        return c.astype(jnp.int8 if signed else jnp.uint8).reshape(shape), Blocks(scale, shape)
+    return _pack(c + 8 if signed else c), Blocks(scale, shape)
 
 
 def decode(codes: jax.Array, blocks: Blocks, bits: int, signed: bool) -> jax.Array:
     """What `encode` made codes of, in float32."""
     scale, shape = blocks.scale, blocks.shape
-    rows = scale.shape[:-1]
-    n = int(np.prod(shape[len(rows) :]))
-    if bits == 8:
-        c = codes.reshape(*rows, n).astype(jnp.float32)
-    else:
-        halves = (codes[..., None, :] >> (4 * jnp.arange(2, dtype=jnp.uint8)[:, None])) & 15
-        c = halves.reshape(*rows, 2 * codes.shape[-1])[..., :n].astype(jnp.float32)
+    lead = scale.shape[:-1]
+    n = int(np.prod(shape[len(lead) :]))
+    c = (codes if bits == 8 else _unpack(codes, (*lead, n))).reshape(*lead, n).astype(jnp.float32)
     # Each factor is at most 1, so that nothing but the result can underflow.
     if signed:
         c = c * (1 / 127) if bits == 8 else (c - 8) * (1 / 7)
@@ -186,6 +187,25 @@ def decode(codes: jax.Array, blocks: Blocks, bits: int, signed: bool) -> jax.Arr
     else:
         y = jnp.square((c + 1) * (1 / 16))
     return (y * _spread(scale, n)).reshape(shape)
+
+
+def _pack(c: jax.Array) -> jax.Array:
+    """Two codes in one number: those of neighbouring rows, or of the halves of a row where there are too few rows."""
+    if _by_rows(c.shape):
+        c = c.reshape(*c.shape[:-2], -1, 2, c.shape[-1])
+    else:
+        c = _pad(c, c.shape[-1] + c.shape[-1] % 2).reshape(*c.shape[:-1], 2, -1)
+    return jnp.sum(c << (4 * jnp.arange(2)[:, None]), -2).astype(jnp.uint8)  # a reduction, or XLA computes c twice
+
+
+def _unpack(codes: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    pairs = (codes[..., None, :] >> (4 * jnp.arange(2, dtype=jnp.uint8)[:, None])) & 15
+    return pairs.reshape(shape) if _by_rows(shape) else pairs.reshape(*shape[:-1], -1)[..., : shape[-1]]
+
+
+def _by_rows(shape: tuple[int, ...]) -> bool:
+    """Whether rows are many enough to be sharded in pairs; which half an element is in then goes by row: faster."""
+    return len(shape) > 1 and shape[-2] >= 64 and shape[-2] % 2 == 0
 
 
 def _in_rows(x: jax.Array, block_size: int) -> jax.Array:
@@ -202,8 +222,8 @@ def _absmax(x: jax.Array, blocks: int) -> jax.Array:
     As integers, whose maximum XLA vectorizes; they are in the order of the floats, and NaN is above all.
     """
     size = -(-x.shape[-1] // blocks)
-    lanes = LANES if size % LANES == 0 else 1
-    y = _pad(lax.bitcast_convert_type(jnp.abs(x), jnp.int32), blocks * size).reshape(*x.shape[:-1], blocks, -1, lanes)
+    lanes = size // PARTS if size % PARTS == 0 else 1
+    y = _pad(_bits(jnp.abs(x)), blocks * size).reshape(*x.shape[:-1], blocks, -1, lanes)
     y = lax.optimization_barrier(jnp.max(y, -2))  # in two steps, or the inner loop has nothing to vectorize
     return jnp.max(lax.bitcast_convert_type(y, jnp.float32), -1)
 
@@ -216,3 +236,12 @@ def _spread(scale: jax.Array, n: int) -> jax.Array:
 
 def _pad(x: jax.Array, n: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n - x.shape[-1])]) if n > x.shape[-1] else x
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _nearest(x: jax.Array) -> jax.Array:
+    """The nearest integers to small numbers, without the checks of a conversion."""
+    return _bits(x + TO_INTEGER) - TO_INTEGER_BITS

@@ -15,7 +15,7 @@ import functional_opt as fo
 from functional_opt.state import get
 
 BLOCK = 4
-SHAPES = [(), (1,), (4,), (7,), (3, 8), (5, 3), (2, 3, 5), (0, 4)]
+SHAPES = [(), (1,), (4,), (7,), (3, 8), (5, 3), (2, 3, 5), (64, 5), (0, 4)]
 each_width = pytest.mark.parametrize("bits", [8, 4])
 
 
