@@ -166,6 +166,9 @@ from .optimizers.sign_sgd import signum as signum
 from .optimizers.sm3 import ScaleBySM3State as ScaleBySM3State
 from .optimizers.sm3 import scale_by_sm3 as scale_by_sm3
 from .optimizers.sm3 import sm3 as sm3
+from .optimizers.soap import ScaleBySoapState as ScaleBySoapState
+from .optimizers.soap import scale_by_soap as scale_by_soap
+from .optimizers.soap import soap as soap
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import scale_by_sophia as scale_by_sophia
 from .optimizers.sophia import sophia as sophia

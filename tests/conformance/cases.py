@@ -19,6 +19,7 @@ from . import cases_linesearch as linesearch
 from . import cases_modern as modern
 from . import cases_rest as rest
 from . import cases_precision as precision
+from . import cases_matrix as matrix
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
@@ -115,6 +116,7 @@ OPTIMIZERS = [
     *rest.OPTIMIZERS,
     *modern.OPTIMIZERS,
     *precision.OPTIMIZERS,
+    *matrix.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -187,6 +189,7 @@ TRANSFORMATIONS = [
     *rest.TRANSFORMATIONS,
     *modern.TRANSFORMATIONS,
     *precision.TRANSFORMATIONS,
+    *matrix.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

@@ -1,0 +1,170 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, whole
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+
+
+class ScaleBySoapState(NamedTuple):
+    """`count`: steps done. `mu`, `nu`: running means of g' and |g'|², g' the gradient in the eigenbasis.
+
+    `gg[k]`: for every leaf the running mean of G·Gᴴ, G its gradient unfolded along axis k; `q[k]`: its
+    eigenvectors, in columns. Both are empty arrays for an axis that is not turned.
+    """
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+    gg: tuple[Tree, ...]
+    q: tuple[Tree, ...]
+
+
+@transformation
+class scale_by_soap(GradientTransformation):
+    """Adam in a turned basis: g' = Q_Lᴴ·g·Q_R; u = Q_L·(m̂ / (√v̂ + eps))·Q_Rᴴ, m and v the means of g' and |g'|².
+
+    After the update L ← shampoo_beta·L + (1 − shampoo_beta)·g·gᴴ, and R likewise of gᴴ·g. Every
+    precondition_frequency steps Q_L is refreshed by a step of power iteration, Q_L ← qr(L·Q_L), its columns and v
+    sorted by eigenvalue before; m is turned along. A leaf of more axes has a Q for each.
+
+    The first step makes the basis, by eigh, and no update (which is 0), so that no gradient is seen in a basis
+    made of it; Adam's step count begins at the second.
+
+    Args:
+        b1, b2: decays of m and v, in [0, 1).
+        shampoo_beta: decay of L and R, in [0, 1); b2 if None.
+        eps: ≥ 0.
+        precondition_frequency: steps from one refresh to the next, ≥ 1; the work is done only then.
+        max_precond_dim: an axis longer than this is not turned.
+        precondition_1d: whether leaves with one axis are turned too, not only those with more.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None. L, R and
+            Q are float32 at least.
+
+    Vyas et al. 2024, arXiv:2409.11321, with the first step and the sorting of the authors' code. Dimensions are
+    not merged. No derivative is taken through Q.
+
+    >>> tx, g = scale_by_soap(eps=1e-4), jnp.array([[2.0, 1.0], [0.0, 1.0]])
+    >>> first, state = tx.update(g, tx.init(g))
+    >>> u, state = tx.update(g, state)
+    >>> first.tolist(), bool(jnp.allclose(u @ u.T, jnp.eye(2), atol=0.01))
+    ([[0.0, 0.0], [0.0, 0.0]], True)
+    """
+
+    b1: Decay = 0.95
+    b2: Decay = 0.95
+    shampoo_beta: Decay | None = None
+    eps: NonNegative = 1e-8
+    precondition_frequency: PositiveInt = 10
+    max_precond_dim: Static[PositiveInt] = 10000
+    precondition_1d: Static[bool] = False
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
+        gg = slots_by_axis(params, lambda shape, k: np.zeros((shape[k],) * 2) if self._turns(shape, k) else None)
+        q = slots_by_axis(params, lambda shape, k: np.eye(shape[k]) if self._turns(shape, k) else None)
+        return ScaleBySoapState(zero_count(), mu, nu, gg, q)
+
+    def update(self, updates, state, params=None, **extra):
+        zip_leaves((updates, state.mu), ("updates", "the optimizer state"))
+        first, t = state.count == 0, jnp.maximum(state.count, 1)
+        refresh = state.count % self.precondition_frequency == 0
+        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
+
+        def leaf(g, m_then, v_then, *factors):
+            gg, q = list(factors[: len(state.gg)]), list(factors[len(state.gg) :])
+            axes = [k for k in range(g.ndim) if self._turns(g.shape, k)]
+            grad, m0, v0 = (whole(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
+            turned = grad
+            for k in axes:
+                turned = along(q[k].conj().T, turned, k)
+            m = self.b1 * m0 + (1 - self.b1) * turned
+            v = self.b2 * v0 + (1 - self.b2) * abs_sq(turned)
+            u: Any = m / (1 - self.b1**t) / (jnp.sqrt(v / (1 - self.b2**t)) + self.eps)
+            for k in axes:
+                u = along(q[k], u, k)
+                gg[k] = (beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype)
+            u = jnp.where(first, jnp.zeros_like(u), u)
+            m, v = (jnp.where(first, old, x.astype(old.dtype)) for x, old in ((m, m0), (v, v0)))
+            if axes:
+                m, v, q = jax.lax.cond(
+                    refresh, lambda *x: _turn(first, axes, *x), lambda m, v, gg, q: (m, v, q), m, v, gg, q
+                )
+                u, m, v = placed_like(u, g), placed_like(m, m_then), placed_like(v, v_then)
+            return u, m, v, *gg, *q
+
+        updates, mu, nu, *factors = map_leaves(
+            leaf, updates, state.mu, state.nu, *state.gg, *state.q, params=params, same_shape=False
+        )
+        gg, q = tuple(factors[: len(state.gg)]), tuple(factors[len(state.gg) :])
+        return updates, ScaleBySoapState(increment(state.count), mu, nu, gg, q)
+
+    def _turns(self, shape: tuple[int, ...], k: int) -> bool:
+        return len(shape) > (0 if self.precondition_1d else 1) and 1 < shape[k] <= self.max_precond_dim
+
+
+def _turn(first: Any, axes: list[int], m: jax.Array, v: jax.Array, gg: list, q: list) -> tuple:
+    """m and v in a new basis, and the basis."""
+    q = list(q)
+    for k in axes:
+        new, order = jax.lax.cond(first, _decompose, _power_step, jax.lax.stop_gradient(gg[k]), q[k])
+        m = along(new.conj().T @ q[k], m, k)
+        v = jnp.take(v, order, axis=k)
+        q[k] = new
+    return m, v, q
+
+
+def _decompose(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All eigenvectors, the largest first, and the order of v, which is still 0."""
+    return jnp.linalg.eigh(gg)[1][:, ::-1], jnp.arange(len(q))
+
+
+def _power_step(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One step of power iteration from q, its columns sorted by what they have of gg, and the order."""
+    power = gg @ q
+    order = jnp.argsort(-jnp.sum(q.conj() * power, axis=0).real)
+    return jnp.linalg.qr(power[:, order])[0], order
+
+
+@checked
+def soap(
+    learning_rate: Rate,
+    b1: Decay = 0.95,
+    b2: Decay = 0.95,
+    shampoo_beta: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.01,
+    mask: Mask | None = None,
+    precondition_frequency: PositiveInt = 10,
+    max_precond_dim: PositiveInt = 10000,
+    *,
+    precondition_1d: bool = False,
+    state_dtype: Any = None,
+) -> chain:
+    """SOAP: w ← w − learning_rate · (u + weight_decay · w), u Adam's in Shampoo's eigenbasis. See `scale_by_soap`.
+
+    Args:
+        learning_rate: a number ≥ 0 (the paper's is 0.003), a schedule, or a function of the count.
+        weight_decay, mask: as in `add_decayed_weights`; weights decay at the first step too.
+
+    Vyas et al. 2024, arXiv:2409.11321.
+
+    >>> soap(3e-3)
+    chain(scale_by_soap(), add_decayed_weights(weight_decay=0.01), scale_by_learning_rate(0.003))
+    """
+    rule = scale_by_soap(
+        b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim, precondition_1d, state_dtype
+    )
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

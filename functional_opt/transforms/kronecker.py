@@ -1,0 +1,67 @@
+"""Matrices that act on the axes of a leaf: what SOAP, Shampoo and PSGD Kron have in common.
+
+Slots "by axis" are a tuple of trees, the k-th with an array for axis k of every leaf. Where a leaf has no such
+axis, or nothing is kept for it, the array is empty.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..leaves import Tree, is_nothing, zeros_like
+
+
+def slots_by_axis(params: Tree, make: Callable[[tuple[int, ...], int], Any]) -> tuple[Tree, ...]:
+    """`make(shape, k)`, an array of NumPy or None, for every axis k of every leaf; float32, or as wide as the leaf.
+
+    A scalar counts as a leaf of shape (1,).
+
+    >>> slots = slots_by_axis({"w": jnp.zeros((2, 3))}, lambda shape, k: np.eye(shape[k]) if k else None)
+    >>> [slot["w"].shape for slot in slots]
+    [(0,), (3, 3)]
+    """
+
+    def slot(zeros, k):
+        shape = zeros.shape or (1,)
+        made = make(shape, k) if k < len(shape) else None
+        start = jnp.asarray(np.zeros(0) if made is None else made, zeros.dtype)
+        return start + jnp.sum(zeros)  # which is on the devices that the leaf is on
+
+    zeros = zeros_like(params)
+    axes = max((max(np.ndim(x), 1) for x in jax.tree.leaves(params) if not is_nothing(x)), default=0)
+    return tuple(jax.tree.map(lambda x, k=k: slot(x, k), zeros) for k in range(axes))
+
+
+def gram(x: jax.Array, k: int) -> jax.Array:
+    """X·Xᴴ, X the matrix whose rows are the slices of `x` along axis k.
+
+    >>> gram(jnp.array([[3.0, 4.0]]), 0).tolist(), gram(jnp.array([[3.0, 4.0]]), 1).tolist()
+    ([[25.0]], [[9.0, 12.0], [12.0, 16.0]])
+    """
+    others = [axis for axis in range(x.ndim) if axis != k]
+    return jnp.tensordot(x, x.conj(), (others, others))
+
+
+def along(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
+    """The matrix `a` times every vector of `x` along axis k.
+
+    >>> along(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 2.0]]), 1).tolist()
+    [[2.0, 1.0]]
+    """
+    return jnp.moveaxis(jnp.tensordot(a, x, (1, k)), 0, k)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """`x` on every device, where its sharding is part of its type: a decomposition needs all of it."""
+    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
+        return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
+    return x
+
+
+def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """What was computed of `whole(like)`, sharded as `like` is where that is part of its type."""
+    spec = jax.typeof(like).sharding.spec
+    return jax.sharding.reshard(x, spec) if any(axis is not None for axis in spec) else x
