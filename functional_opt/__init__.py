@@ -160,6 +160,9 @@ from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
 from .optimizers.schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sgd import sgd as sgd
+from .optimizers.shampoo import ScaleByShampooState as ScaleByShampooState
+from .optimizers.shampoo import scale_by_shampoo as scale_by_shampoo
+from .optimizers.shampoo import shampoo as shampoo
 from .optimizers.sign_sgd import scale_by_sign as scale_by_sign
 from .optimizers.sign_sgd import sign_sgd as sign_sgd
 from .optimizers.sign_sgd import signum as signum

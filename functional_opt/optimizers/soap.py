@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
@@ -12,7 +11,7 @@ from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, whole
+from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, sum_of_slices, whole
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
 
@@ -73,8 +72,13 @@ class scale_by_soap(GradientTransformation):
 
     def init(self, params):
         mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
-        gg = slots_by_axis(params, lambda shape, k: np.zeros((shape[k],) * 2) if self._turns(shape, k) else None)
-        q = slots_by_axis(params, lambda shape, k: np.eye(shape[k]) if self._turns(shape, k) else None)
+
+        def matrices(x, k, start):
+            if not self._turns(x.shape, k):
+                return None
+            return sum_of_slices(x, k)[:, None] + start * jnp.eye(x.shape[k], dtype=x.dtype)
+
+        gg, q = (slots_by_axis(params, lambda x, k, start=start: matrices(x, k, start)) for start in (0, 1))
         return ScaleBySoapState(zero_count(), mu, nu, gg, q)
 
     def update(self, updates, state, params=None, **extra):

@@ -5,7 +5,6 @@ axis, or nothing is kept for it, the array is empty.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +13,34 @@ import numpy as np
 from ..leaves import Tree, is_nothing, zeros_like
 
 
-def slots_by_axis(params: Tree, make: Callable[[tuple[int, ...], int], Any]) -> tuple[Tree, ...]:
-    """`make(shape, k)`, an array of NumPy or None, for every axis k of every leaf; float32, or as wide as the leaf.
+def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None]) -> tuple[Tree, ...]:
+    """`make(x, k)` for every axis k of every leaf, an empty array where that is None.
 
-    A scalar counts as a leaf of shape (1,).
+    x is zeros of the leaf's shape, of (1,) for a scalar, float32 or as wide as the leaf.
 
-    >>> slots = slots_by_axis({"w": jnp.zeros((2, 3))}, lambda shape, k: np.eye(shape[k]) if k else None)
+    >>> slots = slots_by_axis({"w": jnp.zeros((2, 3))}, lambda x, k: jnp.eye(x.shape[k]) if k else None)
     >>> [slot["w"].shape for slot in slots]
     [(0,), (3, 3)]
     """
 
-    def slot(zeros, k):
-        shape = zeros.shape or (1,)
-        made = make(shape, k) if k < len(shape) else None
-        start = jnp.asarray(np.zeros(0) if made is None else made, zeros.dtype)
-        return start + jnp.sum(zeros)  # which is on the devices that the leaf is on
+    def slot(x, k):
+        x = whole(x).reshape(x.shape or (1,))
+        made = make(x, k) if k < x.ndim else None
+        return empty(x) if made is None else made
 
     zeros = zeros_like(params)
     axes = max((max(np.ndim(x), 1) for x in jax.tree.leaves(params) if not is_nothing(x)), default=0)
     return tuple(jax.tree.map(lambda x, k=k: slot(x, k), zeros) for k in range(axes))
+
+
+def empty(like: jax.Array) -> jax.Array:
+    """An array of no elements, on the devices of another."""
+    return jnp.zeros(0, like.dtype) + jnp.sum(jnp.zeros_like(like))
+
+
+def sum_of_slices(x: jax.Array, k: int) -> jax.Array:
+    """The sum of `x` over all axes but k; zeros that are made so are on the devices that have their slices."""
+    return jnp.sum(x, axis=[axis for axis in range(x.ndim) if axis != k])
 
 
 def gram(x: jax.Array, k: int) -> jax.Array:

@@ -1,5 +1,7 @@
 """References, as in `references.py`, for rules that precondition the axes of a leaf with matrices."""
 
+import itertools
+
 import numpy as np
 
 from .references import Run
@@ -57,3 +59,52 @@ def soap(
                 order = np.argsort(-np.diag(q[k].T @ gg[k] @ q[k]))
                 v = np.take(v, order, axis=k)
                 q[k] = np.linalg.qr(gg[k] @ q[k][:, order])[0]
+
+
+def shampoo(
+    w,
+    grads,
+    learning_rate,
+    block_size=1024,
+    beta2=0.999,
+    eps=1e-6,
+    grafting="adam",
+    preconditioner_every=10,
+    start_preconditioning_step=1,
+    momentum=0.9,
+    weight_decay=0.0,
+    graft_eps=1e-8,
+) -> Run:
+    """Gupta et al. 2018, algorithms 1 and 2; Anil et al. 2020 for blocks and grafting."""
+    corners = itertools.product(*(range(0, n, block_size) for n in w.shape)) if w.ndim > 1 else ()
+    blocks = [tuple(slice(i, i + block_size) for i in corner) for corner in corners]
+    decay, new = (1, 1) if beta2 is None else (beta2, 1 - beta2)
+    matrices = {(b, k): 0.0 for b in range(len(blocks)) for k in range(w.ndim)}
+    roots, v, m = {}, np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        corrected = 1 if beta2 is None else 1 - beta2**t
+        rule = grafting
+        if grafting == "none" and w.ndim < 2:
+            rule = "adagrad" if beta2 is None else "adam"
+        v = v + g**2 if rule == "adagrad" else decay * v + new * g**2
+        scale = {"sgd": 1, "none": 1, "adam": np.sqrt(v / corrected) + graft_eps}.get(rule, np.sqrt(v) + graft_eps)
+        d = u = g / scale
+        for b, block in enumerate(blocks):
+            for k in range(w.ndim):
+                rows = unfold(g[block], k)
+                matrices[b, k] = decay * matrices[b, k] + new * rows @ rows.T
+        if blocks and t >= start_preconditioning_step:
+            u = np.zeros_like(w)
+            for b, block in enumerate(blocks):
+                x = g[block]
+                for k in range(w.ndim):
+                    if (t - start_preconditioning_step) % preconditioner_every == 0:
+                        values, vectors = np.linalg.eigh(matrices[b, k] / corrected)
+                        roots[b, k] = vectors * (values + eps * values[-1]) ** (-0.5 / w.ndim) @ vectors.T
+                    x = apply(roots[b, k], x, k)
+                u[block] = x
+            if grafting != "none":
+                u = u * np.sqrt(np.sum(d**2) / np.sum(u**2))
+        m = momentum * m + u
+        w = w - learning_rate * (m + weight_decay * w)
+        yield w

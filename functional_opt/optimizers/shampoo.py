@@ -1,0 +1,228 @@
+"""Shampoo: every axis of a leaf preconditioned by a root of the gradients' second moments along it."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.kronecker import along, empty, gram, placed_like, slots_by_axis, sum_of_slices, whole
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.moments import trace
+from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+
+Grafting = Literal["none", "sgd", "adagrad", "rmsprop", "adam"]
+
+
+class ScaleByShampooState(NamedTuple):
+    """`count`: steps done. `nu`: sums or means of |g|², of the leaves that need them.
+
+    `statistics[k]`: for every leaf those of G·Gᴴ, G a block of its gradient unfolded along axis k, in the shape
+    (blocks, n, n); `preconditioners[k]`: their inverse roots. What a leaf does not have is an empty array.
+    """
+
+    count: jax.Array
+    nu: Tree
+    statistics: tuple[Tree, ...]
+    preconditioners: tuple[Tree, ...]
+
+
+@transformation
+class scale_by_shampoo(GradientTransformation):
+    """Shampoo's direction: L ← beta2·L + (1 − beta2)·g·gᴴ, R likewise of gᴴ·g; u = s · L̂^(−1/4)·g·R̂^(−1/4).
+
+    L̂ = L / (1 − beta2ᵗ) + eps·λ·1, λ its largest eigenvalue. A leaf of k axes has k such matrices and the exponent
+    −1/(2k). The roots are computed anew every preconditioner_every steps only, by eigh.
+
+    Grafting takes the length of u from another rule: s = ‖d‖ / ‖u‖ over the leaf, with
+
+        sgd: d = g;  adagrad: d = g / (√Σ|g|² + graft_eps);
+        rmsprop: d = g / (√v + graft_eps);  adam: d = g / (√(v / (1 − beta2ᵗ)) + graft_eps).
+
+    v ← beta2·v + (1 − beta2)·|g|². With "none" s = 1. A leaf with fewer than two axes gets d itself, with "none" that
+    of adam, or of adagrad where beta2 is None: Shampoo in blocks of one element.
+
+    Args:
+        block_size: an axis longer than this is cut into equal blocks no longer than it, each block of the leaf
+            with matrices of its own.
+        beta2: decay of L, R and v, in [0, 1); None sums in place of the mean, as the first paper does.
+        eps: the ridge, as a part of the largest eigenvalue, ≥ 0.
+        grafting: "none", "sgd", "adagrad", "rmsprop" or "adam".
+        preconditioner_every: steps from one set of roots to the next, ≥ 1.
+        start_preconditioning_step: the step, from 1, of the first roots; before it u = d, with "none" g.
+        graft_eps: ≥ 0.
+        state_dtype: how v is stored; the params' dtype, float32 for 16-bit params, if None. Matrices are
+            float32 at least.
+
+    Raises ValueError for grafting="rmsprop" or "adam" without beta2.
+
+    Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018, for blocks and grafting.
+    Differs from these: blocks of an axis are of one length, means are corrected, the ridge is relative, and momentum is
+    one (`trace`), not one for each rule. No derivative is taken through the roots but by eps.
+
+    >>> tx, g = scale_by_shampoo(beta2=None, grafting="none"), jnp.array([[2.0, 1.0], [0.0, 1.0]])
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> bool(jnp.allclose(u @ u.T, jnp.eye(2), atol=1e-4))
+    True
+    """
+
+    block_size: Static[PositiveInt] = 1024
+    beta2: Decay | None = 0.999
+    eps: NonNegative = 1e-6
+    grafting: Static[Grafting] = "adam"
+    preconditioner_every: PositiveInt = 10
+    start_preconditioning_step: PositiveInt = 1
+    graft_eps: NonNegative = 1e-8
+    state_dtype: Static[DType | None] = None
+
+    def __post_init__(self):
+        if self.beta2 is None and self.grafting in ("rmsprop", "adam"):
+            raise ValueError(f"grafting={self.grafting!r} needs beta2, got None; take grafting='adagrad' with sums")
+
+    def init(self, params):
+        def matrices(x, k, start):
+            if x.ndim < 2:
+                return None
+            rows = jax.vmap(lambda block: sum_of_slices(block, k))(_into_blocks(x, self.block_size))
+            return rows[:, :, None] + start * jnp.eye(rows.shape[1], dtype=rows.dtype)
+
+        nu = zeros_like(params, self.state_dtype, real=True)
+        return ScaleByShampooState(
+            zero_count(),
+            jax.tree.map(lambda v: v if self._rule(v.ndim) not in ("sgd", "none") else empty(v), nu),
+            slots_by_axis(params, lambda x, k: matrices(x, k, 0)),
+            slots_by_axis(params, lambda x, k: matrices(x, k, 1)),
+        )
+
+    def update(self, updates, state, params=None, **extra):
+        if params is not None:
+            zip_leaves((updates, params), ("updates", "params"))
+        axes, t, beta = len(state.statistics), increment(state.count), self.beta2
+        start, every = self.start_preconditioning_step, self.preconditioner_every
+        anew = (t >= start) & ((t - start) % every == 0)
+        new, correction = (1, 1) if beta is None else (1 - beta, 1 - beta**t)
+
+        def leaf(g, v, *factors):
+            matrices, roots = list(factors[:axes]), list(factors[axes:])
+            d, v = self._graft(g, v, t)
+            if g.ndim < 2:
+                return d, v, *matrices, *roots
+            u = blocks = _into_blocks(whole(g), self.block_size)
+            for k in range(g.ndim):
+                old = matrices[k] if beta is None else beta * matrices[k]
+                matrices[k] = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
+                roots[k] = jax.lax.cond(
+                    anew,
+                    lambda a, _, p=2 * g.ndim: _inverse_root(a / correction, p, self.eps).astype(a.dtype),
+                    lambda _, root: root,
+                    jax.lax.stop_gradient(matrices[k]),
+                    roots[k],
+                )
+                u = jax.vmap(lambda a, x, k=k: along(a, x, k))(roots[k], u)
+            u = placed_like(_from_blocks(u, g.shape, self.block_size), g)
+            if self.grafting != "none":
+                own = _norm(u)
+                u = u * jnp.where(own > 0, _norm(d) / jnp.where(own > 0, own, 1), 0)
+            return jnp.where(t >= start, u, d), v, *matrices, *roots
+
+        updates, nu, *factors = map_leaves(
+            leaf, updates, state.nu, *state.statistics, *state.preconditioners, params=params, same_shape=False
+        )
+        return updates, ScaleByShampooState(t, nu, tuple(factors[:axes]), tuple(factors[axes:]))
+
+    def _rule(self, axes: int) -> str:
+        """The rule that d is of, for a leaf of so many axes."""
+        if self.grafting != "none" or axes > 1:
+            return self.grafting
+        return "adagrad" if self.beta2 is None else "adam"
+
+    def _graft(self, g: Any, v: Any, t: jax.Array) -> tuple[Any, Any]:
+        rule, beta = self._rule(g.ndim), self.beta2
+        if rule in ("sgd", "none"):
+            return g, v
+        if rule == "adagrad" or beta is None:
+            v = v + abs_sq(g)
+        else:
+            v = beta * v + (1 - beta) * abs_sq(g)
+        v_hat = v / (1 - beta**t) if rule == "adam" and beta is not None else v
+        root = safe_sqrt(v_hat) + self.graft_eps
+        return g / jnp.where(root > 0, root, 1), v
+
+
+def _cut(n: int, block_size: int) -> tuple[int, int]:
+    """Into how many blocks an axis is cut, and how long they are; zeros fill up the last."""
+    number = max(-(-n // block_size), 1)
+    return number, -(-n // number)
+
+
+def _into_blocks(x: jax.Array, block_size: int) -> jax.Array:
+    """(n, m, ...) as (blocks, n', m', ...)."""
+    pieces = [_cut(n, block_size) for n in x.shape]
+    x = jnp.pad(x, [(0, number * size - n) for (number, size), n in zip(pieces, x.shape, strict=True)])
+    x = x.reshape([n for piece in pieces for n in piece])
+    x = x.transpose([*range(0, x.ndim, 2), *range(1, x.ndim, 2)])
+    return x.reshape(-1, *(size for _, size in pieces))
+
+
+def _from_blocks(x: jax.Array, shape: tuple[int, ...], block_size: int) -> jax.Array:
+    """What `_into_blocks` made of a leaf of that shape, as it was."""
+    pieces, k = [_cut(n, block_size) for n in shape], len(shape)
+    x = x.reshape([number for number, _ in pieces] + [size for _, size in pieces])
+    x = x.transpose([axis for i in range(k) for axis in (i, k + i)])
+    x = x.reshape([number * size for number, size in pieces])
+    return x[tuple(slice(n) for n in shape)]
+
+
+def _inverse_root(a: jax.Array, p: int, eps: Any) -> jax.Array:
+    """(A + eps·λ·1)^(−1/p) of a stack of matrices, λ the largest eigenvalue of each; 1 of a zero matrix."""
+    values, vectors = jnp.linalg.eigh(a)
+    values = jnp.maximum(values, 0)
+    ridged = values + eps * values[:, -1:]
+    powers = jnp.where(ridged > 0, jnp.where(ridged > 0, ridged, 1) ** (-1 / p), jnp.where(values[:, -1:] > 0, 0, 1))
+    return (vectors * powers[:, None, :]) @ vectors.conj().mT
+
+
+def _norm(x: Any) -> jax.Array:
+    return safe_sqrt(jnp.sum(abs_sq(x)))
+
+
+@checked
+def shampoo(
+    learning_rate: Rate,
+    block_size: PositiveInt = 1024,
+    beta2: Decay | None = 0.999,
+    eps: NonNegative = 1e-6,
+    grafting: Grafting = "adam",
+    preconditioner_every: PositiveInt = 10,
+    start_preconditioning_step: PositiveInt = 1,
+    momentum: Decay | None = 0.9,
+    nesterov: bool = False,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    *,
+    graft_eps: NonNegative = 1e-8,
+    state_dtype: Any = None,
+) -> chain:
+    """Shampoo: m ← momentum·m + u; w ← w − learning_rate · (m + weight_decay · w). See `scale_by_shampoo`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; with grafting that of the other
+            rule, times 1 − momentum.
+        momentum, nesterov: as in `trace`, for u; no momentum if None.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018.
+
+    >>> shampoo(1e-4, momentum=None)
+    chain(scale_by_shampoo(), add_decayed_weights(), scale_by_learning_rate(0.0001))
+    """
+    rule = scale_by_shampoo(
+        block_size, beta2, eps, grafting, preconditioner_every, start_preconditioning_step, graft_eps, state_dtype
+    )
+    heavy = () if momentum is None else (trace(momentum, nesterov, state_dtype),)
+    return chain(rule, *heavy, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
