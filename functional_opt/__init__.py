@@ -142,6 +142,9 @@ from .optimizers.privacy import differentially_private_aggregate as differential
 from .optimizers.privacy import dpsgd as dpsgd
 from .optimizers.prodigy import ProdigyState as ProdigyState
 from .optimizers.prodigy import prodigy as prodigy
+from .optimizers.psgd_kron import ScaleByPsgdKronState as ScaleByPsgdKronState
+from .optimizers.psgd_kron import psgd_kron as psgd_kron
+from .optimizers.psgd_kron import scale_by_psgd_kron as scale_by_psgd_kron
 from .optimizers.radam import radam as radam
 from .optimizers.radam import scale_by_radam as scale_by_radam
 from .optimizers.rmsprop import ScaleByRmsState as ScaleByRmsState

@@ -62,8 +62,8 @@ class scale_by_shampoo(GradientTransformation):
     Raises ValueError for grafting="rmsprop" or "adam" without beta2.
 
     Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018, for blocks and grafting.
-    Differs from these: blocks of an axis are of one length, means are corrected, the ridge is relative, and momentum is
-    one (`trace`), not one for each rule. No derivative is taken through the roots but by eps.
+    Differs from these: blocks of an axis are of one length, means are corrected, the ridge is relative, and momentum
+    is one (`trace`), not one for each rule. No derivative is taken through the roots but by eps.
 
     >>> tx, g = scale_by_shampoo(beta2=None, grafting="none"), jnp.array([[2.0, 1.0], [0.0, 1.0]])
     >>> u, state = tx.update(g, tx.init(g))

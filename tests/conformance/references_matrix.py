@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 
 from .references import Run
@@ -107,4 +108,61 @@ def shampoo(
                 u = u * np.sqrt(np.sum(d**2) / np.sum(u**2))
         m = momentum * m + u
         w = w - learning_rate * (m + weight_decay * w)
+        yield w
+
+
+def probes(shape, seed):
+    """The numbers that are drawn at each step: one for whether Q is fitted, and the probe."""
+    key = jax.random.key(seed)
+    while True:
+        key, now = jax.random.split(key)
+        draw, probe = jax.random.split(now)
+        yield jax.random.uniform(draw, (), "float32"), np.asarray(jax.random.rademacher(probe, shape, "float32"))
+
+
+def largest(a):
+    """Li's lower bound of the largest eigenvalue."""
+    x = a @ a[:, np.argmax(np.sum(a**2, axis=0))]
+    return np.sqrt(np.sum((a @ x) ** 2) / np.sum(x**2))
+
+
+def psgd_kron(
+    w,
+    grads,
+    learning_rate,
+    b1=0.9,
+    weight_decay=0.0,
+    preconditioner_update_probability=None,
+    max_size_triangular=8192,
+    min_ndim_triangular=2,
+    momentum_into_precond_update=True,
+    precond_lr=0.1,
+    precond_init_scale=1.0,
+    max_update_rms=1.1,
+    key=0,
+) -> Run:
+    """Li 2015, the whitening criterion with triangular factors, never balanced; diagonal ones as matrices."""
+    shape, m = w.shape or (1,), np.zeros_like(w)
+    q = [np.eye(n) * precond_init_scale ** (1 / len(shape)) for n in shape]
+    triangular = [len(shape) >= min_ndim_triangular and n <= max_size_triangular for n in shape]
+    for t, (g, (draw, z)) in enumerate(zip(grads, probes(shape, key), strict=False), 1):
+        m = b1 * m + (1 - b1) * g
+        m_hat = np.reshape(m / (1 - b1**t), shape)
+        p = preconditioner_update_probability
+        if draw < (np.clip(np.exp(-0.001 * (t - 501)), 0.03, 1) if p is None else p):
+            a, b = m_hat if momentum_into_precond_update else np.reshape(g, shape), z
+            for k in range(len(shape)):
+                a, b = apply(q[k], a, k), apply(np.linalg.inv(q[k]).T, b, k)
+            for k in range(len(shape)):
+                aa, bb = unfold(a, k) @ unfold(a, k).T, unfold(b, k) @ unfold(b, k).T
+                step = np.triu(aa - bb) / largest(aa + bb)
+                if not triangular[k]:
+                    step = np.diag(np.diag(aa - bb)) / np.max(np.diag(aa + bb))
+                q[k] = q[k] - precond_lr * step @ q[k]
+        u = m_hat
+        for k in range(len(shape)):
+            u = apply(q[k].T @ q[k], u, k)
+        if max_update_rms is not None:
+            u = u * min(1, max_update_rms / np.sqrt(np.mean(u**2)))
+        w = w - learning_rate * (np.reshape(u, w.shape) + weight_decay * w)
         yield w

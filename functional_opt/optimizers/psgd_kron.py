@@ -1,0 +1,205 @@
+"""PSGD Kron: a preconditioner of Kronecker factors, fitted as triangular matrices on their Lie group."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..paths import Mask
+from ..schedules import Rate
+from ..schedules.base import rate_at
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, sum_of_slices, whole
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.noise import Key, as_key
+from ..value import Decay, DType, Fraction, Positive, PositiveInt, Static, checked
+
+
+class ScaleByPsgdKronState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `rng_key`: the data (uint32) of the key of the next probes.
+
+    `q[k]`: for every leaf the factor of its axis k, an upper triangular matrix or, for a diagonal one, a vector;
+    an empty array where the leaf has no such axis.
+    """
+
+    count: jax.Array
+    mu: Tree
+    q: tuple[Tree, ...]
+    rng_key: jax.Array
+
+
+@transformation
+class scale_by_psgd_kron(GradientTransformation):
+    """u = P·m̂ with P = QᴴQ, Q = Q_1 ⊗ Q_2 ⊗ ..., a factor for each axis, fitted to make u white.
+
+    m ← b1·m + (1 − b1)·g; m̂ = m / (1 − b1ᵗ). Q goes down the slope of E[m̂ᴴ·P·m̂ + zᴴ·P⁻¹·z], z a random probe
+    of ±1, within upper triangular matrices: with a = Q·m̂, b = Q⁻ᴴ·z, unfolded along axis k as A_k and B_k,
+
+        Q_k ← Q_k − precond_lr · triu(A_k·A_kᴴ − B_k·B_kᴴ) · Q_k / ‖A_k·A_kᴴ + B_k·B_kᴴ‖.
+
+    That happens at a part of the steps, drawn at random. u is scaled down to a root mean square of max_update_rms.
+
+    Args:
+        b1: decay of the mean, in [0, 1).
+        preconditioner_update_probability: how probable it is that Q is fitted at a step: a number, a schedule, or a
+            function of the count; if None 1 for 500 steps, then falling as exp(−0.001·t) to 0.03. The work is done
+            only then.
+        max_size_triangular: an axis longer than this has a diagonal factor.
+        min_ndim_triangular: so has every axis of a leaf with fewer axes than this.
+        momentum_into_precond_update: whether Q is fitted to m̂ or to g.
+        precond_lr: ≥ 0; the norm in the formula is a lower bound of the largest eigenvalue.
+        precond_init_scale: Q at the start, > 0, as a multiple of 1.
+        max_update_rms: of the leaf's u, > 0; no bound if None.
+        key: a key of `jax.random`, or an integer; the seed 0 if None.
+        state_dtype: how m is stored; the params' dtype, float32 for 16-bit params, if None. Q is float32 at least.
+
+    Li 2015, arXiv:1512.04202; the fit, its rate and its schedule as in Li's and Walters' Kron. Differs from it:
+    probes of ±1, not normal ones, have the same expectation and less noise; all leaves share one key; the factors
+    are balanced at every fit.
+
+    >>> tx = scale_by_psgd_kron()
+    >>> u, state = tx.update({"w": jnp.full(2, 100.0)}, tx.init({"w": jnp.zeros(2)}))
+    >>> u["w"].round(2).tolist(), state.q[0]["w"].round(2).tolist()
+    ([1.100000023841858, 1.100000023841858], [0.8999999761581421, 0.8999999761581421])
+    """
+
+    b1: Decay = 0.9
+    preconditioner_update_probability: Rate | None = None
+    max_size_triangular: Static[PositiveInt] = 8192
+    min_ndim_triangular: Static[PositiveInt] = 2
+    momentum_into_precond_update: Static[bool] = True
+    precond_lr: Fraction = 0.1
+    precond_init_scale: Positive = 1.0
+    max_update_rms: Positive | None = 1.1
+    key: Key = None
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        def factor(x, k):
+            diagonal = sum_of_slices(x, k) + self.precond_init_scale ** (1 / x.ndim)
+            if not self._is_triangular(x.shape, k):
+                return diagonal
+            return diagonal[:, None] * jnp.eye(x.shape[k], dtype=x.dtype)
+
+        q = slots_by_axis(params, factor)
+        mu = zeros_like(params, self.state_dtype)
+        return ScaleByPsgdKronState(zero_count(), mu, q, jax.random.key_data(as_key(self.key)))
+
+    def update(self, updates, state, params=None, **extra):
+        zip_leaves((updates, state.mu), ("updates", "the optimizer state"))
+        t = increment(state.count)
+        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(as_key(self.key)))
+        key, now = jax.random.split(key)
+        draw, probe = jax.random.split(now)
+        due = jax.random.uniform(draw, (), "float32") < self._probability(state.count)
+
+        def leaf(g, m, *q):
+            m = self.b1 * m + (1 - self.b1) * g
+            m_hat = m / (1 - self.b1**t)
+            shape = g.shape or (1,)
+            u = whole(m_hat).reshape(shape)
+            factors = list(q[: len(shape)])
+            seen = u if self.momentum_into_precond_update else whole(g).reshape(shape)
+            probes = jax.random.rademacher(probe, shape, "float32")
+            factors = jax.lax.cond(due, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
+            for k, factor in enumerate(factors):
+                u = _times(factor.conj() if factor.ndim == 1 else factor.conj().T, _times(factor, u, k), k)
+            if self.max_update_rms is not None:
+                rms = safe_sqrt(jnp.mean(abs_sq(u)))
+                u = u * jnp.minimum(1, self.max_update_rms / jnp.maximum(rms, 1e-12))
+            return placed_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
+
+        updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
+        return updates, ScaleByPsgdKronState(t, mu, tuple(q), jax.random.key_data(key))
+
+    def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
+        return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular
+
+    def _probability(self, count: jax.Array) -> Any:
+        if self.preconditioner_update_probability is None:
+            return jnp.clip(jnp.exp(-0.001 * (jnp.asarray(count, float) - 500)), 0.03, 1)
+        return rate_at(self.preconditioner_update_probability, count)
+
+
+def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
+    """A factor, a matrix or a diagonal, along axis k of x."""
+    return along(q, x, k) if q.ndim == 2 else x * q.reshape([-1 if axis == k else 1 for axis in range(x.ndim)])
+
+
+def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
+    """One step of all factors."""
+    a, b = g, probes.astype(g.dtype)
+    for k, factor in enumerate(q):
+        a = _times(factor, a, k)
+        if factor.ndim == 1:
+            b = _times(1 / factor.conj(), b, k)
+        else:
+            rows = jnp.moveaxis(b, k, 0)
+            solved = solve_triangular(factor, rows.reshape(len(rows), -1), trans="C")
+            b = jnp.moveaxis(solved.reshape(rows.shape), 0, k)
+    new = []
+    for k, factor in enumerate(q):
+        if factor.ndim == 1:
+            aa, bb = sum_of_slices(abs_sq(a), k), sum_of_slices(abs_sq(b), k)
+            new.append(factor - rate * (aa - bb) / jnp.max(aa + bb) * factor)
+        else:
+            aa, bb = gram(a, k), gram(b, k)
+            new.append(factor - rate * jnp.triu(aa - bb) / _largest(aa + bb) @ factor)
+    sizes = [jnp.max(jnp.abs(factor)) for factor in new]
+    mean = jnp.exp(sum(jnp.log(size) for size in sizes) / len(sizes))
+    return [(factor * (mean / size)).astype(old.dtype) for factor, size, old in zip(new, sizes, q, strict=True)]
+
+
+def _largest(a: jax.Array) -> jax.Array:
+    """A lower bound of the largest eigenvalue of a Hermitian matrix without negative ones, close to it."""
+    scale = jnp.max(jnp.abs(a))
+    a = a / scale
+    x = a @ a[:, jnp.argmax(jnp.sum(abs_sq(a), axis=0))]
+    return scale * safe_sqrt(jnp.sum(abs_sq(a @ x)) / jnp.sum(abs_sq(x)))
+
+
+@checked
+def psgd_kron(
+    learning_rate: Rate,
+    b1: Decay = 0.9,
+    weight_decay: Rate = 0.0,
+    mask: Mask | None = None,
+    preconditioner_update_probability: Rate | None = None,
+    max_size_triangular: PositiveInt = 8192,
+    min_ndim_triangular: PositiveInt = 2,
+    *,
+    momentum_into_precond_update: bool = True,
+    precond_lr: Fraction = 0.1,
+    precond_init_scale: Positive = 1.0,
+    max_update_rms: Positive | None = 1.1,
+    key: Key = None,
+    state_dtype: Any = None,
+) -> chain:
+    """PSGD Kron: w ← w − learning_rate · (P·m̂ + weight_decay · w), P fitted as it goes. See `scale_by_psgd_kron`.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; about a third of Adam's.
+        weight_decay, mask: as in `add_decayed_weights`.
+
+    Li 2015, arXiv:1512.04202.
+
+    >>> psgd_kron(3e-4)
+    chain(scale_by_psgd_kron(), add_decayed_weights(), scale_by_learning_rate(0.0003))
+    """
+    rule = scale_by_psgd_kron(
+        b1,
+        preconditioner_update_probability,
+        max_size_triangular,
+        min_ndim_triangular,
+        momentum_into_precond_update,
+        precond_lr,
+        precond_init_scale,
+        max_update_rms,
+        key,
+        state_dtype,
+    )
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
