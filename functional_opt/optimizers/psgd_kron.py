@@ -16,7 +16,7 @@ from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, sum_of_slices, whole
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, as_key
-from ..value import Decay, DType, Fraction, Positive, PositiveInt, Static, checked
+from ..value import Decay, DType, Positive, PositiveInt, Static, checked
 
 
 class ScaleByPsgdKronState(NamedTuple):
@@ -51,7 +51,7 @@ class scale_by_psgd_kron(GradientTransformation):
         max_size_triangular: an axis longer than this has a diagonal factor.
         min_ndim_triangular: so has every axis of a leaf with fewer axes than this.
         momentum_into_precond_update: whether Q is fitted to m̂ or to g.
-        precond_lr: ≥ 0; the norm in the formula is a lower bound of the largest eigenvalue.
+        precond_lr: in [0, 1); the norm in the formula is a lower bound of the largest eigenvalue.
         precond_init_scale: Q at the start, > 0, as a multiple of 1.
         max_update_rms: of the leaf's u, > 0; no bound if None.
         key: a key of `jax.random`, or an integer; the seed 0 if None.
@@ -72,7 +72,7 @@ class scale_by_psgd_kron(GradientTransformation):
     max_size_triangular: Static[PositiveInt] = 8192
     min_ndim_triangular: Static[PositiveInt] = 2
     momentum_into_precond_update: Static[bool] = True
-    precond_lr: Fraction = 0.1
+    precond_lr: Decay = 0.1
     precond_init_scale: Positive = 1.0
     max_update_rms: Positive | None = 1.1
     key: Key = None
@@ -98,6 +98,8 @@ class scale_by_psgd_kron(GradientTransformation):
         due = jax.random.uniform(draw, (), "float32") < self._probability(state.count)
 
         def leaf(g, m, *q):
+            if g.size == 0:
+                return g, m, *q
             m = self.b1 * m + (1 - self.b1) * g
             m_hat = m / (1 - self.b1**t)
             shape = g.shape or (1,)
@@ -173,7 +175,7 @@ def psgd_kron(
     min_ndim_triangular: PositiveInt = 2,
     *,
     momentum_into_precond_update: bool = True,
-    precond_lr: Fraction = 0.1,
+    precond_lr: Decay = 0.1,
     precond_init_scale: Positive = 1.0,
     max_update_rms: Positive | None = 1.1,
     key: Key = None,

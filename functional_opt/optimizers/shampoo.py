@@ -86,7 +86,7 @@ class scale_by_shampoo(GradientTransformation):
 
     def init(self, params):
         def matrices(x, k, start):
-            if x.ndim < 2:
+            if not _has_matrices(x):
                 return None
             rows = jax.vmap(lambda block: sum_of_slices(block, k))(_into_blocks(x, self.block_size))
             return rows[:, :, None] + start * jnp.eye(rows.shape[1], dtype=rows.dtype)
@@ -94,7 +94,7 @@ class scale_by_shampoo(GradientTransformation):
         nu = zeros_like(params, self.state_dtype, real=True)
         return ScaleByShampooState(
             zero_count(),
-            jax.tree.map(lambda v: v if self._rule(v.ndim) not in ("sgd", "none") else empty(v), nu),
+            jax.tree.map(lambda v: v if self._rule(v) not in ("sgd", "none") else empty(v), nu),
             slots_by_axis(params, lambda x, k: matrices(x, k, 0)),
             slots_by_axis(params, lambda x, k: matrices(x, k, 1)),
         )
@@ -110,7 +110,7 @@ class scale_by_shampoo(GradientTransformation):
         def leaf(g, v, *factors):
             matrices, roots = list(factors[:axes]), list(factors[axes:])
             d, v = self._graft(g, v, t)
-            if g.ndim < 2:
+            if not _has_matrices(g):
                 return d, v, *matrices, *roots
             u = blocks = _into_blocks(whole(g), self.block_size)
             for k in range(g.ndim):
@@ -135,14 +135,14 @@ class scale_by_shampoo(GradientTransformation):
         )
         return updates, ScaleByShampooState(t, nu, tuple(factors[:axes]), tuple(factors[axes:]))
 
-    def _rule(self, axes: int) -> str:
-        """The rule that d is of, for a leaf of so many axes."""
-        if self.grafting != "none" or axes > 1:
+    def _rule(self, x: jax.Array) -> str:
+        """The rule that d is of, for a leaf."""
+        if self.grafting != "none" or _has_matrices(x):
             return self.grafting
         return "adagrad" if self.beta2 is None else "adam"
 
     def _graft(self, g: Any, v: Any, t: jax.Array) -> tuple[Any, Any]:
-        rule, beta = self._rule(g.ndim), self.beta2
+        rule, beta = self._rule(g), self.beta2
         if rule in ("sgd", "none"):
             return g, v
         if rule == "adagrad" or beta is None:
@@ -154,9 +154,13 @@ class scale_by_shampoo(GradientTransformation):
         return g / jnp.where(root > 0, root, 1), v
 
 
+def _has_matrices(x: jax.Array) -> bool:
+    return x.ndim > 1 and x.size > 0
+
+
 def _cut(n: int, block_size: int) -> tuple[int, int]:
     """Into how many blocks an axis is cut, and how long they are; zeros fill up the last."""
-    number = max(-(-n // block_size), 1)
+    number = -(-n // block_size)
     return number, -(-n // number)
 
 
