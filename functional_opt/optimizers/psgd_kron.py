@@ -67,6 +67,7 @@ class scale_by_psgd_kron(GradientTransformation):
     ([1.100000023841858, 1.100000023841858], [0.8999999761581421, 0.8999999761581421])
     """
 
+    preconditions = True
     b1: Decay = 0.9
     preconditioner_update_probability: Rate | None = None
     max_size_triangular: Static[PositiveInt] = 8192

@@ -71,6 +71,7 @@ class scale_by_shampoo(GradientTransformation):
     True
     """
 
+    preconditions = True
     block_size: Static[PositiveInt] = 1024
     beta2: Decay | None = 0.999
     eps: NonNegative = 1e-6

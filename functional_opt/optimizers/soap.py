@@ -61,6 +61,7 @@ class scale_by_soap(GradientTransformation):
     ([[0.0, 0.0], [0.0, 0.0]], True)
     """
 
+    preconditions = True
     b1: Decay = 0.95
     b2: Decay = 0.95
     shampoo_beta: Decay | None = None

@@ -16,10 +16,10 @@ from . import cases_data as data
 from . import cases_free as free
 from . import cases_guard as guard
 from . import cases_linesearch as linesearch
-from . import cases_modern as modern
-from . import cases_rest as rest
-from . import cases_precision as precision
 from . import cases_matrix as matrix
+from . import cases_modern as modern
+from . import cases_precision as precision
+from . import cases_rest as rest
 from . import references as ref
 from . import references_by_leaf as leaf
 from .case import (
