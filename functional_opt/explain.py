@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import GradientTransformation, Transformation
 from .leaves import Tree
-from .paths import keep
+from .paths import AllParams, keep
 from .review import Note, review
 from .transforms.nesting import children, with_children
 from .value import checked
@@ -160,7 +160,8 @@ def _given(tx: Any, params: Tree) -> list[Tree]:
         i = next(places)
 
         def init(params):
-            given[i] = _shapes(params)
+            if not isinstance(params, AllParams):  # a question where the slots are
+                given[i] = _shapes(params)
             return child.init(params)
 
         return GradientTransformation(init, child.update)
