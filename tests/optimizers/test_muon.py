@@ -40,6 +40,27 @@ def test_a_preset_has_its_own_number_of_steps():
     assert fo.scale_by_muon("dion").init(g).ns_coeffs.shape == (5, 3)
 
 
+def test_polar_express_is_the_best_quintic_of_each_step():
+    """Amsel et al. 2025, algorithm 1: odd, best on [l, u] by alternation, centred on 1; then the safety factor."""
+    g, low, high = matrix(4, 4), 1e-3, 1.0
+    expected = g / (1.01 * jnp.linalg.norm(g))
+    for _ in range(5):
+        bottom = max(low, 0.02407327424182761 * high)  # the paper's cushion
+        inner, error, last = bottom + (high - bottom) * np.array([0.25, 0.75]), 1.0, 0.0
+        while abs(error - last) > 1e-14:
+            points, last = np.array([bottom, *inner, high]), error
+            *abc, error = np.linalg.solve(np.stack([points, points**3, points**5, [1, -1, 1, -1]], 1), np.ones(4))
+            inner = np.sqrt(np.sort(np.roots([5 * abc[2], 3 * abc[1], abc[0]]).real))
+        ends = [abc[0] * x + abc[1] * x**3 + abc[2] * x**5 for x in (low, high)]
+        a, b, c = np.array(abc) * 2 / sum(ends)
+        low, high = (x * 2 / sum(ends) for x in ends)
+        high, x = 2 - low, expected / 1.01
+        expected = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
+    actual, _ = fo.orthogonalize("polar_express").update(g, fo.EmptyState())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.svd(actual, compute_uv=False), 1.0, atol=0.2)
+
+
 def test_labels_are_by_axes_and_mask():
     assert fo.muon_labels()(PARAMS) == {
         "embed": {"embedding": "muon"},
