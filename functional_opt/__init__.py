@@ -127,6 +127,9 @@ from .optimizers.nadam import nadam as nadam
 from .optimizers.nadam import nadamw as nadamw
 from .optimizers.nadam import scale_by_nadam as scale_by_nadam
 from .optimizers.noisy_sgd import noisy_sgd as noisy_sgd
+from .optimizers.normuon import ScaleByNorMuonState as ScaleByNorMuonState
+from .optimizers.normuon import normuon as normuon
+from .optimizers.normuon import scale_by_normuon as scale_by_normuon
 from .optimizers.novograd import ScaleByNovogradState as ScaleByNovogradState
 from .optimizers.novograd import novograd as novograd
 from .optimizers.novograd import scale_by_novograd as scale_by_novograd

@@ -24,6 +24,7 @@ from ..transforms.orthogonalize import (
     newton_schulz,
     scale_by_shape,
 )
+from ..transforms.routing import places
 from ..transforms.select import partition
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
 from .adam import adamw
@@ -108,32 +109,49 @@ class scale_by_muon(GradientTransformation):
 
 @value
 class muon_labels:
-    """Labels for `partition`: "muon" for the leaves with two axes, "adam" for the others.
+    """Labels for `partition`: "muon" for the hidden matrices, "adam" for the others: embeddings, heads and vectors.
 
     Args:
-        mask: which matrices may have the label "muon", all if None: `{"*/embedding": False}` leaves out the
-            embeddings.
-        weight_dimension_numbers: as in `scale_by_muon`: the leaves that have them are matrices, and only these.
+        mask: which leaves with two axes may have the label "muon". If None, those whose path does not say that they
+            are embeddings or heads: no part of it has "embed", "unembed" or "logits" in it, is "head", "classifier",
+            "emb", "wte" or "wpe", or ends with "_head" or "_emb". True for all of them, which is Optax's rule.
+        weight_dimension_numbers: as in `scale_by_muon`: the leaves that have them are matrices, and only these,
+            whatever their paths.
+        label: what to say in place of "muon".
 
-    >>> muon_labels({"embed*": False})({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
-    {'bias': 'adam', 'embed': 'adam', 'kernel': 'muon'}
+    >>> params = {"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    >>> muon_labels()(params), muon_labels(True)(params)["embed"]
+    ({'bias': 'adam', 'embed': 'adam', 'kernel': 'muon'}, 'muon')
     """
 
     mask: Static[Mask | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    label: Static[str] = "muon"
 
     def __call__(self, params: Tree) -> Tree:
-        leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
-        if self.weight_dimension_numbers is None:
-            matrices = [not is_nothing(x) and jnp.ndim(x) == 2 for x in leaves]
+        treedef = jax.tree.structure(params, is_leaf=is_nothing)
+        return treedef.unflatten([self.label if may else "adam" for may, _ in self._routes(params)])
+
+    def why(self, params: Tree) -> list[str]:
+        """What decides on each leaf, for `describe`."""
+        return [why for _, why in self._routes(params)]
+
+    def _routes(self, params: Tree) -> list[tuple[bool, str]]:
+        """Of each leaf, None counted as one, whether it has the label, and what says so."""
+        leaves, found = jax.tree.leaves(params, is_leaf=is_nothing), places(params)
+        if self.weight_dimension_numbers is not None:
+            specs = specs_of(self.weight_dimension_numbers, params)
+            routes = [(spec is not None, "weight_dimension_numbers") for spec in specs]
+        elif self.mask is None:
+            return [(place == "matrix", f"{place}: {what}") for place, what in found]
         else:
-            matrices = [spec is not None for spec in specs_of(self.weight_dimension_numbers, params)]
-        masks = () if self.mask is None else (spread(resolve_mask(self.mask, params), params),)
-
-        def label(x, matrix, may=True):
-            return "muon" if may and matrix else "adam"
-
-        return jax.tree.map(label, params, treedef.unflatten(matrices), *masks, is_leaf=is_nothing)
+            routes = [
+                (not is_nothing(x) and jnp.ndim(x) == 2, what) for x, (_, what) in zip(leaves, found, strict=True)
+            ]
+        if self.mask is None:
+            return routes
+        chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params))
+        return [(may and yes, why if yes else "mask") for (may, why), yes in zip(routes, chosen, strict=True)]
 
 
 @checked
@@ -160,7 +178,7 @@ def muon(
     muon_mask: Mask | None = None,
     state_dtype: Any = None,
 ) -> partition:
-    """Muon for matrices, AdamW for the rest: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
+    """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 
     See `scale_by_muon` and `orthogonalize`, `scale_by_shape` for s, `adamw` for the rest.
 
@@ -171,8 +189,7 @@ def muon(
         adam_learning_rate: that of the rest; learning_rate if None.
         muon_weight_dimension_numbers: which leaves are matrices, and how, as in `scale_by_muon`; those with two axes
             if None. A leaf whose numbers are None is not.
-        muon_mask: which matrices Muon takes, all if None; embeddings and the output layer do better with Adam:
-            `muon_mask={"*/embedding": False}`.
+        muon_mask: which leaves with two axes Muon takes, as in `muon_labels`; all but embeddings and heads if None.
 
     Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
 
@@ -180,7 +197,8 @@ def muon(
     >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': 'adam', 'kernel': 'muon'}
 
-    Differs from Optax: muon_mask.
+    Differs from Optax: embeddings and heads, which `muon_labels` knows by their paths, go to AdamW. Optax's rule, all
+    leaves with two axes to Muon, is muon_mask=True. `describe` prints who goes where.
     """
     numbers = muon_weight_dimension_numbers
     rule = scale_by_muon(

@@ -19,6 +19,7 @@ from . import cases_linesearch as linesearch
 from . import cases_matrix as matrix
 from . import cases_modern as modern
 from . import cases_precision as precision
+from . import cases_muon as muon
 from . import cases_rest as rest
 from . import references as ref
 from . import references_by_leaf as leaf
@@ -117,6 +118,7 @@ OPTIMIZERS = [
     *modern.OPTIMIZERS,
     *precision.OPTIMIZERS,
     *matrix.OPTIMIZERS,
+    *muon.OPTIMIZERS,
 ]
 
 TRANSFORMATIONS = [
@@ -190,6 +192,7 @@ TRANSFORMATIONS = [
     *modern.TRANSFORMATIONS,
     *precision.TRANSFORMATIONS,
     *matrix.TRANSFORMATIONS,
+    *muon.TRANSFORMATIONS,
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS

@@ -61,14 +61,35 @@ def test_polar_express_is_the_best_quintic_of_each_step():
     np.testing.assert_allclose(np.linalg.svd(actual, compute_uv=False), 1.0, atol=0.2)
 
 
-def test_labels_are_by_axes_and_mask():
-    assert fo.muon_labels()(PARAMS) == {
-        "embed": {"embedding": "muon"},
-        "dense": {"kernel": "muon", "bias": "adam"},
-        "conv": "adam",
-    }
-    assert fo.muon_labels({"*/embedding": False})(PARAMS)["embed"]["embedding"] == "adam"
+def test_labels_are_by_axes_path_and_mask():
+    by_default = {"embed": {"embedding": "adam"}, "dense": {"kernel": "muon", "bias": "adam"}, "conv": "adam"}
+    assert fo.muon_labels()(PARAMS) == fo.muon(0.1).param_labels(PARAMS) == by_default
+    optax_rule = {**by_default, "embed": {"embedding": "muon"}}
+    assert fo.muon_labels(True)(PARAMS) == fo.muon(0.1, muon_mask=True).param_labels(PARAMS) == optax_rule
+    assert fo.muon_labels({"*/embedding": False})(PARAMS) == by_default
     assert fo.muon_labels({"*/bias": True, "**": False})(PARAMS)["dense"] == {"kernel": "adam", "bias": "adam"}
+
+
+@pytest.mark.parametrize(
+    "path, goes_to",
+    [
+        ("wte", "adam"),
+        ("Embed_0/embedding", "adam"),
+        ("model/pos_emb", "adam"),
+        ("lm_head/kernel", "adam"),
+        ("head/kernel", "adam"),
+        ("unembed", "adam"),
+        ("decoder/logits_dense/kernel", "adam"),
+        ("multi_head_attention/query/kernel", "muon"),
+        ("MultiHeadDotProductAttention_0/out/kernel", "muon"),
+        ("ahead/kernel", "muon"),
+    ],
+)
+def test_embeddings_and_heads_are_known_by_path(path, goes_to):
+    tree = matrix(2, 2)
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    assert jax.tree.leaves(fo.muon_labels()(tree)) == [goes_to]
 
 
 def test_the_rest_is_adamw():

@@ -1,0 +1,144 @@
+"""NorMuon: Muon whose neurons all move by about as much."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, needs_matrices, newton_schulz
+from ..transforms.select import partition
+from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from .adam import adamw
+from .muon import muon_labels
+
+
+class ScaleByNorMuonState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g. `nu`: of each neuron's mean |o|², one number for a column."""
+
+    count: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+@transformation
+class scale_by_normuon(GradientTransformation):
+    """NorMuon's direction: m ← b1·m + (1 − b1)·g; o = orthogonalize(m); v ← b2·v + (1 − b2)·mean(|o|²).
+
+    u = consistent_rms · √(rows · columns) · ô / ‖ô‖ with ô = o / (√v + eps): the columns are scaled to one size, and
+    the matrix to the root mean square consistent_rms. The mean is over the inputs of each neuron: over the rows of a
+    kernel of shape (inputs, outputs). Leaves of more axes are stacks of matrices.
+
+    Args:
+        b1, b2: decays of the two means, in [0, 1).
+        eps: ≥ 0, added to √v and to the two norms that are divided by.
+        consistent_rms: ≥ 0; 0.2 is about what Adam's updates have. None keeps the norm of o and scales as Muon
+            does: u = √max(1, columns / rows) · ‖o‖ · ô / ‖ô‖.
+        ns_coeffs, ns_steps: as in `orthogonalize`.
+        nesterov: whether b1·m + (1 − b1)·g is made orthogonal, as in the authors' code, in place of the paper's m.
+        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError for a leaf with fewer than two axes.
+
+    Li et al. 2025, arXiv:2510.05491, algorithm 1, with columns for its rows: its matrices are (outputs, inputs).
+
+    >>> tx, g = scale_by_normuon(consistent_rms=1.0), jnp.array([[3.0, 1.0], [0.0, 0.5]])
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> jnp.linalg.norm(u, axis=0).round(3).tolist(), state.nu.shape
+    ([1.4140000343322754, 1.4140000343322754], (1, 2))
+    """
+
+    preconditions = True
+    b1: Decay = 0.95
+    b2: Decay = 0.95
+    eps: NonNegative = 1e-8
+    consistent_rms: NonNegative | None = 0.2
+    ns_coeffs: Coefficients = PRESETS["standard"]
+    ns_steps: Static[PositiveInt] = 5
+    nesterov: Static[bool] = True
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        def neurons(p):
+            mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
+            return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
+
+        nu = zeros_like(jax.tree.map(neurons, params), self.state_dtype, real=True)
+        return ScaleByNorMuonState(zero_count(), zeros_like(params, self.state_dtype), nu)
+
+    def update(self, updates, state, params=None, **extra):
+        needs_matrices(updates)
+        coefficients = coefficient_rows(self.ns_coeffs, self.ns_steps)
+
+        def leaf(g, m, v):
+            m = self.b1 * m + (1 - self.b1) * g
+            o = newton_schulz(self.b1 * m + (1 - self.b1) * g if self.nesterov else m, coefficients, self.eps)
+            v = self.b2 * v + (1 - self.b2) * jnp.mean(abs_sq(o), axis=-2, keepdims=True)
+            u = o / (safe_sqrt(v) + self.eps)
+            rows, columns = g.shape[-2:]
+            if self.consistent_rms is None:
+                size = max(1.0, columns / rows) ** 0.5 * _norm(o)
+            else:
+                size = self.consistent_rms * math.sqrt(rows * columns)
+            return u * (size / (_norm(u) + self.eps)), m, v
+
+        if params is not None:
+            zip_leaves((updates, state.mu, params), ("updates", "the optimizer state", "params"))
+        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params, same_shape=False)
+        return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
+
+
+@checked
+def normuon(
+    learning_rate: Rate,
+    b1: Decay = 0.95,
+    b2: Decay = 0.95,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Mask | None = None,
+    *,
+    consistent_rms: NonNegative | None = 0.2,
+    ns_coeffs: Coefficients = PRESETS["standard"],
+    ns_steps: PositiveInt = 5,
+    nesterov: bool = True,
+    adam_b1: Decay = 0.9,
+    adam_b2: Decay = 0.999,
+    adam_weight_decay: Rate = 0.0,
+    adam_learning_rate: Rate | None = None,
+    matrix_mask: Mask | None = None,
+    state_dtype: Any = None,
+) -> partition:
+    """NorMuon for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
+
+    See `scale_by_normuon` for u, `adamw` for the rest.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; Adam's with consistent_rms=0.2.
+        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: that of the rest; learning_rate if None.
+        matrix_mask: which matrices NorMuon takes; as in `muon_labels`.
+
+    Li et al. 2025, arXiv:2510.05491.
+
+    >>> normuon(1e-3).param_labels({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': 'adam', 'embed': 'adam', 'kernel': 'normuon'}
+    """
+    matrices = chain(
+        scale_by_normuon(b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)
+    return partition({"adam": rest, "normuon": matrices}, muon_labels(matrix_mask, label="normuon"))

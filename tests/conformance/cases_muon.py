@@ -1,0 +1,22 @@
+"""Cases, as in `cases.py`, of the optimizers that make matrices orthogonal."""
+
+import functional_opt as fo
+
+from . import references_muon as ref
+from .case import case, matrices
+
+NORMUON = {"learning_rate": 0.2, "weight_decay": 0.01}
+
+
+def normuon_matrices(b2, eps):
+    rule = fo.scale_by_normuon(b2=b2, eps=eps, consistent_rms=None, nesterov=False)
+    return fo.chain(fo.masked(rule, matrices), fo.scale(0.02))
+
+
+OPTIMIZERS = [
+    case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
+]
+
+TRANSFORMATIONS = [
+    case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
+]

@@ -1,0 +1,33 @@
+"""References, as in `references.py`, for the optimizers that make matrices orthogonal."""
+
+import numpy as np
+
+from .references import Run, adamw
+
+
+def quintic(x, steps=5):
+    """Jordan's iteration, on the singular values."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s = s / (np.sqrt(np.sum(s**2)) + 1e-8)
+    for _ in range(steps):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    return (u * s) @ vt
+
+
+def normuon(w, grads, learning_rate, b1=0.95, b2=0.95, weight_decay=0.0, consistent_rms=0.2, nesterov=True) -> Run:
+    """Li et al. 2025, algorithm 1, neurons along the columns; or their code's norm and scale."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=0.0)
+        return
+    m, v = np.zeros_like(w), np.zeros(w.shape[1])
+    for g in grads:
+        m = b1 * m + (1 - b1) * g
+        o = quintic(b1 * m + (1 - b1) * g if nesterov else m)
+        v = b2 * v + (1 - b2) * np.mean(o**2, axis=0)
+        u = o / (np.sqrt(v) + 1e-8)
+        if consistent_rms is None:
+            size = np.linalg.norm(o) * max(1, w.shape[1] / w.shape[0]) ** 0.5
+        else:
+            size = consistent_rms * np.sqrt(w.size)
+        w = w - learning_rate * (size * u / (np.linalg.norm(u) + 1e-8) + weight_decay * w)
+        yield w
