@@ -23,6 +23,7 @@ from .base import with_extra_args_support as with_extra_args_support
 from .config import from_config as from_config
 from .config import register as register
 from .config import to_config as to_config
+from .describe import describe as describe
 from .explain import explain as explain
 from .leaves import global_norm as global_norm
 from .linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root

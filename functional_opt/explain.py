@@ -96,10 +96,10 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
     >>> print(plan.notes[0].kind, plan.notes[0].rule, plan.notes[0].path)
     warning decay_after_learning_rate .transforms[1]
     """
-    shapes = _shapes(params)
+    shapes = shapes_of(params)
     state = jax.eval_shape(tx.init, shapes)
     rows = tuple(_rows(tx, shapes, "", 0))
-    names = _names(shapes)
+    names = names_of(shapes)
     return Explanation(rows, names, size(state), _flops(tx, shapes), review(tx, rows, shapes, steps))
 
 
@@ -111,11 +111,11 @@ def size(tree: Tree) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
-def _shapes(params: Tree) -> Tree:
+def shapes_of(params: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)), params)
 
 
-def _names(params: Tree) -> tuple[str, ...]:
+def names_of(params: Tree) -> tuple[str, ...]:
     places, _ = jax.tree_util.tree_flatten_with_path(params)
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places)
 
@@ -133,15 +133,15 @@ def _rows(
     `names`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
     it is stored, where one around it, such as `quantize_state`, stores it otherwise.
     """
-    touched = seen = _names(params) if names is None else names
+    touched = seen = names_of(params) if names is None else names
     inner = []
     within = (lambda child: stored(tx.stored(child))) if hasattr(tx, "stored") else stored
-    for (step, child), given in zip(children(tx), _given(tx, params), strict=True):
-        like = names if names is not None or set(_names(given)) <= set(seen) else seen
+    for (step, child), given in zip(children(tx), given_to(tx, params), strict=True):
+        like = names if names is not None or set(names_of(given)) <= set(seen) else seen
         inner.append(list(_rows(child, given, path + step, depth + 1, like, within)))
     own = size(jax.eval_shape(stored(tx).init, params)) - sum(row.state_bytes for rows in inner for row in rows)
     if hasattr(tx, "touches") and names is None:
-        touched = _names(keep(tx.touches(params), params))
+        touched = names_of(keep(tx.touches(params), params))
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}
         touched = tuple(name for name in touched if name in there)
@@ -151,7 +151,7 @@ def _rows(
         yield from rows
 
 
-def _given(tx: Any, params: Tree) -> list[Tree]:
+def given_to(tx: Any, params: Tree) -> list[Tree]:
     """The params that `tx` gives to each transformation within it: some of them, or in other shapes."""
     given: list[Tree] = [params] * len(children(tx))
     places = iter(range(len(given)))
@@ -161,7 +161,7 @@ def _given(tx: Any, params: Tree) -> list[Tree]:
 
         def init(params):
             if not isinstance(params, AllParams):  # a question where the slots are
-                given[i] = _shapes(params)
+                given[i] = shapes_of(params)
             return child.init(params)
 
         return GradientTransformation(init, child.update)

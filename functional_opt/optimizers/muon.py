@@ -138,16 +138,14 @@ class muon_labels:
 
     def _routes(self, params: Tree) -> list[tuple[bool, str]]:
         """Of each leaf, None counted as one, whether it has the label, and what says so."""
-        leaves, found = jax.tree.leaves(params, is_leaf=is_nothing), places(params)
         if self.weight_dimension_numbers is not None:
             specs = specs_of(self.weight_dimension_numbers, params)
             routes = [(spec is not None, "weight_dimension_numbers") for spec in specs]
         elif self.mask is None:
-            return [(place == "matrix", f"{place}: {what}") for place, what in found]
+            return [(place == "matrix", f"{place}: {what}") for place, what in places(params)]
         else:
-            routes = [
-                (not is_nothing(x) and jnp.ndim(x) == 2, what) for x, (_, what) in zip(leaves, found, strict=True)
-            ]
+            axes = [0 if is_nothing(x) else jnp.ndim(x) for x in jax.tree.leaves(params, is_leaf=is_nothing)]
+            routes = [(n == 2, f"{n}-d") for n in axes]
         if self.mask is None:
             return routes
         chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params))

@@ -19,7 +19,7 @@ def places(params: Tree) -> list[tuple[str, str]]:
     "stack" (more).
 
     >>> places({"bias": jnp.ones(2), "lm_head": jnp.ones((2, 9)), "q": jnp.ones((2, 2))})
-    [('vector', '1 axis'), ('head', "path '*_head/**'"), ('matrix', '2 axes')]
+    [('vector', '1-d'), ('head', "path '*_head/**'"), ('matrix', '2-d')]
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_nothing)
     return [_place(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
@@ -27,7 +27,7 @@ def places(params: Tree) -> list[tuple[str, str]]:
 
 def _place(path: str, x: Any) -> tuple[str, str]:
     axes = 0 if is_nothing(x) else jnp.ndim(x)
-    shape = "1 axis" if axes == 1 else f"{axes} axes"
+    shape = f"{axes}-d"
     if axes < 2:
         return "vector", shape
     for place, patterns in (("head", HEADS), ("embedding", EMBEDDINGS)):
