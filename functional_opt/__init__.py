@@ -166,6 +166,9 @@ from .optimizers.schedule_free import schedule_free as schedule_free
 from .optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
 from .optimizers.schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
+from .optimizers.scion import ScaleByScionState as ScaleByScionState
+from .optimizers.scion import scale_by_scion as scale_by_scion
+from .optimizers.scion import scion as scion
 from .optimizers.sgd import sgd as sgd
 from .optimizers.shampoo import ScaleByShampooState as ScaleByShampooState
 from .optimizers.shampoo import scale_by_shampoo as scale_by_shampoo

@@ -9,9 +9,11 @@ import jax
 from .base import GradientTransformation, Transformation
 from .explain import WIDTH, given_to, names_of, shapes_of
 from .leaves import Tree, is_nothing
+from .optimizers.scion import scale_by_scion
 from .paths import Frozen, PathRules, keep, matches, resolve_labels, resolve_mask, spread
 from .transforms.decay import add_decayed_weights
 from .transforms.nesting import children
+from .transforms.routing import places
 from .transforms.select import masked, partition, selective_transform, set_to_zero
 from .value import checked, show
 
@@ -105,9 +107,15 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
     inner = children(tx)
     whole = set(names_of(params)) == set(seen)  # not so where a transformation within another sees other params
     if whole and isinstance(tx, partition):
-        labels = _by_leaf(jax.tree.leaves(spread(resolve_labels(tx.param_labels, params), params)), params)
+        labels = spread(resolve_labels(tx.param_labels, params), params)
+        labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
         for name, why in _reasons(tx.param_labels, params, "labels").items():
             note(name, labels=str(labels[name]), why=why)
+    if whole and isinstance(tx, scale_by_scion):
+        reasons = [what for _, what in places(params)]
+        why = _by_leaf(reasons, params) if tx.norms is None else _reasons(tx.norms, params, "norms")
+        for name, norm in _by_leaf(tx.norm_of_each(params), params).items():
+            note(name, labels=norm, why=why[name])
     kind = {masked: "mask", add_decayed_weights: "mask", selective_transform: "freeze_mask"}.get(type(tx))
     mask = None if kind is None else getattr(tx, kind)
     if whole and mask is not None:

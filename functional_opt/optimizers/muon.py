@@ -148,7 +148,7 @@ class muon_labels:
             routes = [(n == 2, f"{n}-d") for n in axes]
         if self.mask is None:
             return routes
-        chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params))
+        chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
         return [(may and yes, why if yes else "mask") for (may, why), yes in zip(routes, chosen, strict=True)]
 
 

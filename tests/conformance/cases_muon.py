@@ -1,5 +1,8 @@
 """Cases, as in `cases.py`, of the optimizers that make matrices orthogonal."""
 
+import jax
+import numpy as np
+
 import functional_opt as fo
 
 from . import references_muon as ref
@@ -13,10 +16,20 @@ def normuon_matrices(b2, eps):
     return fo.chain(fo.masked(rule, matrices), fo.scale(0.02))
 
 
+SCION = {"learning_rate": 0.02, "scale": 2.0}
+
+
+def norms_by_axes(tree):
+    """Those that no default gives to what the table has."""
+    return jax.tree.map(lambda x: "per_output" if np.ndim(x) > 1 else "rms", tree)
+
+
 OPTIMIZERS = [
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
+    case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
 TRANSFORMATIONS = [
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
+    case("scale_by_scion", fo.scale_by_scion, None, None, "momentum scale eps", norms=norms_by_axes),
 ]

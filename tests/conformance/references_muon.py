@@ -31,3 +31,16 @@ def normuon(w, grads, learning_rate, b1=0.95, b2=0.95, weight_decay=0.0, consist
             size = consistent_rms * np.sqrt(w.size)
         w = w - learning_rate * (size * u / (np.linalg.norm(u) + 1e-8) + weight_decay * w)
         yield w
+
+
+def scion(w, grads, learning_rate, momentum=0.1, scale=50.0, constrained=True) -> Run:
+    """Pethick et al. 2025, algorithms 1 and 2, for hidden matrices of shape (inputs, outputs), and vectors."""
+    d = np.zeros_like(w)
+    for g in grads:
+        d = (1 - momentum) * d + momentum * g
+        if w.ndim == 2:
+            u = np.sqrt(w.shape[1] / w.shape[0]) * quintic(d)
+        else:
+            u = np.sqrt(w.size) * d / (np.sqrt(np.sum(d**2)) + 1e-8)
+        w = (1 - learning_rate if constrained else 1.0) * w - learning_rate * scale * u
+        yield w

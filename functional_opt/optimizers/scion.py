@@ -1,0 +1,152 @@
+"""Scion: steps to the edge of a ball, each leaf in a norm that suits what it does in the model."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen_tree, zeros_like, zip_leaves
+from ..paths import Labels, resolve_labels, spread
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, newton_schulz
+from ..transforms.routing import places
+from ..value import DType, Fraction, NonNegative, PositiveInt, Static, checked
+
+Norm = Literal["spectral", "sign", "per_input", "per_output", "rms"]
+BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "stack": "rms", "vector": "rms"}
+
+
+class ScaleByScionState(NamedTuple):
+    """`count`: steps done. `mu`: running mean of g, the paper's d."""
+
+    count: jax.Array
+    mu: Tree
+
+
+@transformation
+class scale_by_scion(GradientTransformation):
+    """Scion's direction: d ← (1 − momentum)·d + momentum·g; u = scale · the point of the unit ball that d points at.
+
+    A kernel has the shape (inputs, outputs); of an embedding the inputs are the tokens. The unit balls:
+
+    - "spectral": u = √(outputs / inputs) · orthogonalize(d), for hidden matrices, and stacks of them;
+    - "sign": u = sign(d) / inputs, for the output layer;
+    - "per_input": √outputs · d / ‖d‖ for the weights of each input (the paper's ColNorm), for embeddings;
+    - "per_output": d / (√inputs · ‖d‖) for the weights of each output (RowNorm);
+    - "rms": d / rms(d), for vectors, scalars and what has more than two axes.
+
+    Args:
+        momentum: weight of the gradient, in [0, 1]; it is 1 − beta of others.
+        norms: which norm a leaf has: a tree of these words, a function from params to one, or path rules, such as
+            `{"*/embedding": "per_input", "*/bias": "rms", "**": "spectral"}`. If None, as above, embeddings and heads
+            known by their paths as in `muon_labels`. `describe` prints what came of it.
+        scale: radius of the ball, ≥ 0.
+        sign_scale: that of the leaves with the norm "sign".
+        eps: added to the norms that are divided by, ≥ 0.
+        ns_coeffs, ns_steps: as in `orthogonalize`.
+        state_dtype: how d is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError for another norm, or one that a leaf has too few axes for, naming the leaf.
+
+    Pethick et al. 2025, arXiv:2502.07529; the scales are those of its language models.
+
+    >>> tx, g = scale_by_scion(scale=1.0, sign_scale=1.0), {"lm_head": jnp.array([[3.0], [-1.0]]), "b": jnp.ones(2)}
+    >>> u, _ = tx.update(g, tx.init(g))
+    >>> u["lm_head"].tolist(), u["b"].round(3).tolist()
+    ([[0.5], [-0.5]], [1.0, 1.0])
+    """
+
+    preconditions = True
+    momentum: Fraction = 0.1
+    norms: Static[Labels | None] = None
+    scale: NonNegative = 50.0
+    sign_scale: NonNegative = 3000.0
+    eps: NonNegative = 1e-8
+    ns_coeffs: Coefficients = PRESETS["standard"]
+    ns_steps: Static[PositiveInt] = 5
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        return ScaleByScionState(zero_count(), zeros_like(params, self.state_dtype))
+
+    def update(self, updates, state, params=None, **extra):
+        if params is not None:
+            zip_leaves((updates, params), ("updates", "params"))
+
+        def mean(g, d):
+            d = (1 - self.momentum) * d + self.momentum * g
+            return d, d
+
+        direction, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
+        leaves, treedef = jax.tree.flatten(direction, is_leaf=is_nothing)
+        norms = self.norm_of_each(updates if params is None else params)
+        balls = [d if is_nothing(d) else self._to_the_edge(d, norm) for d, norm in zip(leaves, norms, strict=True)]
+        updates = map_leaves(lambda g, u: u, updates, read=(treedef.unflatten(balls),), params=params)
+        return updates, ScaleByScionState(increment(state.count), mu)
+
+    def norm_of_each(self, params: Tree) -> list[str]:
+        """The norm of every leaf, None counted as one."""
+        if self.norms is None:
+            return [BY_PLACE[place] for place, _ in places(params)]
+        norms = jax.tree.leaves(spread(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
+        leaves = jax.tree.leaves(params, is_leaf=is_nothing)
+        for path, x, norm in zip(paths(params, is_nothing), leaves, norms, strict=True):
+            if is_nothing(x):
+                continue
+            if norm not in get_args(Norm):
+                raise ValueError(f"norms has {norm!r} for params{path}; there are {', '.join(get_args(Norm))}")
+            if norm != "rms" and jnp.ndim(x) < 2:
+                raise ValueError(f"norms has {norm!r} for params{path}, of shape {jnp.shape(x)}; it must be 'rms'")
+        return norms
+
+    def _to_the_edge(self, d: jax.Array, norm: str) -> Any:
+        def unit(axis=None):
+            return d / (safe_sqrt(jnp.sum(abs_sq(d), axis=axis, keepdims=True)) + self.eps)
+
+        if norm == "rms":
+            return self.scale * max(d.size, 1) ** 0.5 * unit()
+        inputs, outputs = d.shape[-2:]
+        if norm == "spectral":
+            rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
+            return self.scale * (outputs / inputs) ** 0.5 * newton_schulz(d, rows, self.eps)
+        if norm == "per_input":
+            return self.scale * outputs**0.5 * unit(-1)
+        return self.scale * unit(-2) / inputs**0.5 if norm == "per_output" else self.sign_scale * jnp.sign(d) / inputs
+
+
+@checked
+def scion(
+    learning_rate: Rate,
+    momentum: Fraction = 0.1,
+    norms: Labels | None = None,
+    scale: NonNegative = 50.0,
+    sign_scale: NonNegative = 3000.0,
+    eps: NonNegative = 1e-8,
+    *,
+    constrained: bool = True,
+    ns_coeffs: Coefficients = PRESETS["standard"],
+    ns_steps: PositiveInt = 5,
+    state_dtype: Any = None,
+) -> chain:
+    """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
+
+    The weights stay within the balls, or come to them; with constrained=False, the paper's unconstrained Scion,
+    w ← w − learning_rate · u.
+
+    Args:
+        learning_rate: a number in [0, 1], a schedule, or a function of the count; that of a small model is good for a
+            large one.
+
+    Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2. No leaf needs an auxiliary optimizer: `partition` gives
+    it one all the same.
+
+    >>> scion(0.001, constrained=False)
+    chain(scale_by_scion(), scale_by_learning_rate(0.001))
+    """
+    rule = scale_by_scion(momentum, norms, scale, sign_scale, eps, ns_coeffs, ns_steps, state_dtype)
+    inwards = (add_decayed_weights(1.0),) if constrained else ()
+    return chain(rule, *inwards, scale_by_learning_rate(learning_rate))
