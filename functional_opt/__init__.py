@@ -82,6 +82,9 @@ from .optimizers.cocob import cocob as cocob
 from .optimizers.cocob import scale_by_cocob as scale_by_cocob
 from .optimizers.dadapt_adamw import DAdaptAdamWState as DAdaptAdamWState
 from .optimizers.dadapt_adamw import dadapt_adamw as dadapt_adamw
+from .optimizers.dion import ScaleByDionState as ScaleByDionState
+from .optimizers.dion import dion as dion
+from .optimizers.dion import scale_by_dion as scale_by_dion
 from .optimizers.distance_over_gradients import ScaleByDistanceOverGradientsState as ScaleByDistanceOverGradientsState
 from .optimizers.distance_over_gradients import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from .optimizers.dog import DoGState as DoGState

@@ -16,6 +16,7 @@ def normuon_matrices(b2, eps):
     return fo.chain(fo.masked(rule, matrices), fo.scale(0.02))
 
 
+DION = {"learning_rate": 0.05, "rank_fraction": 0.5, "weight_decay": 0.01}
 SCION = {"learning_rate": 0.02, "scale": 2.0}
 
 
@@ -24,12 +25,22 @@ def norms_by_axes(tree):
     return jax.tree.map(lambda x: "per_output" if np.ndim(x) > 1 else "rms", tree)
 
 
+def dion_of_rank_one(w, grads, rank_fraction, **args):
+    return ref.dion(w, grads, rank=1, **args)
+
+
+def dion_matrices(momentum, eps):
+    return fo.chain(fo.masked(fo.scale_by_dion(momentum, eps=eps), matrices), fo.scale(0.02))
+
+
 OPTIMIZERS = [
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
+    case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
 TRANSFORMATIONS = [
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
+    case("scale_by_dion", dion_matrices, None, None, "momentum eps", momentum=0.9, eps=1e-8),
     case("scale_by_scion", fo.scale_by_scion, None, None, "momentum scale eps", norms=norms_by_axes),
 ]

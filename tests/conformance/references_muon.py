@@ -1,5 +1,6 @@
 """References, as in `references.py`, for the optimizers that make matrices orthogonal."""
 
+import jax
 import numpy as np
 
 from .references import Run, adamw
@@ -43,4 +44,21 @@ def scion(w, grads, learning_rate, momentum=0.1, scale=50.0, constrained=True) -
         else:
             u = np.sqrt(w.size) * d / (np.sqrt(np.sum(d**2)) + 1e-8)
         w = (1 - learning_rate if constrained else 1.0) * w - learning_rate * scale * u
+        yield w
+
+
+def dion(w, grads, learning_rate, momentum=0.95, rank=1, weight_decay=0.0) -> Run:
+    """Ahn et al. 2025, algorithm 1, on the transposes, of shape (outputs, inputs), from the library's random Q."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=0.0)
+        return
+    m, scale = np.zeros_like(w.T), np.sqrt(w.shape[1] / w.shape[0])
+    q = np.asarray(jax.random.normal(jax.random.key(0), (w.shape[0], rank), "float32"), np.float64)
+    for g in grads:
+        b = m + g.T
+        p = np.linalg.qr(b @ q)[0]
+        r = b.T @ p
+        m = b - (1 - momentum) * p @ r.T
+        q = r / (np.linalg.norm(r, axis=0) + 1e-8)
+        w = w - learning_rate * (scale * (p @ q.T).T + weight_decay * w)
         yield w

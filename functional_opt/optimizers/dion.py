@@ -1,0 +1,141 @@
+"""Dion: orthonormal updates of low rank, what they leave out kept for later."""
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import GradientTransformation, increment, transformation, zero_count
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..paths import Mask
+from ..schedules import Rate
+from ..transforms.chain import chain
+from ..transforms.decay import add_decayed_weights
+from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.orthogonalize import needs_matrices
+from ..transforms.select import partition
+from ..value import Count, Decay, DType, NonNegative, Range, Static, checked
+from .adam import adamw
+from .muon import muon_labels
+
+RankFraction = Annotated[float, Range("(0, 1]")]
+
+
+class ScaleByDionState(NamedTuple):
+    """`count`: steps done. `mu`: the momentum M, and in it what no update had. `q`: Q, (inputs, rank)."""
+
+    count: jax.Array
+    mu: Tree
+    q: Tree
+
+
+@transformation
+class scale_by_dion(GradientTransformation):
+    """Dion's direction: B = M + g; one power iteration P = orthonormal columns of Bᵀ·Q, R = B·P; then
+    Q ← R with its columns divided by their norms, M ← B − (1 − momentum)·R·Pᵀ, u = √(outputs / inputs)·Q·Pᵀ.
+
+    Momentum decays only in the directions that the update has; the others wait in M (error feedback). A kernel has
+    the shape (inputs, outputs), the transpose of the paper's. Leaves of more axes are stacks of matrices.
+
+    Args:
+        momentum: the paper's μ, in [0, 1).
+        rank_fraction: the rank of u, as a part of the shorter side, in (0, 1]; rounded up.
+        eps: added to the norms of R's columns, ≥ 0. A column of zeros leaves that of Q as it is.
+        seed: of the Q at the start, whose columns are random; the same for all leaves of one shape.
+        state_dtype: how M and Q are stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError for a leaf with fewer than two axes.
+
+    Ahn et al. 2025, arXiv:2504.05295, algorithm 1 (for one device: the same numbers as for many), with a QR
+    decomposition.
+
+    >>> tx, g = scale_by_dion(rank_fraction=0.5), jnp.diag(jnp.array([3.0, 0.0]))
+    >>> u, state = tx.update(g, tx.init(g))
+    >>> abs(u).round(3).tolist(), state.q.shape
+    ([[1.0, 0.0], [0.0, 0.0]], (2, 1))
+    """
+
+    preconditions = True
+    momentum: Decay = 0.95
+    rank_fraction: Static[RankFraction] = 1.0
+    eps: NonNegative = 1e-8
+    seed: Static[Count] = 0
+    state_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        needs_matrices(params)
+        mu = zeros_like(params, self.state_dtype)
+
+        def start(m):
+            inputs, outputs = m.shape[-2:]
+            rank = math.ceil(self.rank_fraction * min(inputs, outputs))
+            q = jax.random.normal(jax.random.key(self.seed), (inputs, rank), jnp.float32)
+            return jnp.sum(m, axis=-1, keepdims=True) + q.astype(m.dtype)  # where M has its rows
+
+        return ScaleByDionState(zero_count(), mu, jax.tree.map(start, mu))
+
+    def update(self, updates, state, params=None, **extra):
+        needs_matrices(updates)
+        if params is not None:
+            zip_leaves((updates, state.mu, params), ("updates", "the optimizer state", "params"))
+
+        def leaf(g, m, q):
+            kept = [jax.typeof(x).sharding for x in (m, m, q)]
+            if any(axis is not None for sharding in kept for axis in sharding.spec):  # explicit: QR needs it all
+                return jax.sharding.auto_axes(out_sharding=tuple(kept))(self._leaf)(g, m, q)
+            return self._leaf(g, m, q)
+
+        updates, mu, q = map_leaves(leaf, updates, state.mu, state.q, params=params, same_shape=False)
+        return updates, ScaleByDionState(increment(state.count), mu, q)
+
+    def _leaf(self, g, m, q):
+        b = m + g
+        p, _ = jnp.linalg.qr(b.mT.conj() @ q)
+        r = b @ p
+        norms = safe_sqrt(jnp.sum(abs_sq(r), axis=-2, keepdims=True))
+        columns = r / (norms + self.eps)
+        u = math.sqrt(g.shape[-1] / g.shape[-2]) * columns @ p.mT.conj()
+        return u, b - (1 - self.momentum) * r @ p.mT.conj(), jnp.where(norms > 0, columns, q)
+
+
+@checked
+def dion(
+    learning_rate: Rate,
+    momentum: Decay = 0.95,
+    rank_fraction: RankFraction = 1.0,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Mask | None = None,
+    *,
+    seed: Count = 0,
+    adam_b1: Decay = 0.9,
+    adam_b2: Decay = 0.999,
+    adam_weight_decay: Rate = 0.0,
+    adam_learning_rate: Rate | None = None,
+    matrix_mask: Mask | None = None,
+    state_dtype: Any = None,
+) -> partition:
+    """Dion for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
+
+    See `scale_by_dion` for u, `adamw` for the rest.
+
+    Args:
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.01 is the authors'.
+        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: that of the rest; learning_rate if None.
+        matrix_mask: which matrices Dion takes; as in `muon_labels`.
+
+    Ahn et al. 2025, arXiv:2504.05295.
+
+    >>> dion(0.01).param_labels({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': 'adam', 'embed': 'adam', 'kernel': 'dion'}
+    """
+    matrices = chain(
+        scale_by_dion(momentum, rank_fraction, eps, seed, state_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)
+    return partition({"adam": rest, "dion": matrices}, muon_labels(matrix_mask, label="dion"))
