@@ -29,6 +29,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "config": 5,
     "review": 5,
     "explain": 5,
+    "describe": 5,
     "contrib": 5,
     "experimental": 5,
     "": 6,

@@ -142,7 +142,7 @@ def test_dtypes_of_trees():
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 SPECS = {"w": "rows", "b": "all"}
-OTHER_SHAPES = "adafactor", "muon", "cocob", "sm3", "novograd", "galore"
+OTHER_SHAPES = "adafactor", "muon", "normuon", "dion", "cocob", "sm3", "novograd", "galore"
 """Optimizers with slots that have another shape than their params, or a param's place and no array."""
 
 

@@ -66,6 +66,7 @@ class scale_by_muon(GradientTransformation):
 
     Differs from Optax: coefficients are those of the transformation, also where its state has others; leaves
     of more axes are stacks also without weight_dimension_numbers; adaptive is for each matrix of a stack by itself.
+    From PyTorch: with nesterov, m̂ is corrected for its start; `trace` with nesterov, then `orthogonalize`, is not.
     """
 
     preconditions = True
