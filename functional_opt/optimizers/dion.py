@@ -95,7 +95,7 @@ class scale_by_dion(GradientTransformation):
         r = b @ p
         norms = safe_sqrt(jnp.sum(abs_sq(r), axis=-2, keepdims=True))
         columns = r / (norms + self.eps)
-        u = math.sqrt(g.shape[-1] / g.shape[-2]) * columns @ p.mT.conj()
+        u = math.sqrt(g.shape[-1] / max(g.shape[-2], 1)) * columns @ p.mT.conj()
         return u, b - (1 - self.momentum) * r @ p.mT.conj(), jnp.where(norms > 0, columns, q)
 
 

@@ -78,13 +78,13 @@ class scale_by_normuon(GradientTransformation):
         coefficients = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
         def leaf(g, m, v):
+            rows, columns = g.shape[-2:]
             m = self.b1 * m + (1 - self.b1) * g
             o = newton_schulz(self.b1 * m + (1 - self.b1) * g if self.nesterov else m, coefficients, self.eps)
-            v = self.b2 * v + (1 - self.b2) * jnp.mean(abs_sq(o), axis=-2, keepdims=True)
+            v = self.b2 * v + (1 - self.b2) * jnp.sum(abs_sq(o), axis=-2, keepdims=True) / max(rows, 1)
             u = o / (safe_sqrt(v) + self.eps)
-            rows, columns = g.shape[-2:]
             if self.consistent_rms is None:
-                size = max(1.0, columns / rows) ** 0.5 * _norm(o)
+                size = max(1.0, columns / max(rows, 1)) ** 0.5 * _norm(o)
             else:
                 size = self.consistent_rms * math.sqrt(rows * columns)
             return u * (size / (_norm(u) + self.eps)), m, v

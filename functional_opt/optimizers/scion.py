@@ -112,10 +112,12 @@ class scale_by_scion(GradientTransformation):
         inputs, outputs = d.shape[-2:]
         if norm == "spectral":
             rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
-            return self.scale * (outputs / inputs) ** 0.5 * newton_schulz(d, rows, self.eps)
+            return self.scale * (outputs / max(inputs, 1)) ** 0.5 * newton_schulz(d, rows, self.eps)
         if norm == "per_input":
             return self.scale * outputs**0.5 * unit(-1)
-        return self.scale * unit(-2) / inputs**0.5 if norm == "per_output" else self.sign_scale * jnp.sign(d) / inputs
+        if norm == "per_output":
+            return self.scale * unit(-2) / max(inputs, 1) ** 0.5
+        return self.sign_scale * jnp.sign(d) / max(inputs, 1)
 
 
 @checked

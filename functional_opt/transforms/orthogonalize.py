@@ -141,7 +141,7 @@ class scale_by_shape(GradientTransformation):
         def leaf(g):
             rows, columns = g.shape[-2:]
             if self.consistent_rms is None:
-                return g * max(1.0, columns / rows) ** 0.5
+                return g * max(1.0, columns / max(rows, 1)) ** 0.5
             return g * self.consistent_rms * max(columns, rows) ** 0.5
 
         like = None if params is None else stacks.stack(params)

@@ -8,7 +8,7 @@ import pytest
 
 import functional_opt as fo
 
-from ..helpers import assert_close, make_grads, make_params, train_eagerly
+from ..helpers import assert_close, assert_finite, make_grads, make_params, train_eagerly
 
 PARAMS = {
     "embed": {"embedding": jnp.ones((8, 2))},
@@ -167,3 +167,11 @@ def test_matrices_of_one_shape_go_together_as_they_go_alone(tx):
     together, _ = tx.update(grads, tx.init(grads))
     for name, g in grads.items():
         assert_close(together[name], tx.update(g, tx.init(g))[0])
+
+
+@pytest.mark.parametrize("make", [fo.muon, fo.normuon, fo.dion, fo.scion])
+def test_matrices_without_rows_are_nothing_to_do(make):
+    tx, w = make(0.1), jnp.zeros((0, 3))
+    updates, state = tx.update(w, tx.init(w), w)
+    assert updates.shape == (0, 3)
+    assert_finite(state)
