@@ -18,8 +18,8 @@ from . import cases_guard as guard
 from . import cases_linesearch as linesearch
 from . import cases_matrix as matrix
 from . import cases_modern as modern
-from . import cases_precision as precision
 from . import cases_muon as muon
+from . import cases_precision as precision
 from . import cases_rest as rest
 from . import references as ref
 from . import references_by_leaf as leaf
