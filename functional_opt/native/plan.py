@@ -11,9 +11,9 @@ from ..leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
 from .link import OPS, Link, is_float32
 
-ENOUGH = 1 << 18
+ENOUGH = 1 << 14
 """Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
-EACH = 1 << 10
+EACH = 1 << 8
 """And on average: every array takes the time of some hundred elements to be passed to a kernel."""
 TOGETHER = 64
 """Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
