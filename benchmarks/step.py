@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -11,13 +12,14 @@ import optax
 import torch
 
 import functional_opt
+from functional_opt import native
 
-from .harness import interleave, report
+from .harness import interleave, milliseconds, report
 from .shapes import Shapes, transformer
 
 
-def contender(library: ModuleType, tx: Any, shapes: Shapes) -> Callable[[], None]:
-    """A function that does one step and waits for it."""
+def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False) -> Callable[[], None]:
+    """A function that does one step and waits for it. `by_xla`: without the native kernels."""
 
     def update(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -27,10 +29,24 @@ def contender(library: ModuleType, tx: Any, shapes: Shapes) -> Callable[[], None
     params = {name: jnp.full(shape, 0.01) for name, shape in shapes.items()}
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
     carry = params, tx.init(params)
+    with native.disabled() if by_xla else nullcontext():
+        step = step.lower(*carry, grads).compile()
 
     def run():
         nonlocal carry
         carry = jax.block_until_ready(step(*carry, grads))
+
+    return run
+
+
+def sum_in_place(shapes: Shapes) -> Callable[[], None]:
+    """x ← x + y: two reads and a write of every element, as fast as memory is."""
+    x, y = ({name: jnp.ones(shape) for name, shape in shapes.items()} for _ in range(2))
+    add = jax.jit(lambda x, y: jax.tree.map(jnp.add, x, y), donate_argnums=0)
+
+    def run():
+        nonlocal x
+        x = jax.block_until_ready(add(x, y))
 
     return run
 
@@ -74,17 +90,27 @@ SIZES = {
 
 
 def main(rounds: int) -> None:
-    rows = []
+    rows, notes = [], ["torch: its fused optimizers, after `clip_grad_norm_` where there is a clip."]
     for size, shapes in SIZES.items():
         ours, theirs = chains(functional_opt), chains(optax)
         for name in ours:
             contenders = {
                 "ours": contender(functional_opt, ours[name], shapes),
+                "by XLA": contender(functional_opt, ours[name], shapes, by_xla=True),
                 "optax": contender(optax, theirs[name], shapes),
                 **({"torch": fused(*TORCH[name], shapes)} if name in TORCH else {}),
             }
-            rows.append((f"{name}, {size}", interleave(contenders, rounds, name)))
-    notes = ["torch: its fused optimizers, after `clip_grad_norm_` where there is a clip."]
+            if name == "adam":
+                contenders["memory"] = sum_in_place(shapes)
+            seconds = interleave(contenders, rounds, name)
+            rows.append((f"{name}, {size}", seconds))
+            rows.append((f"{name}, {size}, no kernel", seconds | {"ours": seconds["by XLA"]}))
+            if name == "adam":
+                least = 28 / 12 * seconds["memory"]  # bytes of an element
+                share = least / seconds["ours"]
+                notes.append(
+                    f"Adam, {size}: at the speed of x + y in place {milliseconds(least)} ms; that is {share:.0%}."
+                )
     report("Update step, CPU", rows, ["optax", "torch"], rounds, notes)
 
 
