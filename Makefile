@@ -1,4 +1,5 @@
-# make demo: sets everything up and trains on real data.  make test: sets everything up and tests.
+# make demo: sets everything up and trains on real data.  make characters: compares eight
+# optimizers on a character transformer.  make test: sets everything up and tests.
 # make check: ruff, pyright and the doctests.  make bench: speed, side by side with peers.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,9 +7,12 @@ BIN = $(VENV)/bin
 # XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
 QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo test check bench clean
+.PHONY: demo characters test check bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
+
+characters: $(VENV)/demo
+	$(BIN)/python examples/characters.py
 
 test: $(VENV)/test
 	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --ignore tests/native

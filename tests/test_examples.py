@@ -37,6 +37,29 @@ def test_the_main_job(examples, tmp_path):
     assert {compiles for _, compiles in rows} == {"1"}
 
 
+def test_characters(examples, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    from rich.console import Console
+
+    plt.switch_backend("Agg")
+    import character_model
+    import characters
+
+    monkeypatch.setattr(character_model, "LAYERS", 1)  # compiles in half the time
+    assert len(characters.OPTIMIZERS) == 8 and len(characters.PRECISIONS) == 4
+    console = Console(record=True, width=120)
+    results, precisions = characters.main(tmp_path / "characters.png", console, **characters.QUICK)
+    for result in results.values():  # ln 107 = 4.67 is what knows nothing
+        assert result.curves.shape == (2, 8) and (result.final < 4.4).all() and len(result.grid) == 2, result
+    exact, rounded = precisions["adamw"].values()
+    assert rounded.bytes < 2.1 and exact.bytes > 8
+    assert 0 < np.abs(rounded.final - exact.final).max() < 0.02
+    printed = console.export_text()
+    assert len(re.findall(r"Next to AdamW, .*: schedule_free_adamw\.", printed)) == 1, printed
+    assert re.search(r"│ 8 bits\s+│ [\d.]+ ± [\d.]+ │ [+-]\S+ ± \S+\s+│ yes", printed), printed
+    assert (tmp_path / "characters.png").stat().st_size > 10_000
+
+
 def test_the_readme():
     """Its blocks run one after the other, as they stand."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
