@@ -40,7 +40,7 @@ def interval(x: np.ndarray, comparisons: int = 1) -> np.ndarray:
 
 
 def compare(results: dict[str, Result], console: Console, steps: int) -> None:
-    columns = ("", "best rate", "validation loss", "std", "less AdamW", "ms a step", "state bytes a param")
+    columns = ("", "best rate", "validation loss", "std", "less AdamW", "ms a step", "bytes a param")
     table = Table(*columns, title=f"validation loss after {steps} steps, nats a character")
     others = len(results) - 1
     said: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
@@ -60,7 +60,8 @@ def compare(results: dict[str, Result], console: Console, steps: int) -> None:
         f"Means over {seeds} seeds ± 95 % t-intervals. Less AdamW: the difference on the same starts and batches; "
         f"the {others} intervals hold together at 95 % (Bonferroni). Every optimizer had {rates} rates, a factor of "
         "3 apart, a run each, on a seed used for nothing else; the rest is the library's default. * the best rate is "
-        "at an end of its grid: outside may be a better one. Milliseconds include validation, about a tenth."
+        "at an end of its grid: outside may be a better one. Bytes are the state's; milliseconds "
+        "include validation, about a tenth."
     )
     for verdict, names in said.items():
         console.print(f"Next to AdamW, {verdict}: {', '.join(names) or 'none'}.")
@@ -70,7 +71,7 @@ def compare(results: dict[str, Result], console: Console, steps: int) -> None:
 def compare_precisions(name: str, kinds: dict[str, Result], console: Console) -> None:
     exact = kinds["float32"]
     deviation = exact.final.std(ddof=1)
-    columns = ("state", "validation loss", "less float32", "within 1 std", "ms a step", "state bytes a param")
+    columns = ("state", "validation loss", "less float32", "within 1 std", "ms a step", "bytes a param")
     table = Table(*columns, title=f"the state of {name}, rate {exact.rate:.2g}")
     for kind, result in kinds.items():
         less = result.final - exact.final
@@ -88,7 +89,7 @@ def compare_precisions(name: str, kinds: dict[str, Result], console: Console) ->
 
 
 def draw(results: dict, by_precision: dict, steps: int, out: Path) -> None:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
     points = len(results["adamw"].curves[0])
     at = steps // points * np.arange(1, points + 1)
     for name, result in results.items():
@@ -100,12 +101,13 @@ def draw(results: dict, by_precision: dict, steps: int, out: Path) -> None:
     for name, kinds in by_precision.items():
         exact = kinds["float32"]
         deviation = exact.curves.std(axis=0, ddof=1)
-        right.plot(at, np.outer(deviation, (-1, 1)), ":", color="grey", label=f"± 1 std of {name} in float32")
+        (line,) = right.plot(at, deviation, ":", label=f"± 1 std of {name} in float32")
+        right.plot(at, -deviation, ":", color=line.get_color())
         for kind, result in kinds.items():
             if result is not exact:
                 band(right, at, result.curves - exact.curves, f"{name}, {kind}")
     right.set(title="less float32, mean and 95 % interval", xlabel="step")
-    right.legend(fontsize="small")
+    right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(out, dpi=120)
     plt.close(figure)
 

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 
 import functional_opt as fo
 
@@ -42,7 +43,7 @@ class Entry(NamedTuple):
 ADAM_S = {"embedding*": False, "positions*": False, "head*": False}  # matrices that Muon leaves to AdamW
 OPTIMIZERS = {
     "adamw": Entry(3e-3, fo.adamw),
-    "sgd, momentum": Entry(0.1, partial(fo.sgd, momentum=0.9)),
+    "sgd (momentum)": Entry(0.1, partial(fo.sgd, momentum=0.9)),
     "lion": Entry(3e-4, fo.lion),
     "lamb": Entry(1e-2, fo.lamb),
     "mars": Entry(3e-3, fo.mars),
@@ -96,7 +97,7 @@ def main(
         f"every run: {steps} steps of {BATCH * model.CONTEXT} characters"
     )
     runs = len(names) * (rates + seeds) + len(precise) * (len(precisions) - 1) * seeds
-    with Progress(console=console) as progress:
+    with Progress(console=console) as progress, threadpool_limits(1, "blas"):  # SOAP's matrices are small
         bar = progress.add_task("", total=runs)
 
         def run(tx, seed: int) -> np.ndarray:
