@@ -197,5 +197,9 @@ TRANSFORMATIONS = [
 ]
 
 CASES = OPTIMIZERS + TRANSFORMATIONS
+PLAIN = [case for case in CASES if "-" not in case.name]
+"""Without variants, such as "adam-nesterov": for what takes long to compile, and no option changes."""
+
 each_case = pytest.mark.parametrize("case", CASES, ids=repr)
+each_plain_case = pytest.mark.parametrize("case", PLAIN, ids=repr)
 each_optimizer = pytest.mark.parametrize("case", OPTIMIZERS, ids=repr)

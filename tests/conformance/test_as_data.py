@@ -18,14 +18,10 @@ import functional_opt as fo
 from ..helpers import assert_close, at, make_grads, make_params, train_eagerly
 from . import case as pieces
 from . import cases
-from .cases import CASES, each_case
+from .cases import CASES, PLAIN, each_case
 
 with_numbers = pytest.mark.parametrize("case", [case for case in CASES if case.vary], ids=repr)
-plain_with_numbers = (
-    pytest.mark.parametrize(  # a variant ("adam-nesterov") is mapped and differentiated as the plain one
-        "case", [case for case in CASES if case.vary and "-" not in case.name], ids=repr
-    )
-)
+plain_with_numbers = pytest.mark.parametrize("case", [case for case in PLAIN if case.vary], ids=repr)
 
 
 def makes_a_transformation(x):

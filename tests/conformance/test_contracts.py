@@ -71,7 +71,7 @@ def sharded(mesh, tree):
     return jax.tree.map(leaf, tree)
 
 
-@each_case
+@each_plain_case
 def test_sharding_is_kept_and_buffers_donated(case):
     """Over four devices with automatic sharding; a donated buffer that could not be used would warn."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
