@@ -25,7 +25,7 @@ from ..helpers import (
 )
 from . import cases_free as free
 from . import cases_precision as precision
-from .cases import CASES, OPTIMIZERS, each_case
+from .cases import CASES, OPTIMIZERS, each_case, each_plain_case
 
 dtypes = pytest.mark.parametrize(
     "dtype, grads_dtype",
