@@ -142,7 +142,10 @@ def test_dtypes_of_trees():
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 SPECS = {"w": "rows", "b": "all"}
-OTHER_SHAPES = "adafactor", "muon", "normuon", "dion", "cocob", "sm3", "novograd", "galore"
+OTHER_SHAPES = (
+    *("adafactor", "adam_mini", "apollo", "cocob", "dion", "galore", "muon", "normuon", "novograd", "sm3"),
+    *("psgd_kron", "shampoo", "soap"),
+)
 """Optimizers with slots that have another shape than their params, or a param's place and no array."""
 
 
@@ -154,6 +157,13 @@ def test_params_of_every_state(case):
     specs = fo.tree_map_params(tx, lambda x, spec: spec, state, SPECS, transform_non_params=lambda x: None)
     kinds = jax.tree.map(lambda x: {(2, 3): "rows", (3,): "all"}.get(jnp.shape(x)), state)
     assert jax.tree.leaves(specs) == jax.tree.leaves(kinds)
+
+
+@pytest.mark.parametrize("make", [fo.psgd_kron, fo.shampoo, fo.soap])
+def test_slots_by_axis_are_no_params(make):
+    state = make(0.1).init(PARAMS)
+    specs = fo.tree_map_params(make(0.1), lambda x, spec: spec, state, SPECS, transform_non_params=lambda x: None)
+    assert set(jax.tree.leaves(specs)) == {"rows", "all"} and len(jax.tree.leaves(specs)) % 2 == 0
 
 
 @pytest.mark.parametrize(

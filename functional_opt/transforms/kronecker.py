@@ -5,15 +5,17 @@ axis, or nothing is kept for it, the array is empty.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..leaves import Tree, is_nothing, zeros_like
+from ..paths import AllParams
 
 
-def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None]) -> tuple[Tree, ...]:
+def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None]) -> Any:
     """`make(x, k)` for every axis k of every leaf, an empty array where that is None.
 
     x is zeros of the leaf's shape, of (1,) for a scalar, float32 or as wide as the leaf.
@@ -22,6 +24,9 @@ def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | Non
     >>> [slot["w"].shape for slot in slots]
     [(0,), (3, 3)]
     """
+
+    if isinstance(params, AllParams):
+        return 0  # not slots of the params' shapes, however many they are
 
     def slot(x, k):
         x = whole(x).reshape(x.shape or (1,))
