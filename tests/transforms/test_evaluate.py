@@ -123,7 +123,7 @@ def test_a_long_mean_in_16_bits():
         return tx.update(jnp.full(1, 0.5, "bfloat16"), state, w)[1]
 
     state = jax.lax.fori_loop(0, 1000, step, tx.init(w))
-    np.testing.assert_allclose(state.ema, 1 + 0.5 * (1 - 0.999**1000), rtol=1e-5)
+    np.testing.assert_allclose(state.ema, 1 + 0.5 * (1 - 0.999**1000), rtol=2e-5)
     assert eval_params(state, w).dtype == jnp.bfloat16
 
 
