@@ -2,7 +2,7 @@
 
 import argparse
 
-import jax.numpy as jnp
+import jax
 
 import functional_opt
 from functional_opt import adam, explain, quantize_state
@@ -12,7 +12,8 @@ from .step import contender
 
 
 def main(rounds: int) -> None:
-    params = {str(i): jnp.full((4096, 4096), 0.01) for i in range(2)}
+    shapes = {str(i): (4096, 4096) for i in range(2)}
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
     elements = sum(x.size for x in params.values())
     txs = {
         "float32": adam(1e-3),
@@ -21,7 +22,7 @@ def main(rounds: int) -> None:
         "4 bits": quantize_state(adam(1e-3), 4),
     }
     times = interleave(
-        {name: contender(functional_opt, tx, params) for name, tx in txs.items()}, rounds, "Adam's state"
+        {name: contender(functional_opt, tx, shapes) for name, tx in txs.items()}, rounds, "Adam's state"
     )
     rows = [
         [name, f"{explain(tx, params).state_bytes / elements:.2f}", milliseconds(t), f"{t / times['float32']:.2f}"]
