@@ -218,12 +218,17 @@ def copy_of(tree: Tree, dtype: Any = None) -> Tree:
     return jax.tree.map(leaf, zeros_like(tree, dtype), tree)
 
 
-def whole(x: jax.Array, axis: int) -> jax.Array:
-    """The array with one axis whole on every device, where sharding is explicit and cuts it."""
+def whole(x: Any, axis: int | None = None) -> Any:
+    """The array, or one axis of it, whole on every device, where its sharding is part of its type and cuts it."""
     spec = jax.typeof(x).sharding.spec
-    if spec[axis] is None:
-        return x
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*spec[:axis], None, *spec[axis + 1 :]))
+    kept = [None] * len(spec) if axis is None else [*spec[:axis], None, *spec[axis + 1 :]]
+    return x if [*spec] == kept else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*kept))
+
+
+def placed_like(x: jax.Array, like: Any) -> jax.Array:
+    """What was computed of `whole(like)`, sharded as `like` is where that is part of its type."""
+    sharding = jax.typeof(like).sharding
+    return jax.sharding.reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
 
 
 # Numbers

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
+from ..leaves import Tree, is_nothing, map_leaves, paths, whole, widen, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
@@ -141,8 +141,7 @@ class _View:
         return columns[:, None] + of_rank, rows[:, None] + of_rank
 
     def matrix(self, g: jax.Array) -> jax.Array:
-        if any(axis is not None for axis in jax.typeof(g).sharding.spec):  # explicit: a decomposition needs it all
-            g = jax.sharding.reshard(g, jax.sharding.PartitionSpec(*[None] * g.ndim))
+        g = whole(g)  # a decomposition needs it all
         return g.transpose(self.order).reshape(self.shape)
 
     def projector(self, g: jax.Array, rank: int) -> jax.Array:

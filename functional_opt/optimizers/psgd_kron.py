@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..leaves import Tree, abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, placed_like, slots_by_axis, sum_of_slices, whole
+from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, as_key
 from ..value import Decay, DType, Positive, PositiveInt, Static, checked

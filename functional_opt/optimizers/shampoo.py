@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..leaves import Tree, abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, empty, gram, placed_like, slots_by_axis, sum_of_slices, whole
+from ..transforms.kronecker import along, empty, gram, slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked

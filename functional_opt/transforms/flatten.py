@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from ..base import GradientTransformation, Transformation, transformation
-from ..leaves import Tree, is_nothing, narrow, zip_leaves
+from ..leaves import Tree, is_nothing, narrow, placed_like, whole, zip_leaves
 
 
 @transformation
@@ -44,7 +43,7 @@ def _vector(tree: Tree, like: Tree) -> Any:
     leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
         return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
-    return jnp.concatenate([jnp.ravel(_whole(x)) for x in leaves]) if leaves else jnp.zeros(0)
+    return jnp.concatenate([jnp.ravel(whole(x)) for x in leaves]) if leaves else jnp.zeros(0)
 
 
 def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
@@ -53,7 +52,7 @@ def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
         part = vector[start : start + jnp.size(y)].reshape(jnp.shape(y))
         start += jnp.size(y)
         part = narrow(part if jnp.iscomplexobj(y) else part.real, y)
-        parts.append(None if is_nothing(x) else _as_sharded(part, y))
+        parts.append(None if is_nothing(x) else placed_like(part, y))
     return jax.tree.structure(like).unflatten(parts)
 
 
@@ -61,18 +60,3 @@ def _pairs(tree: Tree, like: Tree) -> list[tuple]:
     """The leaves of both trees side by side, but for those that neither has."""
     _, rows = zip_leaves((tree, like), ("updates", "params"))
     return [(x, y) for x, y in rows if not is_nothing(y)]
-
-
-def _sharding(x: Any) -> Any:
-    """How an array is sharded, where that is part of its type: on a mesh with explicit axes."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    return sharding if sharding is not None and any(sharding.spec) else None
-
-
-def _whole(x: Any) -> Any:
-    """An array sharded by its type, gathered: leaves of several shardings have no common vector otherwise."""
-    return x if _sharding(x) is None else jax.sharding.reshard(x, PartitionSpec(*[None] * jnp.ndim(x)))
-
-
-def _as_sharded(x: jax.Array, like: Any) -> jax.Array:
-    return x if _sharding(like) is None else jax.sharding.reshard(x, _sharding(like))

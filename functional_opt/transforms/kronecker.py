@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..leaves import Tree, is_nothing, zeros_like
+from ..leaves import Tree, is_nothing, whole, zeros_like
 from ..paths import AllParams
 
 
@@ -24,7 +24,6 @@ def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | Non
     >>> [slot["w"].shape for slot in slots]
     [(0,), (3, 3)]
     """
-
     if isinstance(params, AllParams):
         return 0  # not slots of the params' shapes, however many they are
 
@@ -65,16 +64,3 @@ def along(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
     [[2.0, 1.0]]
     """
     return jnp.moveaxis(jnp.tensordot(a, x, (1, k)), 0, k)
-
-
-def whole(x: jax.Array) -> jax.Array:
-    """`x` on every device, where its sharding is part of its type: a decomposition needs all of it."""
-    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
-        return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
-    return x
-
-
-def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """What was computed of `whole(like)`, sharded as `like` is where that is part of its type."""
-    spec = jax.typeof(like).sharding.spec
-    return jax.sharding.reshard(x, spec) if any(axis is not None for axis in spec) else x
