@@ -9,6 +9,8 @@ from .library import available as available
 from .library import disabled as disabled
 from .library import enabled as enabled
 from .link import Link as Link
+from .link import Slot as Slot
+from .link import Slots as Slots
 from .link import links_in_turn as links_in_turn
 from .link import links_of as links_of
 from .step import step as step

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,12 +24,32 @@ OPS = (  # numbered as in kernels.cc
 )
 
 
+KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, likewise
+
+
+class Slot(NamedTuple):
+    """A slot of one leaf: how it is stored, and its shape."""
+
+    data: jax.Array
+    kind: str
+    shape: tuple[int, ...]
+    scale: jax.Array | None = None  # of codes: the largest |x| of every block of a row, the blocks its last axis
+
+
+class Slots(NamedTuple):
+    """A tree of slots that are not all stored as they are, `of(x, y)` for a leaf of `data` and its part of `more`."""
+
+    data: Any
+    more: Any
+    of: Callable[[Any, Any], Slot]
+
+
 class Link(NamedTuple):
     """One operation of kernels.cc on the update of an element.
 
     op: its name, one of OPS.
     scalars: the numbers it reads, float32 or Python's; computed by the same expressions as in `update`.
-    slots: the trees of the state that it reads and replaces.
+    slots: the trees of the state that it reads and replaces, or `Slots`.
     only: a tree of bools, which leaves it is done for; all if None.
     squares: for a scale by the global norm: a function of Σ|g|² of each leaf and of the scalar to the factor.
     """

@@ -1,5 +1,6 @@
 """Plan: a chain and its leaves as calls of the kernel."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
-from .link import OPS, Link, is_float32
+from .link import KINDS, OPS, Link, Slot, Slots, is_float32
 
 ENOUGH = 1 << 14
 """Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
@@ -17,13 +18,21 @@ EACH = 1 << 8
 """And on average: every array takes the time of some hundred elements to be passed to a kernel."""
 TOGETHER = 64
 """Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
+BLOCK = 512
+"""Elements that the kernel works on at a time, as in kernels.cc: blocks of codes may not be larger."""
 
 
 class Call(NamedTuple):
     """Leaves that the same program is run for."""
 
     program: tuple[int, ...]  # (operation, where its scalars start) pairs, one after another
+    kinds: tuple[int, ...]  # how each slot is stored
     leaves: tuple[int, ...]
+    kept: tuple[tuple[int, ...], ...]  # where the leaves' slots are among the leaves of the state, then scales
+
+
+    def attributes(self) -> dict[str, np.ndarray]:
+        return {"program": np.array(self.program, np.int32), "kinds": np.array(self.kinds, np.int32)}
 
 
 class Plan(NamedTuple):
@@ -31,7 +40,6 @@ class Plan(NamedTuple):
 
     leaves: int
     calls: tuple[Call, ...]
-    slots: tuple[tuple[int, ...], ...]  # for each slot of a leaf, where the leaves' are among the leaves of the state
     squares: Callable[[Any, Any], Any] | None  # see Link; the scalar is the first
 
     def run(self, scalars: jax.Array, grads: Sequence, params: Sequence, state: Sequence) -> tuple[list, dict]:
@@ -40,18 +48,17 @@ class Plan(NamedTuple):
             scalars = scalars.at[0].set(self.squares(sums_of_squares(grads), scalars[0]))
         new_params, new_slots = list(params), {}
         for call in self.calls:
-            trees = (params, *([state[i] for i in places] for places in self.slots))
-            kept = [tree[i] for tree in trees for i in call.leaves]
+            places = [i for some in call.kept for i in some]
+            kept = [*(params[i] for i in call.leaves), *(state[i] for i in places)]
             n = len(call.leaves)
             out = jax.ffi.ffi_call(
                 STEP,
                 [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept],
                 input_output_aliases={1 + n + i: i for i in range(len(kept))},
-            )(scalars, *(grads[i] for i in call.leaves), *kept, program=np.array(call.program, np.int32))
-            for i, x in zip(call.leaves, out, strict=False):
+            )(scalars, *(grads[i] for i in call.leaves), *kept, **call.attributes())
+            for i, x in zip(call.leaves, out[:n], strict=True):
                 new_params[i] = x
-            for k, places in enumerate(self.slots):
-                new_slots |= zip((places[i] for i in call.leaves), out[n * (k + 1) : n * (k + 2)], strict=True)
+            new_slots |= zip(places, out[n:], strict=True)
         return new_params, new_slots
 
 
@@ -74,7 +81,8 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
         return None
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
     try:
-        trees = [treedef.flatten_up_to(t) for t in (params, *(s for link in links for s in link.slots))]
+        weights = treedef.flatten_up_to(params)
+        trees = [_slots(tree, treedef) for link in links for tree in link.slots]
         only = [[True] * len(leaves) if k.only is None else treedef.flatten_up_to(k.only) for k in links]
     except (ValueError, TypeError):
         return None  # they do not fit; `update` says how
@@ -82,30 +90,50 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
     places = {id(x): i for i, x in enumerate(state)}
     if not here or len(places) != len(state):
         return None
-    if not all(_fits(leaves[i], *(tree[i] for tree in trees)) for i in here):
+    if not all(_fits(leaves[i], weights[i], [tree[i] for tree in trees]) for i in here):
         return None
     if sum(leaves[i].size for i in here) < max(ENOUGH, EACH * len(here)):
         return None
-    slots = tuple(tuple(places.get(id(tree[i]), -1) for i in here) for tree in trees[1:])
-    programs: dict[tuple[int, ...], list[int]] = {}
+    alike: dict[tuple, list[int]] = {}  # leaves by their program and how their slots are stored
     for n, i in enumerate(here):
-        programs.setdefault(_program(links, [chosen[i] for chosen in only]), []).append(n)
-    calls = (
-        Call(program, tuple(some[i : i + TOGETHER]))
-        for program, some in programs.items()
-        for i in range(0, len(some), TOGETHER)
-    )
-    plan = Plan(len(here), tuple(calls), slots, links[0].squares)
+        kinds = tuple(KINDS.index(tree[i].kind) for tree in trees)
+        alike.setdefault((_program(links, [chosen[i] for chosen in only]), kinds), []).append(n)
+    calls = []
+    for (program, kinds), members in alike.items():
+        for k in range(0, len(members), TOGETHER):
+            some = members[k : k + TOGETHER]
+            slots = [[tree[here[n]] for n in some] for tree in trees]
+            arrays = [[x.data for x in row] for row in slots]
+            arrays += [[x.scale for x in row] for row in slots if row[0].scale is not None]
+            kept = tuple(tuple(places[id(x)] for x in row) for row in arrays)
+            calls.append(Call(program, kinds, tuple(some), kept))
+    plan = Plan(len(here), tuple(calls), links[0].squares)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 
-def _fits(grad: Any, param: Any, *slots: Any) -> bool:
-    dtypes = [getattr(x, "dtype", None) for x in (grad, param, *slots)]
-    return (
-        all(d in (jnp.float32, jnp.bfloat16) for d in dtypes[:2])
-        and all(d == jnp.float32 for d in dtypes[2:])
-        and all(x.shape == grad.shape for x in (param, *slots))
-    )
+def _slots(tree: Any, treedef: Any) -> list[Slot | None]:
+    """What a link says of its slots, for every leaf; None for what is no array."""
+    if isinstance(tree, Slots):
+        pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.more), strict=True)
+        return [tree.of(x, more) for x, more in pairs]
+    return [Slot(x, str(x.dtype), x.shape) if hasattr(x, "dtype") else None for x in treedef.flatten_up_to(tree)]
+
+
+def _fits(grad: Any, param: Any, slots: Sequence[Slot | None]) -> bool:
+    if not all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in (grad, param)):
+        return False
+    scales = {x.scale.shape for x in slots if x is not None and x.scale is not None}
+    fit = all(x is not None and _slot_fits(x, grad.shape) for x in slots)
+    return fit and param.shape == grad.shape and len(scales) <= 1
+
+
+def _slot_fits(slot: Slot, shape: tuple[int, ...]) -> bool:
+    if slot.kind not in KINDS or slot.shape != shape:
+        return False
+    if slot.scale is None:
+        return slot.kind in KINDS[:2]
+    row, blocks = math.prod(shape) * slot.scale.shape[-1] // slot.scale.size, slot.scale.shape[-1]
+    return -(-row // blocks) <= BLOCK
 
 
 def _program(links: tuple[Link, ...], chosen: Sequence[bool]) -> tuple[int, ...]:

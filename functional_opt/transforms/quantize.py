@@ -1,6 +1,7 @@
 """quantize_state: an optimizer's slots in 8 or 4 bits an element."""
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .. import native
 from ..base import GradientTransformation, Transformation, transformation
 from ..paths import AllParams, MaskedNode
 from ..value import Count, PositiveInt, Static, value
@@ -96,8 +98,22 @@ class quantize_state(GradientTransformation):
         return QuantizeState(state, 0) if isinstance(params, AllParams) else self._encode(state, None)
 
     def update(self, updates, state, params=None, **extra):
-        updates, inner_state = self.inner.update(updates, self._decode(state), params, **extra)
-        return updates, self._encode(inner_state, state.scale)
+        def pure(updates, state, params):
+            updates, inner_state = self.inner.update(updates, self._decode(state), params, **extra)
+            return updates, self._encode(inner_state, state.scale)
+
+        return native.step(self, pure, updates, state, params)
+
+    def as_kernel(self, state, params):
+        links = native.links_of(self.inner, state.inner_state, params)
+        if links is None:
+            return None
+        slots, names, treedef = self._slots()
+        coded, scales = {}, iter(state.scale)
+        for is_slot, name, part in zip(slots, names, treedef.flatten_up_to(state.inner_state), strict=True):
+            if is_slot:
+                coded[id(part)] = native.Slots(part, next(scales), partial(as_slot, self.bits, self._signed(name)))
+        return tuple(k._replace(slots=tuple(coded.get(id(tree), tree) for tree in k.slots)) for k in links)
 
     def stored(self, inner):
         """For `explain`: one whose state is that of a transformation within this one as it is stored."""
@@ -117,7 +133,7 @@ class quantize_state(GradientTransformation):
         parts, scales, old = [], [], iter(before or ())
         for is_slot, name, part in zip(slots, names, treedef.flatten_up_to(state), strict=True):
             if is_slot:
-                signed = name not in UNSIGNED + self.unsigned
+                signed = self._signed(name)
                 leaves, tree = jax.tree.flatten(part)
                 if before is None:
                     chosen = [name not in KEPT and self._is_large(x) for x in leaves]
@@ -137,7 +153,7 @@ class quantize_state(GradientTransformation):
         parts, scales = [], iter(state.scale)
         for is_slot, name, part in zip(slots, names, treedef.flatten_up_to(state.inner_state), strict=True):
             if is_slot:
-                signed = name not in UNSIGNED + self.unsigned
+                signed = self._signed(name)
                 part = jax.tree.map(
                     lambda c, s, signed=signed: decode(c, s, self.bits, signed) if isinstance(s, Blocks) else c,
                     part,
@@ -145,6 +161,9 @@ class quantize_state(GradientTransformation):
                 )
             parts.append(part)
         return treedef.unflatten(parts)
+
+    def _signed(self, name: str) -> bool:
+        return name not in UNSIGNED + self.unsigned
 
     def _is_large(self, x: Any) -> bool:
         return jnp.issubdtype(jnp.result_type(x), jnp.floating) and np.size(x) >= max(self.min_size, 1)
@@ -187,6 +206,16 @@ def decode(codes: jax.Array, blocks: Blocks, bits: int, signed: bool) -> jax.Arr
     else:
         y = jnp.square((c + 1) * (1 / 16))
     return (y * _spread(scale, n)).reshape(shape)
+
+
+def as_slot(bits: int, signed: bool, codes: Any, blocks: Any) -> native.Slot | None:
+    """What the kernel is told of a slot; it has no way to go through codes of 4 bits in halves of rows."""
+    if not isinstance(blocks, Blocks):
+        return native.Slot(codes, str(codes.dtype), codes.shape)
+    lead = blocks.scale.shape[:-1]
+    if bits == 4 and not _by_rows((*lead, int(np.prod(blocks.shape[len(lead) :])))):
+        return None
+    return native.Slot(codes, f"{'' if signed else 'u'}int{bits}", blocks.shape, blocks.scale)
 
 
 def _pack(c: jax.Array) -> jax.Array:

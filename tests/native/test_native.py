@@ -115,6 +115,51 @@ def test_bfloat16(param, grad):
 
 
 @built
+@pytest.mark.parametrize("bits, block_size", [(8, None), (8, 100), (4, None), (4, 60)])
+@pytest.mark.parametrize("make", [fo.adamw, fo.rmsprop, fo.lion])
+def test_codes(make, bits, block_size):
+    """The codes of a step are those of the pure path, but where a number is between two of them."""
+    tx = fo.quantize_state(make(1e-2), bits, block_size, min_size=100)
+    params, steps = tree(0), [tree(seed) for seed in range(1, 4)]
+    steps[1]["big"] = steps[1]["big"].at[:3].set(0.0).at[5].set(0.0)
+    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+    ours = jax.tree.map(jnp.copy, params), tx.init(params)
+    assert uses_kernel(stepper(tx), *ours, steps[0])
+    for grads in steps:
+        copy = jax.tree.map(jnp.copy, ours)
+        ours, pure = step(*ours, grads), purely(stepper(tx), *copy, grads)
+        assert_close(ours[0], pure[0], 8)
+        for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(pure[1]), strict=True):
+            assert x.dtype == y.dtype
+            differ = np.asarray(x, "float32") != np.asarray(y, "float32")
+            assert differ.mean() < 1e-3 and differ.sum() <= 0.001 * x.size
+
+
+@built
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_codes_of_a_block_that_is_not_finite(bad):
+    tx, params, grads = fo.quantize_state(fo.adam(1e-2), min_size=100), tree(0), tree(1)
+    grads["big"] = grads["big"].at[3, 100].set(bad)
+    args = params, tx.init(params), grads
+    ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
+    for x, y in zip(jax.tree.leaves((ours[0], ours[1].scale)), jax.tree.leaves((pure[0], pure[1].scale)), strict=True):
+        np.testing.assert_array_equal(jnp.isfinite(x), jnp.isfinite(y))
+
+
+@built
+@pytest.mark.parametrize("dtypes", [{"state_dtype": "bfloat16"}, {"mu_dtype": "bfloat16"}])
+def test_slots_of_16_bits(dtypes):
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2, **dtypes))
+    ours, grads = (tree(0), tx.init(tree(0))), tree(1)
+    assert uses_kernel(stepper(tx), *ours, grads)
+    for _ in range(2):
+        ours, pure = jax.jit(stepper(tx))(*ours, grads), purely(stepper(tx), *ours, grads)
+        assert_close(ours[0], pure[0], 4)
+        for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(pure[1]), strict=True):
+            np.testing.assert_allclose(np.asarray(x, "float32"), np.asarray(y, "float32"), rtol=2**-7)
+
+
+@built
 def test_many_leaves_and_none():
     sizes = {f"{i:03}": (ENOUGH // 60,) for i in range(70 + 2)}
     tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adam(1e-2))
@@ -202,7 +247,7 @@ def test_hyperparameters_as_arguments():
 @built
 def test_left_to_xla():
     adam, params, grads = fo.adam(1e-2), tree(0), tree(1)
-    narrow = fo.adam(1e-2, state_dtype="bfloat16")
+    narrow = fo.adam(1e-2, state_dtype="float16")
 
     class mine(fo.scale_by_adam):
         def update(self, updates, state, params=None, **extra):
@@ -212,7 +257,7 @@ def test_left_to_xla():
     mesh = NamedSharding(Mesh(np.array(jax.devices()), "x"), PartitionSpec())
     for why, tx, p, g in (
         ("small", adam, small, small),
-        ("slots of 16 bits", narrow, params, grads),
+        ("slots of another 16 bits", narrow, params, grads),
         ("a link without a kernel", fo.chain(fo.clip_by_block_rms(1.0), fo.scale_by_adam()), params, grads),
         ("an update of one's own", fo.chain(mine(), fo.scale(-0.1)), params, grads),
         ("complex", adam, params | {"odd": params["odd"] + 0j}, grads | {"odd": grads["odd"] * 1j}),
