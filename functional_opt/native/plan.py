@@ -30,7 +30,6 @@ class Call(NamedTuple):
     leaves: tuple[int, ...]
     kept: tuple[tuple[int, ...], ...]  # where the leaves' slots are among the leaves of the state, then scales
 
-
     def attributes(self) -> dict[str, np.ndarray]:
         return {"program": np.array(self.program, np.int32), "kinds": np.array(self.kinds, np.int32)}
 

@@ -142,7 +142,8 @@ def test_codes_of_a_block_that_is_not_finite(bad):
     grads["big"] = grads["big"].at[3, 100].set(bad)
     args = params, tx.init(params), grads
     ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
-    for x, y in zip(jax.tree.leaves((ours[0], ours[1].scale)), jax.tree.leaves((pure[0], pure[1].scale)), strict=True):
+    ours, pure = (jax.tree.leaves((params, state.scale)) for params, state in (ours, pure))
+    for x, y in zip(ours, pure, strict=True):
         np.testing.assert_array_equal(jnp.isfinite(x), jnp.isfinite(y))
 
 
