@@ -28,9 +28,9 @@ KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, l
 
 
 class Slot(NamedTuple):
-    """A slot of one leaf: how it is stored, and its shape."""
+    """A slot of one leaf: how it is stored, one of KINDS for the kernel to take it, and its shape."""
 
-    data: jax.Array
+    data: Any
     kind: str
     shape: tuple[int, ...]
     scale: jax.Array | None = None  # of codes: the largest |x| of every block of a row, the blocks its last axis

@@ -14,8 +14,6 @@ from .link import KINDS, OPS, Link, Slot, Slots, is_float32
 
 ENOUGH = 1 << 14
 """Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
-EACH = 1 << 8
-"""And on average: every array takes the time of some hundred elements to be passed to a kernel."""
 TOGETHER = 64
 """Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
 BLOCK = 512
@@ -91,7 +89,7 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
         return None
     if not all(_fits(leaves[i], weights[i], [tree[i] for tree in trees]) for i in here):
         return None
-    if sum(leaves[i].size for i in here) < max(ENOUGH, EACH * len(here)):
+    if sum(leaves[i].size for i in here) < ENOUGH:
         return None
     alike: dict[tuple, list[int]] = {}  # leaves by their program and how their slots are stored
     for n, i in enumerate(here):
@@ -110,20 +108,19 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 
-def _slots(tree: Any, treedef: Any) -> list[Slot | None]:
-    """What a link says of its slots, for every leaf; None for what is no array."""
+def _slots(tree: Any, treedef: Any) -> list[Slot]:
+    """What a link says of its slots, for every leaf."""
     if isinstance(tree, Slots):
         pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.more), strict=True)
         return [tree.of(x, more) for x, more in pairs]
-    return [Slot(x, str(x.dtype), x.shape) if hasattr(x, "dtype") else None for x in treedef.flatten_up_to(tree)]
+    return [Slot(x, str(getattr(x, "dtype", None)), np.shape(x)) for x in treedef.flatten_up_to(tree)]
 
 
-def _fits(grad: Any, param: Any, slots: Sequence[Slot | None]) -> bool:
+def _fits(grad: Any, param: Any, slots: Sequence[Slot]) -> bool:
     if not all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in (grad, param)):
         return False
-    scales = {x.scale.shape for x in slots if x is not None and x.scale is not None}
-    fit = all(x is not None and _slot_fits(x, grad.shape) for x in slots)
-    return fit and param.shape == grad.shape and len(scales) <= 1
+    scales = {x.scale.shape for x in slots if x.scale is not None}
+    return param.shape == grad.shape and len(scales) <= 1 and all(_slot_fits(x, grad.shape) for x in slots)
 
 
 def _slot_fits(slot: Slot, shape: tuple[int, ...]) -> bool:

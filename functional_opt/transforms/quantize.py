@@ -208,14 +208,14 @@ def decode(codes: jax.Array, blocks: Blocks, bits: int, signed: bool) -> jax.Arr
     return (y * _spread(scale, n)).reshape(shape)
 
 
-def as_slot(bits: int, signed: bool, codes: Any, blocks: Any) -> native.Slot | None:
-    """What the kernel is told of a slot; it has no way to go through codes of 4 bits in halves of rows."""
+def as_slot(bits: int, signed: bool, codes: Any, blocks: Any) -> native.Slot:
+    """What the kernel is told of a slot; it cannot go through codes of 4 bits that are in the halves of a row."""
     if not isinstance(blocks, Blocks):
         return native.Slot(codes, str(codes.dtype), codes.shape)
     lead = blocks.scale.shape[:-1]
-    if bits == 4 and not _by_rows((*lead, int(np.prod(blocks.shape[len(lead) :])))):
-        return None
-    return native.Slot(codes, f"{'' if signed else 'u'}int{bits}", blocks.shape, blocks.scale)
+    in_halves = bits == 4 and not _by_rows((*lead, int(np.prod(blocks.shape[len(lead) :]))))
+    kind = "halves" if in_halves else f"{'' if signed else 'u'}int{bits}"
+    return native.Slot(codes, kind, blocks.shape, blocks.scale)
 
 
 def _pack(c: jax.Array) -> jax.Array:
