@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+CPP = "functional_opt/native/cpp"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
 
@@ -34,8 +35,8 @@ setup(
     ext_modules=[
         Extension(
             "functional_opt.native.kernels",
-            ["functional_opt/native/kernels.cc"],
-            depends=["setup.py"],
+            [f"{CPP}/step.cc", f"{CPP}/newton_schulz.cc"],
+            depends=["setup.py", *(f"{CPP}/{name}.h" for name in ("arrays", "machine", "rules"))],
             extra_compile_args=FLAGS,
             language="c++",
             optional=True,

@@ -13,4 +13,5 @@ from .link import Slot as Slot
 from .link import Slots as Slots
 from .link import links_in_turn as links_in_turn
 from .link import links_of as links_of
+from .newton_schulz import newton_schulz as newton_schulz
 from .step import step as step

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 STEP, SUMS_OF_SQUARES = "functional_opt_step", "functional_opt_sums_of_squares"
+NEWTON_SCHULZ = "functional_opt_newton_schulz"
 _here = threading.local()
 
 
@@ -20,7 +21,7 @@ def available() -> bool:
     for path in Path(__file__).parent.glob("kernels*.so"):
         try:
             library = ctypes.CDLL(str(path))
-            for name in (STEP, SUMS_OF_SQUARES):
+            for name in (STEP, SUMS_OF_SQUARES, NEWTON_SCHULZ):
                 jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
         except (OSError, AttributeError):  # built for another machine or version
             continue

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 from jax import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from ..leaves import Tree, add, is_nothing
@@ -21,6 +19,7 @@ from .apply import remember
 from .library import disabled, enabled
 from .link import links_of
 from .plan import Plan, plan_of
+from .primitive import function, lower_on_cpu, primitive, with_arguments
 
 
 def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
@@ -46,7 +45,7 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
     arguments = scalars, [leaves[i] for i in here], [weights[i] for i in here], slots
     closed = jax.make_jaxpr(all_results)(*arguments)
     out = step_p.bind(
-        *closed.consts, *jax.tree.leaves(arguments), jaxpr=_with_arguments(closed), plan=plan, native=False
+        *closed.consts, *jax.tree.leaves(arguments), jaxpr=with_arguments(closed), plan=plan, native=False
     )
     n = len(here)
     for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
@@ -62,43 +61,8 @@ def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, ja
     return None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
 
 
-def _with_arguments(closed: ClosedJaxpr) -> Jaxpr:
-    """The jaxpr, what it closes over made its first arguments."""
-    jaxpr = closed.jaxpr
-    names = jaxpr.debug_info._replace(arg_names=None)
-    return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=names)
-
-
 # The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state; its results
 # are updates (none if it is native), new params and the leaves of the new state.
-
-step_p = Primitive("functional_opt_step")
-step_p.multiple_results = True
-
-
-def _function(jaxpr: Jaxpr) -> Callable:
-    return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
-
-
-@step_p.def_impl
-def _run(*args, jaxpr, **_):
-    return _function(jaxpr)(*args)
-
-
-@step_p.def_abstract_eval
-def _abstract(*_, jaxpr, **__):
-    return [v.aval for v in jaxpr.outvars]
-
-
-def _map(args, dims, *, jaxpr, **_):
-    out = jax.vmap(_function(jaxpr), dims)(*args)
-    return out, [0] * len(out)
-
-
-def _differentiate(primals, tangents, *, jaxpr, **_):
-    out, dots = jax.jvp(_function(jaxpr), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-    zeros = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
-    return out, [z if is_nothing(d) else d for z, d in zip(zeros, dots, strict=True)]
 
 
 def _without_unused(used, eqn):
@@ -120,34 +84,19 @@ def _without_unused(used, eqn):
     )
 
 
-def _lower(ctx, *args, jaxpr, **_):
-    return mlir.lower_fun(_function(jaxpr), multiple_results=True)(ctx, *args)
-
-
-def _lower_on_cpu(ctx, *args, jaxpr, plan, native):
-    module = ctx.module_context
-    if not native or not _one_device(module.axis_context) or module.lowering_parameters.for_export:
-        return _lower(ctx, *args, jaxpr=jaxpr)
-
+def _kernel(jaxpr, plan, native):
     def run(*args):
         n = plan.leaves
         slots = args[len(args) - (len(jaxpr.outvars) - n) :]
         scalars, *pairs = args[len(args) - len(slots) - 2 * n - 1 : len(args) - len(slots)]
         new_params, new_slots = plan.run(scalars, pairs[:n], pairs[n:], slots)
         others = [False] * n + [i not in new_slots for i in range(len(slots))]  # counts, slots without a gradient
-        rest = iter(_function(pe.dce_jaxpr(jaxpr, others, instantiate=True)[0])(*args))
+        rest = iter(function(pe.dce_jaxpr(jaxpr, others, instantiate=True)[0])(*args))
         return [*new_params, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
 
-    return mlir.lower_fun(run, multiple_results=True)(ctx, *args)
+    return run if native else None
 
 
-def _one_device(axes: Any) -> bool:
-    """Whether nothing is divided among devices: a kernel would have all of it gathered."""
-    return getattr(axes, "num_devices", None) == 1
-
-
-ad.primitive_jvps[step_p] = _differentiate
-batching.primitive_batchers[step_p] = _map
+step_p = primitive("functional_opt_step")
 pe.dce_rules[step_p] = _without_unused
-mlir.register_lowering(step_p, _lower)
-mlir.register_lowering(step_p, _lower_on_cpu, platform="cpu")
+lower_on_cpu(step_p, _kernel)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 
+from .. import native
 from ..base import EmptyState, GradientTransformation, transformation
 from ..leaves import Tree, abs_sq, batches, is_nothing, map_leaves, paths, safe_sqrt, widen_tree
 from ..value import Convert, NonNegative, PositiveInt, Static
@@ -201,11 +202,15 @@ def newton_schulz(g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditi
 def _newton_schulz(x: jax.Array, rows: Any, eps: Any, how: Preconditioning) -> jax.Array:
     tall = _is_tall(x)
     x = x.mT if tall else x
-    x = x / _size(x, eps, how)
+    x = native.newton_schulz(x / _size(x, eps, how), rows, _iterate)
+    return x.mT if tall else x
+
+
+def _iterate(x: jax.Array, rows: Any) -> jax.Array:
     for a, b, c in rows:
         s = x @ x.mT.conj()
         x = a * x + (b * s + c * s @ s) @ x
-    return x.mT if tall else x
+    return x
 
 
 def _size(x: jax.Array, eps: Any, how: Preconditioning) -> jax.Array:

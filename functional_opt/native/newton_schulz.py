@@ -1,0 +1,46 @@
+"""newton_schulz: the iterations for a stack of matrices, one thread for each, by the kernel."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import core
+
+from .library import NEWTON_SCHULZ, enabled
+from .primitive import lower_on_cpu, primitive, with_arguments
+
+LARGEST = 1 << 20
+"""Elements of a matrix that fits in a thread's cache, with what else it needs."""
+
+
+def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
+    """`pure(x, rows)`, steps with coefficients `rows` on (..., n, m), n ≤ m, in such a way that the kernel may do it."""
+    if not isinstance(x, core.Tracer) or not _wins(x) or not enabled():
+        return pure(x, rows)
+    coefficients = jnp.stack([jnp.stack([jnp.asarray(c, jnp.float32) for c in row]) for row in rows])
+    steps = len(rows)
+    closed = jax.make_jaxpr(lambda c, x: pure(x, [tuple(c[i]) for i in range(steps)]))(coefficients, x)
+    return newton_schulz_p.bind(*closed.consts, coefficients, x, jaxpr=with_arguments(closed))[0]
+
+
+def _wins(x: jax.Array) -> bool:
+    """Whether every thread has a matrix, and it is not large: XLA divides single products among threads."""
+    aval = jax.typeof(x)
+    n, m = x.shape[-2:]
+    alone = not getattr(aval, "vma", None) and aval.sharding.mesh.empty
+    return alone and x.dtype == jnp.float32 and 0 < n * m <= LARGEST and x.size // (n * m) >= (os.cpu_count() or 1)
+
+
+def _kernel(jaxpr):
+    def run(*args):
+        coefficients, x = args[-2:]
+        out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return [jax.ffi.ffi_call(NEWTON_SCHULZ, out, input_output_aliases={0: 0})(x, coefficients)]
+
+    return run
+
+
+newton_schulz_p = primitive("functional_opt_newton_schulz")
+lower_on_cpu(newton_schulz_p, _kernel)
