@@ -85,7 +85,8 @@ def laprop(
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 4e-4 is the paper's.
         weight_decay, mask: as in `add_decayed_weights`.
 
-    Ziyin, Wang & Ueda 2020, arXiv:2002.04839.
+    Ziyin, Wang & Ueda 2020, arXiv:2002.04839; AdamW's decay, as in the authors' code for transformers. Their
+    `laprop.py`, and pytorch_optimizer after it, decay the weights after the step, the former without the rate.
 
     >>> laprop(4e-4)
     chain(scale_by_laprop(), add_decayed_weights(), scale_by_learning_rate(0.0004))
