@@ -20,7 +20,7 @@ from ..value import Decay, DType, NonNegative, Positive, PositiveInt, Real, Stat
 
 
 class ScaleByApolloState(NamedTuple):
-    """`count`: steps done. `mu`, `nu`: running means of r and |r|². `norm`: of a matrix's last update, 0 at first.
+    """`count`: steps done. `mu`, `nu`: running means of r and |r|². `norm`: of a matrix's last s·g, 0 at first.
 
     `rng_key`: the data (uint32) of the key of the projections.
     """
@@ -34,11 +34,12 @@ class ScaleByApolloState(NamedTuple):
 
 @transformation
 class scale_by_apollo(GradientTransformation):
-    """APOLLO's direction: u = scale · s·g for matrices, s how much Adam scales the projected gradient r = P·g.
+    """APOLLO's direction: u = c · scale · s·g for matrices, s how much Adam scales the projected gradient r = P·g.
 
-    a = m̂ / (√v̂ + eps), Adam's direction for r, P normal of variance 1/rank on the shorter side of the matrix.
-    s = ‖a‖ / ‖r‖, for each channel, an index of the longer side, or for the whole. A ‖u‖ that is more than
-    max_norm_growth times that of the step before is cut to that. Leaves that are no matrices get Adam's direction.
+    P is normal, of variance 1/rank, on the shorter side of the matrix. s = ‖a‖ / ‖r‖, for each channel, an index of
+    the longer side, or for the whole, where a = m / (√v + eps), m and v the means of r and |r|². A ‖s·g‖ that is more
+    than max_norm_growth times that of the step before is cut to that. c = √(1 − b2ᵗ) / (1 − b1ᵗ) corrects both means
+    for their start. Leaves that are no matrices get Adam's direction, c · m / (√v + eps).
 
     P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, path
     its `jax.tree_util.keystr`. The next one comes after update_proj_gap steps.
@@ -49,7 +50,7 @@ class scale_by_apollo(GradientTransformation):
         scale: α, a factor of the updates of the matrices; with a small rank √(shorter side / rank) makes up for
             what P loses.
         b1, b2: decay of the two means, in [0, 1).
-        eps: added outside the root, ≥ 0.
+        eps: added outside the root of the mean that is not corrected, ≥ 0.
         scaling: "channel" or "tensor", what has an s of its own.
         max_norm_growth: γ, > 0; None for no limit.
         key: a key of `jax.random`, or an integer; the seed 0 if None.
@@ -62,8 +63,9 @@ class scale_by_apollo(GradientTransformation):
     >>> (u / g).std(axis=0).round(3).tolist(), state.mu.shape  # each column is scaled
     ([0.0, 0.0], (1, 2))
 
-    Differs from the authors' code: the bias of the moments is corrected before the growth is limited, and a
-    gradient of zero does not limit the next one.
+    As in the authors' code (apollo-torch), c comes after the limit, so that the first updates are small where the
+    first gradients agree. Differs from it: there `scale` is the square of this one, and a gradient of zero holds
+    the updates after it near zero, which it does not here.
     """
 
     preconditions = True
@@ -88,28 +90,30 @@ class scale_by_apollo(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
+        c = jnp.sqrt(1 - b2**t) / (1 - b1**t)
         key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(as_key(self.key)))
         key = jax.random.fold_in(key, jnp.asarray(state.count // self.update_proj_gap, jnp.uint32))
 
         def adam(r, m, v):
             m = b1 * m + (1 - b1) * r
             v = b2 * v + (1 - b2) * abs_sq(r)
-            return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + self.eps), m, v
+            return m / (jnp.sqrt(v) + self.eps), m, v
 
         def leaf(g, m, v, before, name):
             if g.ndim != 2:
-                return *adam(g, m, v), before
+                a, m, v = adam(g, m, v)
+                return c * a, m, v, before
             r = self._project(g, jax.random.fold_in(key, name))
             a, m, v = adam(r, m, v)
             axis = _shorter(g) if self.scaling == "channel" else (0, 1)
             length = _norms(r, axis)
-            u = self.scale * _norms(a, axis) / jnp.where(length == 0, 1.0, length) * g
+            u = _norms(a, axis) / jnp.where(length == 0, 1.0, length) * g
             norm = global_norm(u)
             if self.max_norm_growth is not None:
                 limit = self.max_norm_growth * before
                 cut = jnp.where((before > 0) & (norm > limit), limit / jnp.where(norm == 0, 1.0, norm), 1.0)
                 u, norm = cut * u, cut * norm
-            return u, m, v, norm
+            return c * self.scale * u, m, v, norm
 
         slots = state.mu, state.nu, state.norm
         updates, mu, nu, norm = map_leaves(
@@ -163,7 +167,7 @@ def apollo(
     key: Key = None,
     state_dtype: Any = None,
 ) -> chain:
-    """APOLLO: w ← w − learning_rate · (scale · s·g + weight_decay · w), s for each channel. See `scale_by_apollo`.
+    """APOLLO: w ← w − learning_rate · (c·scale·s·g + weight_decay·w), s for each channel. See `scale_by_apollo`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.
@@ -195,7 +199,7 @@ def apollo_mini(
 ) -> chain:
     """APOLLO-Mini: APOLLO with rank 1 and one s for a whole matrix: its state is two vectors.
 
-    The arguments are those of `apollo`, the default scale √128 as in the paper.
+    The arguments are those of `apollo`, the default scale √128 as in the paper (the authors' code has scale=128).
 
     Zhu et al. 2024, arXiv:2412.05270.
 

@@ -5,7 +5,7 @@ import zlib
 import jax
 import numpy as np
 
-from .references import Run, adamw
+from .references import Run
 
 
 def stable_adamw(w, grads, learning_rate, b1=0.9, b2=0.99, eps=1e-8, weight_decay=1e-2) -> Run:
@@ -78,22 +78,23 @@ def cautious_decay(w, grads, learning_rate, weight_decay, **_) -> Run:
 
 
 def apollo(w, grads, learning_rate, rank=256, update_proj_gap=200, scale=1.0, channels=True, weight_decay=0.0) -> Run:
-    """Zhu et al. 2024, algorithm 1, for the one matrix of the tests, with its key; AdamW for other leaves."""
-    if w.ndim != 2:
-        yield from adamw(w, grads, learning_rate, eps=1e-6, weight_decay=weight_decay)
-        return
+    """Zhu et al. 2024, algorithm 1, for the one matrix of the tests and its key; corrected as in their code."""
     m, v, last, name = 0.0, 0.0, np.inf, zlib.crc32(b"['dense']['kernel']")
     for t, g in enumerate(grads, 1):
-        key = jax.random.fold_in(jax.random.key(0), (t - 1) // update_proj_gap)
-        p = jax.random.normal(jax.random.fold_in(key, np.uint32(name)), (rank, w.shape[1]), "float32")
-        r = g @ np.asarray(p, np.float64).T / np.sqrt(rank)
+        r = g
+        if w.ndim == 2:
+            key = jax.random.fold_in(jax.random.key(0), (t - 1) // update_proj_gap)
+            p = jax.random.normal(jax.random.fold_in(key, np.uint32(name)), (rank, w.shape[1]), "float32")
+            r = g @ np.asarray(p, np.float64).T / np.sqrt(rank)
         m, v = 0.9 * m + 0.1 * r, 0.999 * v + 0.001 * r**2
-        a = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
-        axis = 1 if channels else (0, 1)
-        u = scale * np.sqrt(np.sum(a**2, axis, keepdims=True) / np.sum(r**2, axis, keepdims=True)) * g
-        norm = np.sqrt(np.sum(u**2))
-        u, last = (u * 1.01 * last / norm, 1.01 * last) if norm > 1.01 * last else (u, norm)
-        w = w - learning_rate * (u + weight_decay * w)
+        u = m / (np.sqrt(v) + 1e-6)
+        if w.ndim == 2:
+            axis = 1 if channels else (0, 1)
+            u = np.sqrt(np.sum(u**2, axis, keepdims=True) / np.sum(r**2, axis, keepdims=True)) * g
+            norm = np.sqrt(np.sum(u**2))
+            u, last = (u * 1.01 * last / norm, 1.01 * last) if norm > 1.01 * last else (u, norm)
+            u = scale * u
+        w = w - learning_rate * (np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * u + weight_decay * w)
         yield w
 
 
