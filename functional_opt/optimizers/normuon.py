@@ -7,13 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, widen_tree, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, needs_matrices, newton_schulz
+from ..transforms.orthogonalize import (
+    PRESETS,
+    Coefficients,
+    coefficient_rows,
+    map_matrices,
+    needs_matrices,
+    newton_schulz,
+)
 from ..transforms.select import partition
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
 from .adam import adamw
@@ -75,23 +82,30 @@ class scale_by_normuon(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_matrices(updates)
+        if params is not None:
+            zip_leaves((updates, params), ("updates", "params"))
         coefficients = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
-        def leaf(g, m, v):
-            rows, columns = g.shape[-2:]
+        def mean(g, m):
             m = self.b1 * m + (1 - self.b1) * g
-            o = newton_schulz(self.b1 * m + (1 - self.b1) * g if self.nesterov else m, coefficients, self.eps)
+            return self.b1 * m + (1 - self.b1) * g if self.nesterov else m, m
+
+        def orthogonal(m):
+            return newton_schulz(m, coefficients, self.eps)
+
+        def of_one_size(o, v):
+            rows, columns = o.shape[-2:]
             v = self.b2 * v + (1 - self.b2) * jnp.sum(abs_sq(o), axis=-2, keepdims=True) / max(rows, 1)
             u = o / (safe_sqrt(v) + self.eps)
             if self.consistent_rms is None:
                 size = max(1.0, columns / max(rows, 1)) ** 0.5 * _norm(o)
             else:
                 size = self.consistent_rms * math.sqrt(rows * columns)
-            return u * (size / (_norm(u) + self.eps)), m, v
+            return u * (size / (_norm(u) + self.eps)), v
 
-        if params is not None:
-            zip_leaves((updates, state.mu, params), ("updates", "the optimizer state", "params"))
-        updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params, same_shape=False)
+        m, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
+        o, like = map_matrices(orthogonal, m, params=None), updates if params is None else params
+        updates, nu = map_leaves(of_one_size, o, state.nu, params=like, same_shape=False)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
 
 

@@ -12,7 +12,7 @@ from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, newton_schulz
+from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
 from ..transforms.routing import places
 from ..value import DType, Fraction, NonNegative, PositiveInt, Static, checked
 
@@ -84,8 +84,11 @@ class scale_by_scion(GradientTransformation):
         direction, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
         leaves, treedef = jax.tree.flatten(direction, is_leaf=is_nothing)
         norms = self.norm_of_each(updates if params is None else params)
-        balls = [d if is_nothing(d) else self._to_the_edge(d, norm) for d, norm in zip(leaves, norms, strict=True)]
-        updates = map_leaves(lambda g, u: u, updates, read=(treedef.unflatten(balls),), params=params)
+        both = list(zip(leaves, norms, strict=True))
+        orthogonal = map_matrices(self._orthogonal, [d if norm == "spectral" else None for d, norm in both], None)
+        nearest = [d if o is None else o for d, o in zip(leaves, orthogonal, strict=True)]
+        edges = [d if is_nothing(d) else self._edge(d, norm) for d, norm in zip(nearest, norms, strict=True)]
+        updates = map_leaves(lambda g, u: u, updates, read=(treedef.unflatten(edges),), params=params)
         return updates, ScaleByScionState(increment(state.count), mu)
 
     def norm_of_each(self, params: Tree) -> list[str]:
@@ -103,7 +106,12 @@ class scale_by_scion(GradientTransformation):
                 raise ValueError(f"norms has {norm!r} for params{path}, of shape {jnp.shape(x)}; it must be 'rms'")
         return norms
 
-    def _to_the_edge(self, d: jax.Array, norm: str) -> Any:
+    def _orthogonal(self, d: jax.Array) -> jax.Array:
+        return newton_schulz(d, coefficient_rows(self.ns_coeffs, self.ns_steps), self.eps)
+
+    def _edge(self, d: jax.Array, norm: str) -> Any:
+        """The point of the ball that d points at; with the norm "spectral", d made orthogonal."""
+
         def unit(axis=None):
             return d / (safe_sqrt(jnp.sum(abs_sq(d), axis=axis, keepdims=True)) + self.eps)
 
@@ -111,8 +119,7 @@ class scale_by_scion(GradientTransformation):
             return self.scale * max(d.size, 1) ** 0.5 * unit()
         inputs, outputs = d.shape[-2:]
         if norm == "spectral":
-            rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
-            return self.scale * (outputs / max(inputs, 1)) ** 0.5 * newton_schulz(d, rows, self.eps)
+            return self.scale * (outputs / max(inputs, 1)) ** 0.5 * d
         if norm == "per_input":
             return self.scale * outputs**0.5 * unit(-1)
         if norm == "per_output":

@@ -160,7 +160,15 @@ def test_coefficients_may_be_an_array():
         np.testing.assert_allclose(x, fo.orthogonalize((3.0, -3.2, 1.2)).update(g, fo.EmptyState())[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("tx", [fo.orthogonalize(), fo.scale_by_muon(adaptive=True, preconditioning="aol")])
+TOGETHER = [
+    fo.orthogonalize(),
+    fo.scale_by_muon(adaptive=True, preconditioning="aol"),
+    fo.scale_by_normuon(),
+    fo.scale_by_scion(norms="spectral"),
+]
+
+
+@pytest.mark.parametrize("tx", TOGETHER)
 def test_matrices_of_one_shape_go_together_as_they_go_alone(tx):
     shapes = [(4, 6), (6, 4), (4, 6), (5, 5), (2, 4, 6), (2, 6, 4)]
     grads = {str(i): matrix(*shape) + i / 9 for i, shape in enumerate(shapes)} | {"none": None}
