@@ -43,7 +43,8 @@ class scale_by_galore(GradientTransformation):
         weight_dimension_numbers: how leaves are matrices: `GaLoreDimensionNumbers` (for every leaf with more than
             one axis), a tree of them with None for leaves to be left alone, or a function from params to one; if
             None, the leaves with two axes are.
-        state_dtype: how P is stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: how P, and the moments of the default base optimizer, are stored; the params' dtype, float32
+            for 16-bit params, if None. A base optimizer of one's own says itself how its slots are.
 
     Raises ValueError for numbers that are not all axes of a leaf, each once, naming it.
 
@@ -101,7 +102,7 @@ class scale_by_galore(GradientTransformation):
 
     @property
     def _base(self) -> GradientTransformation:
-        return scale_by_adam() if self.base_optimizer is None else self.base_optimizer
+        return scale_by_adam(state_dtype=self.state_dtype) if self.base_optimizer is None else self.base_optimizer
 
     def _views(self, tree: Tree) -> list["_View | None"]:
         """How each leaf is a matrix, None for one that is not."""

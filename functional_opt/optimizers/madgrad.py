@@ -33,7 +33,8 @@ class scale_by_madgrad(GradientTransformation):
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
         momentum: how much of w stays in the next w, in [0, 1).
         eps: added to the root and to the learning rate, ≥ 0.
-        state_dtype: how v and s are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: how v and s are stored; the params' dtype, float32 for 16-bit params, if None. x0 is stored so
+            whatever it says: rounded, it would be another point, to which the params would move.
 
     Raises ValueError without params.
 

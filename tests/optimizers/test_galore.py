@@ -61,6 +61,8 @@ def test_the_state_is_small():
     params = jax.ShapeDtypeStruct((1000, 64), "float32")
     shapes = [x.shape for x in jax.tree.leaves(structs(tx.init(params))) if x.shape]
     assert shapes == [(4, 64), (4, 64), (1000, 4)]
+    short = structs(fo.galore(0.1, rank=4, state_dtype="bfloat16").init(params))
+    assert all(x.dtype == "bfloat16" for x in jax.tree.leaves(short) if x.shape)
 
 
 def test_between_decompositions_the_updates_stay_in_one_plane():
