@@ -52,7 +52,9 @@ class scale_by_scion(GradientTransformation):
 
     Raises ValueError for another norm, or one that a leaf has too few axes for, naming the leaf.
 
-    Pethick et al. 2025, arXiv:2502.07529; the scales are those of its language models.
+    Pethick et al. 2025, arXiv:2502.07529. The scales are those of the authors' nanoGPT, where one matrix is embedding
+    and head, with the norm "sign"; their MLPs have 1 and 1024, their convolutional networks 8 and 128. A
+    norm for convolutions, which they have, is not here.
 
     >>> tx, g = scale_by_scion(scale=1.0, sign_scale=1.0), {"lm_head": jnp.array([[3.0], [-1.0]]), "b": jnp.ones(2)}
     >>> u, _ = tx.update(g, tx.init(g))
@@ -147,8 +149,8 @@ def scion(
     w ← w − learning_rate · u.
 
     Args:
-        learning_rate: a number in [0, 1], a schedule, or a function of the count; that of a small model is good for a
-            large one.
+        learning_rate: a number in [0, 1], a schedule, or a function of the count; 0.00036 is that of the authors'
+            nanoGPT. That of a small model is good for a large one.
 
     Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2. No leaf needs an auxiliary optimizer: `partition` gives
     it one all the same.

@@ -35,7 +35,8 @@ class adagc(GradientTransformation):
         warmup_steps: a whole number ≥ 0.
 
     Wang et al. 2025, arXiv:2502.11034. Differs from the paper, where a leaf whose gradient is 0 once in the warm-up,
-    as that beside a factor that starts at zero, is held at 0 for ever.
+    as that beside a factor that starts at zero, is held at 0 for ever. The authors' code for Paddle has
+    relative=1.04, decay=0.99, and in the warm-up the least ‖g‖ for the least ‖u‖.
 
     >>> tx = adagc(relative=1.5, warmup_steps=1)
     >>> u, state = tx.update({"w": 0.5}, tx.init({"w": 0.0}))

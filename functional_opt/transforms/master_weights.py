@@ -40,8 +40,9 @@ class master_weights(GradientTransformation):
 
     Raises ValueError without params.
 
-    Micikevicius et al. 2017, arXiv:1710.03740; Zamirai, Zhang, Aberger & De Sa 2020, arXiv:2010.06192, and
-    arXiv:2602.23349 (2026) for the split.
+    Micikevicius et al. 2017, arXiv:1710.03740; Kalamkar et al. 2020, arXiv:2005.04680, for the split in halves;
+    Gonzalez Ortiz, Gupta, Renard & Blalock 2026, arXiv:2602.23349 (FlashOptim), for the rest in 8 bits. There 127, or
+    32767 of 16 bits, is half the distance to the next param; here they are bits of w.
 
     >>> from functional_opt import apply_updates, sgd
     >>> tx, w = master_weights(sgd(1e-3), "int16"), jnp.ones([], "bfloat16")

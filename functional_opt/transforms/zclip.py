@@ -38,7 +38,7 @@ class zclip(GradientTransformation):
         eps: added to the standard deviation, > 0.
 
     Kumar, Owen, Chowdhury & Güra 2025, arXiv:2504.02507, with its reciprocal clipping. The variance is taken from the
-    new mean, as in the authors' code.
+    new mean, as in the authors' code, which also bounds all norms by 1: `clip_by_global_norm(1.0)` after this.
 
     >>> tx = zclip(z_threshold=1.0, warmup_steps=2)
     >>> state = tx.init({"w": 0.0})
