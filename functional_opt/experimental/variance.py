@@ -103,9 +103,6 @@ def add_mean_variance_to_opt(
     >>> float(tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.zeros([])))[0])
     -2.0
     """
-    return process(
-        identity(),
-        get_per_element_mean_and_sum_sq_diff_grads(per_elt_axis, accumulation_steps),
-        chain(track_per_element_mean_and_variance_with_ema(ema_decay), opt),
-        aggregator_has_aux=True,
-    )
+    measure = get_per_element_mean_and_sum_sq_diff_grads(per_elt_axis, accumulation_steps)
+    keep = track_per_element_mean_and_variance_with_ema(ema_decay)
+    return process(identity(), measure, chain(keep, opt), aggregator_has_aux=True)
