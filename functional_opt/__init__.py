@@ -188,6 +188,9 @@ from .optimizers.soap import soap as soap
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import scale_by_sophia as scale_by_sophia
 from .optimizers.sophia import sophia as sophia
+from .optimizers.spam import ScaleBySpamState as ScaleBySpamState
+from .optimizers.spam import scale_by_spam as scale_by_spam
+from .optimizers.spam import spam as spam
 from .optimizers.stable_adamw import ScaleByStableAdamWState as ScaleByStableAdamWState
 from .optimizers.stable_adamw import scale_by_stable_adamw as scale_by_stable_adamw
 from .optimizers.stable_adamw import stable_adamw as stable_adamw

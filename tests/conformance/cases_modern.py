@@ -8,6 +8,7 @@ from .case import case
 ADAM = "learning_rate b1 b2 eps weight_decay"
 DECAY = {"weight_decay": 0.1}
 LOW = {"rank": 2, "update_proj_gap": 7, "weight_decay": 0.1}
+SPIKES = {"threshold": 500.0, "reset_interval": 20, "warmup_steps": 5, "settle_steps": 3, "weight_decay": 0.1}
 CAREFUL = {"learning_rate": 0.05, "weight_decay": 0.1, "eps": 1.0}
 
 
@@ -28,6 +29,7 @@ OPTIMIZERS = [
     case("adam_mini", fo.adam_mini, None, ref.adam_mini, ADAM, learning_rate=0.1, **DECAY),
     case("apollo", fo.apollo, None, ref.apollo, "learning_rate scale weight_decay", learning_rate=0.1, **LOW),
     case("apollo_mini", fo.apollo_mini, None, ref.apollo_mini, "learning_rate scale", learning_rate=0.05, scale=2.0),
+    case("spam", fo.spam, None, ref.spam, f"{ADAM} threshold", learning_rate=0.03, **SPIKES),
     case("cautious", within_adam, None, ref.cautious, "learning_rate eps", learning_rate=0.1, eps=0.5),
     case(
         "scale_by_cautious",
@@ -49,5 +51,6 @@ TRANSFORMATIONS = [
     case(
         "scale_by_apollo", fo.scale_by_apollo, None, None, "b1 b2 eps update_proj_gap", max_norm_growth=None, rank=1
     ),
+    case("scale_by_spam", fo.scale_by_spam, None, None, "b1 b2 eps threshold warmup_steps", settle_steps=2),
     case("add_cautious_decayed_weights", fo.add_cautious_decayed_weights, None, None, "weight_decay", **DECAY),
 ]

@@ -54,6 +54,23 @@ def adam_mini(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=
         yield w
 
 
+def spam(w, grads, learning_rate, threshold, reset_interval, warmup_steps, settle_steps, weight_decay, **adam) -> Run:
+    """Huang et al. 2025, algorithm 1, with all of the momentum; settle_steps and the correction as in their code."""
+    b1, b2, eps = (adam.get(name, default) for name, default in (("b1", 0.9), ("b2", 0.999), ("eps", 1e-6)))
+    for t, g in enumerate(grads, 1):
+        k = t % reset_interval
+        if t == 1 or k == 0:
+            m, v = np.zeros_like(w), np.zeros_like(w)
+        if k >= settle_steps:
+            g = np.where((v > 0) & (g**2 > threshold * v), np.sign(g) * np.sqrt(threshold * v), g)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        annealed = 0.99 * (1 + np.cos(np.pi * k / (warmup_steps + 1))) / 2
+        warm = 1 - annealed if t >= reset_interval and k < warmup_steps else 1.0
+        u = warm * m / (np.sqrt(v) + eps) * np.sqrt(1 - b2**t) / (1 - b1**t)
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
 def cautious(w, grads, learning_rate, eps=1.0) -> Run:
     """Liang et al. 2024, algorithm 2, around Adam."""
     m, v = np.zeros_like(w), np.zeros_like(w)
