@@ -123,7 +123,8 @@ def dion(
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.01 is the authors'.
         weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
-        adam_learning_rate: that of the rest; learning_rate if None.
+        adam_learning_rate: that of the rest; learning_rate if None. The authors divide that of the output layer by
+            √inputs.
         matrix_mask: which matrices Dion takes; as in `muon_labels`.
 
     Ahn et al. 2025, arXiv:2504.05295.

@@ -75,7 +75,7 @@ class scale_by_spam(GradientTransformation):
 
         def leaf(g, m, v):
             m, v = (jnp.where(since == 0, 0, x) for x in (m, v))
-            bound = self.threshold * v
+            bound = v * self.threshold
             spike = (since >= self.settle_steps) & (bound > 0) & (abs_sq(g) > bound)
             g = jnp.where(spike, jnp.sign(g) * safe_sqrt(bound), g)
             m = b1 * m + (1 - b1) * g
