@@ -16,7 +16,7 @@ LARGEST = 1 << 20
 
 
 def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-    """`pure(x, rows)`, steps with coefficients `rows` on (..., n, m), n ≤ m, in such a way that the kernel may do it."""
+    """`pure(x, rows)`: steps with coefficients `rows` on (..., n, m), n ≤ m, which the kernel may do."""
     if not isinstance(x, core.Tracer) or not _wins(x) or not enabled():
         return pure(x, rows)
     coefficients = jnp.stack([jnp.stack([jnp.asarray(c, jnp.float32) for c in row]) for row in rows])

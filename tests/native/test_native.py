@@ -276,3 +276,32 @@ def test_left_to_xla():
 def test_switched_off_by_the_environment():
     code = "from functional_opt import native; assert not native.enabled()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"FUNCTIONAL_OPT_NATIVE": "0"}, check=True)
+
+
+def orthogonal(x):
+    return fo.orthogonalize().update(x, fo.EmptyState())[0]
+
+
+@built
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (7, 5), (33, 65), (64, 32)])
+def test_newton_schulz(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(os.cpu_count() + 1, *shape)), "float32")
+    assert "newton_schulz" in jax.jit(orthogonal).lower(x).as_text()
+    np.testing.assert_allclose(jax.jit(orthogonal)(x), purely(orthogonal, x), atol=2e-5)
+
+
+@built
+def test_newton_schulz_keeps_nan_in_its_matrix():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4 * os.cpu_count(), 8, 40)), "float32")
+    np.testing.assert_allclose(
+        jax.jit(orthogonal)(x.at[::2, 3, 3].set(jnp.nan))[1::2], purely(orthogonal, x)[1::2], atol=2e-5
+    )
+
+
+@built
+def test_newton_schulz_mapped_and_differentiated():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, os.cpu_count(), 4, 6)), "float32")
+    for fn in jax.vmap(orthogonal), jax.grad(lambda x: jnp.sum(orthogonal(x)[..., 0])):
+        np.testing.assert_allclose(jax.jit(fn)(x), purely(fn, x), atol=2e-5)
+    single = x[0, :1]
+    assert "newton_schulz" not in jax.jit(orthogonal).lower(single).as_text()
