@@ -38,7 +38,7 @@ bench: $(VENV)/bench
 $(VENV)/demo: EXTRA = examples
 $(VENV)/test: EXTRA = test
 $(VENV)/bench: EXTRA = bench
-$(VENV)/%: pyproject.toml setup.py functional_opt/native/kernels.cc | $(BIN)/python
+$(VENV)/%: pyproject.toml setup.py $(wildcard functional_opt/native/cpp/*) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$(EXTRA)]"
 	touch $@

@@ -41,6 +41,20 @@ def contender(library: ModuleType, tx: Any) -> tuple[float, float, Callable[[], 
     return middle - start, end - middle, run
 
 
+def nothing() -> Callable[[], None]:
+    """A step that gives params and state back: the time that JAX takes for as many arrays."""
+    params = {f"w{i}": jnp.full(SIZE, 0.01) for i in range(LEAVES)}
+    grads = jax.tree.map(lambda x: x + 1, params)
+    carry = params, chains(optax)["clip + adamw"].init(params)
+    step = jax.jit(lambda params, state, grads: (params, state), donate_argnums=(0, 1), keep_unused=True)
+
+    def run():
+        nonlocal carry
+        carry = jax.block_until_ready(step(*carry, grads))
+
+    return run
+
+
 def compilations(changes: int = 200) -> int:
     """How often a step is compiled anew while it is given transformations with other numbers."""
 
@@ -64,7 +78,7 @@ def compilations(changes: int = 200) -> int:
 def main(rounds: int) -> None:
     ours = contender(functional_opt, chains(functional_opt)["clip + adamw"])
     theirs = contender(optax, chains(optax)["clip + adamw"])
-    t = interleave({"ours": ours[-1], "optax": theirs[-1]}, rounds, "step")
+    t = interleave({"ours": ours[-1], "optax": theirs[-1], "nothing": nothing()}, rounds, "step")
     rows = [
         ("trace and lower", ours[0], theirs[0]),
         ("compile", ours[1], theirs[1]),
@@ -73,7 +87,8 @@ def main(rounds: int) -> None:
     ]
     cells = [[work, milliseconds(a), milliseconds(b), f"{a / b:.2f}"] for work, a, b in rows]
     notes = [
-        "Compiled once each; the step as the others.",
+        "Compiled once each; the step as the others. "
+        f"A step that gives the same arrays back as they are: {milliseconds(t['nothing'])} ms.",
         "Compilations in 200 steps, each given a transformation with other numbers as an argument: "
         f"{compilations()}.",
     ]

@@ -1,6 +1,7 @@
 """The time of one jitted, donated update step next to Optax's and torch's fused one: `python -m benchmarks.step`."""
 
 import argparse
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -14,7 +15,7 @@ import torch
 import functional_opt
 from functional_opt import native
 
-from .harness import interleave, milliseconds, report
+from .harness import interleave, report
 from .shapes import Shapes, transformer
 
 
@@ -40,15 +41,9 @@ def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False
 
 
 def sum_in_place(shapes: Shapes) -> Callable[[], None]:
-    """x ← x + y: two reads and a write of every element, as fast as memory is."""
-    x, y = ({name: jnp.ones(shape) for name, shape in shapes.items()} for _ in range(2))
-    add = jax.jit(lambda x, y: jax.tree.map(jnp.add, x, y), donate_argnums=0)
-
-    def run():
-        nonlocal x
-        x = jax.block_until_ready(add(x, y))
-
-    return run
+    """x ← x + y by torch, 12 bytes an element: what memory can do at least."""
+    x, y = ([torch.ones(shape) for shape in shapes.values()] for _ in range(2))
+    return lambda: torch._foreach_add_(x, y)
 
 
 def fused(make: Callable, max_norm: float | None, shapes: Shapes) -> Callable[[], None]:
@@ -89,6 +84,11 @@ SIZES = {
 }
 
 
+def gigabytes(each: int, shapes: Shapes) -> float:
+    """What so many bytes of each element are in all."""
+    return each * sum(math.prod(shape) for shape in shapes.values()) / 1e9
+
+
 def main(rounds: int) -> None:
     rows, notes = [], ["torch: its fused optimizers, after `clip_grad_norm_` where there is a clip."]
     for size, shapes in SIZES.items():
@@ -106,11 +106,9 @@ def main(rounds: int) -> None:
             rows.append((f"{name}, {size}", seconds))
             rows.append((f"{name}, {size}, no kernel", seconds | {"ours": seconds["by XLA"]}))
             if name == "adam":
-                least = 28 / 12 * seconds["memory"]  # bytes of an element
-                share = least / seconds["ours"]
-                notes.append(
-                    f"Adam, {size}: at the speed of x + y in place {milliseconds(least)} ms; that is {share:.0%}."
-                )
+                rate = gigabytes(28, shapes) / seconds["ours"]
+                least = gigabytes(12, shapes) / seconds["memory"]
+                notes.append(f"Adam, {size}: {rate:.0f} GB/s, 28 bytes a parameter; torch's x + y: {least:.0f} GB/s.")
     report("Update step, CPU", rows, ["optax", "torch"], rounds, notes)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OPS = (  # numbered as in kernels.cc
+OPS = (  # numbered as in cpp/rules.h
     "scale",
     "clip",
     "decay",
@@ -24,7 +24,7 @@ OPS = (  # numbered as in kernels.cc
 )
 
 
-KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, likewise
+KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, numbered as in cpp/arrays.h
 
 
 class Slot(NamedTuple):
@@ -45,7 +45,7 @@ class Slots(NamedTuple):
 
 
 class Link(NamedTuple):
-    """One operation of kernels.cc on the update of an element.
+    """One operation of cpp/rules.h on the update of an element.
 
     op: its name, one of OPS.
     scalars: the numbers it reads, float32 or Python's; computed by the same expressions as in `update`.

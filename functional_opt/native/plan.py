@@ -17,7 +17,7 @@ ENOUGH = 1 << 14
 TOGETHER = 64
 """Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
 BLOCK = 512
-"""Elements that the kernel works on at a time, as in kernels.cc: blocks of codes may not be larger."""
+"""Elements that the kernel works on at a time, as in cpp/arrays.h: blocks of codes may not be larger."""
 
 
 class Call(NamedTuple):
