@@ -324,6 +324,7 @@ from .transforms.per_example import per_example_global_norm_clip as per_example_
 from .transforms.per_example import per_example_layer_norm_clip as per_example_layer_norm_clip
 from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
 from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
+from .transforms.qk_clip import qk_clip as qk_clip
 from .transforms.quantize import QuantizeState as QuantizeState
 from .transforms.quantize import quantize_state as quantize_state
 from .transforms.rounding import StochasticRoundState as StochasticRoundState

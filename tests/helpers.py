@@ -36,6 +36,12 @@ def at(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
+def rosenbrock(params: Any) -> jax.Array:
+    """Rosenbrock's valley in the params: every weight is to be the square of `scale`, and that 1."""
+    x, ys = params["scale"], jnp.concatenate([y.ravel() for y in jax.tree.leaves(params["dense"])])
+    return (1 - x) ** 2 + 100 * jnp.mean((ys - x**2) ** 2)
+
+
 def without_bias(tree: Any) -> Any:
     """The tree with None in place of one leaf."""
     return {**tree, "dense": {**tree["dense"], "bias": None}}

@@ -8,7 +8,7 @@ import pytest
 
 import functional_opt as fo
 
-from ..helpers import assert_close, make_params, without_bias
+from ..helpers import assert_close, make_params, rosenbrock, without_bias
 
 
 def loss(params):
@@ -96,3 +96,20 @@ def test_without_the_gradient_there_is_an_error():
 def test_a_period_has_a_step():
     with pytest.raises(ValueError, match="sync_period must be in"):
         fo.sam(fo.sgd(0.1), fo.sgd(0.1), sync_period=0)
+
+
+def test_comes_down_rosenbrocks_valley():
+    start = jax.tree.map(lambda w: jnp.full(w.shape, -1.0), make_params())
+
+    def descend(rate):
+        tx = fo.sam(fo.adam(rate), fo.chain(fo.normalize(), fo.sgd(0.01)))
+
+        def step(_, carry):
+            params, state = carry
+            updates, state = tx.update(jax.grad(rosenbrock)(params), state, params)
+            return fo.apply_updates(params, updates), state
+
+        return rosenbrock(jax.lax.fori_loop(0, 4000, step, (start, tx.init(start)))[0])
+
+    losses = jax.jit(jax.vmap(descend))(jnp.array([0.1, 0.03, 0.01]))
+    assert jnp.nanmin(losses) < 0.01 * rosenbrock(start)
