@@ -1,7 +1,7 @@
 """Plan: a chain and its leaves as calls of the kernel."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +68,35 @@ def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(sums)
 
 
+class _Leaf(NamedTuple):
+    grad: Any
+    param: Any
+    slots: list[Slot]
+    program: tuple[int, ...]
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        return tuple(KINDS.index(x.kind) for x in self.slots)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the kernel can do it."""
+        arrays = self.grad, self.param
+        floats = all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in arrays)
+        if not floats or any(x.shape != self.grad.shape for x in (self.param, *self.slots)):
+            return False
+        scales = {x.scale.shape for x in self.slots if x.scale is not None}
+        return len(scales) <= 1 and all(map(_is_known, self.slots))
+
+
+def _is_known(slot: Slot) -> bool:
+    if slot.scale is None:
+        return slot.kind in KINDS[:2]
+    blocks = slot.scale.shape[-1]
+    row = math.prod(slot.shape) * blocks // slot.scale.size
+    return slot.kind in KINDS[2:] and -(-row // blocks) <= BLOCK
+
+
 def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any) -> tuple[Plan, jax.Array] | None:
     """The plan for a chain and the scalars that it takes, or None where the kernel cannot do it or would not win.
 
@@ -76,36 +105,27 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
     scalars = [s for link in links for s in link.scalars]
     if not scalars or any(link.squares for link in links[1:]) or not all(map(is_float32, scalars)):
         return None
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
     try:
-        weights = treedef.flatten_up_to(params)
-        trees = [_slots(tree, treedef) for link in links for tree in link.slots]
-        only = [[True] * len(leaves) if k.only is None else treedef.flatten_up_to(k.only) for k in links]
+        leaves = _leaves(links, updates, params)
     except (ValueError, TypeError):
-        return None  # they do not fit; `update` says how
-    here = [i for i, g in enumerate(leaves) if not is_nothing(g)]
+        return None  # the trees do not fit; `update` says how
     places = {id(x): i for i, x in enumerate(state)}
-    if not here or len(places) != len(state):
+    if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < ENOUGH:
         return None
-    if not all(_fits(leaves[i], weights[i], [tree[i] for tree in trees]) for i in here):
-        return None
-    if sum(leaves[i].size for i in here) < ENOUGH:
-        return None
-    alike: dict[tuple, list[int]] = {}  # leaves by their program and how their slots are stored
-    for n, i in enumerate(here):
-        kinds = tuple(KINDS.index(tree[i].kind) for tree in trees)
-        alike.setdefault((_program(links, [chosen[i] for chosen in only]), kinds), []).append(n)
-    calls = []
-    for (program, kinds), members in alike.items():
-        for k in range(0, len(members), TOGETHER):
-            some = members[k : k + TOGETHER]
-            slots = [[tree[here[n]] for n in some] for tree in trees]
-            arrays = [[x.data for x in row] for row in slots]
-            arrays += [[x.scale for x in row] for row in slots if row[0].scale is not None]
-            kept = tuple(tuple(places[id(x)] for x in row) for row in arrays)
-            calls.append(Call(program, kinds, tuple(some), kept))
-    plan = Plan(len(here), tuple(calls), links[0].squares)
+    plan = Plan(len(leaves), tuple(_calls(leaves, places)), links[0].squares)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
+
+
+def _leaves(links: tuple[Link, ...], updates: Any, params: Any) -> list[_Leaf]:
+    """Those that have a gradient."""
+    grads, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
+    trees = [_slots(tree, treedef) for link in links for tree in link.slots]
+    only = [[True] * len(grads) if k.only is None else treedef.flatten_up_to(k.only) for k in links]
+    return [
+        _Leaf(g, w, [tree[i] for tree in trees], _program(links, [chosen[i] for chosen in only]))
+        for i, (g, w) in enumerate(zip(grads, treedef.flatten_up_to(params), strict=True))
+        if not is_nothing(g)
+    ]
 
 
 def _slots(tree: Any, treedef: Any) -> list[Slot]:
@@ -116,20 +136,19 @@ def _slots(tree: Any, treedef: Any) -> list[Slot]:
     return [Slot(x, str(getattr(x, "dtype", None)), np.shape(x)) for x in treedef.flatten_up_to(tree)]
 
 
-def _fits(grad: Any, param: Any, slots: Sequence[Slot]) -> bool:
-    if not all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in (grad, param)):
-        return False
-    scales = {x.scale.shape for x in slots if x.scale is not None}
-    return param.shape == grad.shape and len(scales) <= 1 and all(_slot_fits(x, grad.shape) for x in slots)
-
-
-def _slot_fits(slot: Slot, shape: tuple[int, ...]) -> bool:
-    if slot.kind not in KINDS or slot.shape != shape:
-        return False
-    if slot.scale is None:
-        return slot.kind in KINDS[:2]
-    row, blocks = math.prod(shape) * slot.scale.shape[-1] // slot.scale.size, slot.scale.shape[-1]
-    return -(-row // blocks) <= BLOCK
+def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
+    """Leaves that have the same program, and slots that are stored alike, go together."""
+    alike: dict[tuple, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault((leaf.program, leaf.kinds), []).append(i)
+    for (program, kinds), members in alike.items():
+        for k in range(0, len(members), TOGETHER):
+            some = members[k : k + TOGETHER]
+            slots = list(zip(*(leaves[i].slots for i in some), strict=True))
+            arrays = [[x.data for x in row] for row in slots]
+            arrays += [[x.scale for x in row] for row in slots if row[0].scale is not None]
+            kept = tuple(tuple(places[id(x)] for x in row) for row in arrays)
+            yield Call(program, kinds, tuple(some), kept)
 
 
 def _program(links: tuple[Link, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
