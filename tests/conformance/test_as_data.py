@@ -18,7 +18,7 @@ import functional_opt as fo
 from ..helpers import assert_close, at, make_grads, make_params, train_eagerly
 from . import case as pieces
 from . import cases
-from .cases import CASES, PLAIN, each_case
+from .cases import CASES, PLAIN, each_case, each_plain_case
 
 with_numbers = pytest.mark.parametrize("case", [case for case in CASES if case.vary], ids=repr)
 plain_with_numbers = pytest.mark.parametrize("case", [case for case in PLAIN if case.vary], ids=repr)
@@ -124,7 +124,7 @@ def test_gradient_of_a_hyperparameter(case):
             assert np.isfinite(slopes[name])
 
 
-@each_case
+@each_plain_case
 def test_within_others(case):
     """Alone, and as a link, the inside of a mask or a group, ours or Optax's, it does the same."""
     tx, params, grads = case.tx(), make_params(), make_grads(2)

@@ -25,7 +25,7 @@ from ..helpers import (
 )
 from . import cases_free as free
 from . import cases_precision as precision
-from .cases import CASES, OPTIMIZERS, each_case, each_plain_case
+from .cases import CASES, OPTIMIZERS, PLAIN, each_case, each_plain_case
 
 dtypes = pytest.mark.parametrize(
     "dtype, grads_dtype",
@@ -116,9 +116,15 @@ def specs(tree):
     }
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith(precision.STEP_TO_16_BITS)], ids=repr)
-@pytest.mark.parametrize("dtype, rtol", [("bfloat16", 0.01), ("float16", 0.001)])
-def test_16_bit_is_close_to_float32(case, dtype, rtol):
+def each_of(cases, *dtypes):
+    """The plain cases with all the dtypes, others with the first: variants of a rule round as it does."""
+    pairs = [(case, dtype) for case in cases for dtype in (dtypes if case in PLAIN else dtypes[:1])]
+    return pytest.mark.parametrize("case, dtype", pairs, ids=str)
+
+
+@each_of([c for c in CASES if not c.name.startswith(precision.STEP_TO_16_BITS)], "bfloat16", "float16")
+def test_16_bit_is_close_to_float32(case, dtype):
+    rtol = {"bfloat16": 0.01, "float16": 0.001}[dtype]
     params, grads = make_params(dtype), make_grads(3, dtype)
     exact = functools.partial(jax.tree.map, lambda x: x.astype("float32"))
     updates, state = train_eagerly(case.tx(), params, grads, steps=3)
@@ -127,8 +133,7 @@ def test_16_bit_is_close_to_float32(case, dtype, rtol):
     assert_close(state, expected_state, rtol=rtol)
 
 
-@each_case
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@each_of(CASES, "float32", "bfloat16", "float16")
 def test_zero_gradients(case, dtype):
     params, grads = make_params(dtype), jax.tree.map(jnp.zeros_like, make_grads(2, dtype))
     assert_finite(train_eagerly(case.tx(), params, grads, steps=2))

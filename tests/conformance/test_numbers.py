@@ -11,7 +11,7 @@ from functional_opt import apply_updates
 
 from ..helpers import assert_close, at, make_grads, make_params, rosenbrock, train_compiled
 from .case import Case, with_a_loss
-from .cases import CASES, OPTIMIZERS, PLAIN, each_case, each_optimizer
+from .cases import CASES, OPTIMIZERS, PLAIN, each_optimizer, each_plain_case
 from .cases_free import knows_the_loss
 from .cases_linesearch import IN_FLOAT64
 
@@ -128,7 +128,7 @@ def test_comes_down_rosenbrocks_valley(case):
     assert jnp.nanmin(losses) < 0.01 * rosenbrock(start)
 
 
-@each_case
+@each_plain_case
 def test_eager_is_jitted(case):
     """To 5e-5: one ulp of b2ᵗ = 0.999 is 6e-5 of 1 − b2ᵗ, and eager and fused powers differ by one.
 

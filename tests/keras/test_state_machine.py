@@ -474,8 +474,8 @@ class Machine(RuleBasedStateMachine):
         assert twin.get_config() == config
         assert (int(twin.iterations), twin.get_slot_names()) == (0, [])
         assert {name: config.get(name, 0.0) for name in self.hyper} == self.hyper
-        if not isinstance(rate, Variable):
-            twin.learning_rate = rate
+        if not isinstance(rate, Variable):  # a schedule, or what a function returned, which is in no config
+            twin.learning_rate = rate if callable(rate) else lambda: rate
         twin.gradient_aggregator, twin.gradient_transformers = aggregate, self.opt.gradient_transformers
         for batch in self.batches:
             twin.build([self.variables[i] for i in batch])
@@ -500,7 +500,7 @@ def test_random_calls_agree_with_the_model():
     Machine.steps = 0
     phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # to explain a failure takes too long
     options = settings(
-        max_examples=50, stateful_step_count=40, phases=phases, suppress_health_check=list(HealthCheck)
+        max_examples=30, stateful_step_count=40, phases=phases, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(Machine, settings=options)
-    assert Machine.steps > 1000
+    assert Machine.steps > 500

@@ -10,9 +10,9 @@ from functional_opt.state import get
 
 
 def scales(tx, losses):
-    state, seen = tx.init(None), []
+    state, seen, update = tx.init(None), [], jax.jit(tx.update)
     for loss in losses:
-        u, state = tx.update({"w": 1.0}, state, value=loss)
+        u, state = update({"w": 1.0}, state, value=loss)
         seen.append(float(u["w"]))
     return seen
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ...base import GradientTransformation, apply_updates, increment
 from ...schedules import Schedule
+from ...transforms.chain import chain
 from ...value import value
 from ..indexed_slices import IndexedSlices
 from .by_variable import ByVariable, State, is_by_variable, keep, shift_counts
@@ -152,7 +153,11 @@ def _step(
 def _update(
     plan: Plan, numbers: Numbers, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
 ) -> tuple[ByVariable, Any]:
-    grads = on_values(lambda tree: numbers.clips.update(tree, numbers.clips.init(tree))[0], grads)
+    tx, clips = numbers.rule, numbers.clips.init(values)
+    if plan.rows == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
+        grads = on_values(lambda tree: numbers.clips.update(tree, clips)[0], grads)
+    else:  # one chain, which a kernel can do at once
+        tx, inner = chain(numbers.clips, tx), (clips, inner)
     if numbers.weight_decay is not None:
         values = ByVariable(values)
         for key in plan.decayed:
@@ -163,11 +168,12 @@ def _update(
     zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation knows None
 
     def rule(inner, values, grads):
-        updates, new = numbers.rule.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
+        updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
         updates = ByVariable((key, None if key in still else u) for key, u in updates.items())
         return apply_updates(values, updates), keep(still, inner, new)
 
-    return by_rows(rule, plan.rows, inner, values, grads)
+    new, inner = by_rows(rule, plan.rows, inner, values, grads)
+    return new, inner if tx is numbers.rule else inner[1]
 
 
 def _accumulate(
