@@ -27,22 +27,24 @@ from . import cases_free as free
 from . import cases_precision as precision
 from .cases import CASES, OPTIMIZERS, PLAIN, each_case, each_plain_case
 
-dtypes = pytest.mark.parametrize(
-    "dtype, grads_dtype",
-    [
-        ("float32", "float32"),
-        ("float32", "bfloat16"),
-        ("bfloat16", "float32"),
-        ("bfloat16", "bfloat16"),
-        ("float16", "float16"),
-    ],
+DTYPES = (  # of params and gradients
+    ("bfloat16", "float32"),
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
 )
 
 
-@each_case
-@dtypes
-def test_types_are_fixed_at_init(case, dtype, grads_dtype):
-    params, grads = make_params(dtype), at(make_grads(1, grads_dtype), 0)
+def each_of(cases, *dtypes):
+    """The plain cases with all the dtypes, others with the first: variants of a rule round as it does."""
+    pairs = [(case, dtype) for case in cases for dtype in (dtypes if case in PLAIN else dtypes[:1])]
+    return pytest.mark.parametrize("case, dtype", pairs, ids=str)
+
+
+@each_of(CASES, *DTYPES)
+def test_types_are_fixed_at_init(case, dtype):
+    params, grads = make_params(dtype[0]), at(make_grads(1, dtype[1]), 0)
 
     def step(tx, params, grads):
         before = tx.init(params)
@@ -57,11 +59,10 @@ def test_types_are_fixed_at_init(case, dtype, grads_dtype):
         assert_same_types(updates, params)
 
 
-@each_case
-@dtypes
-def test_scans_and_reads_nothing_back(case, dtype, grads_dtype):
+@each_of(CASES, *DTYPES)
+def test_scans_and_reads_nothing_back(case, dtype):
     """Under a trace of the transformation itself too, where reading a number to the host raises."""
-    jax.eval_shape(train, case.tx(), make_params(dtype), make_grads(2, grads_dtype))
+    jax.eval_shape(train, case.tx(), make_params(dtype[0]), make_grads(2, dtype[1]))
 
 
 def sharded(mesh, tree):
@@ -114,12 +115,6 @@ def specs(tree):
         jax.tree_util.keystr(path): [*(x.sharding.spec if x.sharding else ()), None, None][: x.ndim]
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def each_of(cases, *dtypes):
-    """The plain cases with all the dtypes, others with the first: variants of a rule round as it does."""
-    pairs = [(case, dtype) for case in cases for dtype in (dtypes if case in PLAIN else dtypes[:1])]
-    return pytest.mark.parametrize("case, dtype", pairs, ids=str)
 
 
 @each_of([c for c in CASES if not c.name.startswith(precision.STEP_TO_16_BITS)], "bfloat16", "float16")

@@ -121,7 +121,7 @@ class Stepping(Slots):
         for v, x in zip(variables, self._listed(variables, values), strict=True):
             v._value = x
 
-    def _repeat(self, grads: Sequence[Any], variables: Sequence[Variable], aggregate: bool) -> bool:
+    def _repeat(self, pairs: list[Any], aggregate: bool) -> bool:
         """Does the step if it is one like the last: dense gradients that fit, for the same variables."""
         last = self._last
         if (
@@ -129,7 +129,13 @@ class Stepping(Slots):
             or aggregate
             and (self.gradient_aggregator or self.axis_name is not None)
             or self.gradient_transformers
-            or last.ids != tuple(map(id, variables))
+            or set(map(type, pairs)) != {tuple}
+            or set(map(len, pairs)) != {2}
+        ):
+            return False
+        grads, variables = zip(*pairs, strict=True)
+        if (
+            last.ids != tuple(map(id, variables))
             or set(map(type, grads)) != {_ARRAY}
             or last.shapes != [g.shape for g in grads]
         ):

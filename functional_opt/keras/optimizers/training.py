@@ -167,13 +167,15 @@ class Training(Stepping):
         Raises TypeError for what is no pair, ValueError if no gradient is there or one does not have the
         shape of its variable, RuntimeError outside of the axis. Nothing is changed then.
         """
-        pairs, global_step = as_pairs(grads_and_vars), None if global_step is None else ours(global_step)
+        pairs, global_step = list(grads_and_vars), None if global_step is None else ours(global_step)
         if not pairs:
             return self._operation
-        grads, variables = zip(*pairs, strict=True)
         with jax.named_scope(name or self._name):
-            if not self._repeat(grads, variables, experimental_aggregate_gradients):
-                self._apply(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
+            if not self._repeat(pairs, experimental_aggregate_gradients):
+                pairs = as_pairs(pairs)
+                if not self._repeat(pairs, experimental_aggregate_gradients):  # variables of others are ours only now
+                    variables = [v for _, v in pairs]
+                    self._apply(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
         if global_step is not None:
             global_step.assign_add(1)
         return self._operation
