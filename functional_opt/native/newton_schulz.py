@@ -42,5 +42,5 @@ def _kernel(jaxpr):
     return run
 
 
-newton_schulz_p = primitive("functional_opt_newton_schulz")
+newton_schulz_p = primitive(NEWTON_SCHULZ)
 lower_on_cpu(newton_schulz_p, _kernel)

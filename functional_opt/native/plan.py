@@ -26,7 +26,7 @@ class Call(NamedTuple):
     program: tuple[int, ...]  # (operation, where its scalars start) pairs, one after another
     kinds: tuple[int, ...]  # how each slot is stored
     leaves: tuple[int, ...]
-    kept: tuple[tuple[int, ...], ...]  # where the leaves' slots are among the leaves of the state, then scales
+    kept: tuple[int, ...]  # where the leaves' slots are among the leaves of the state, then scales
 
     def attributes(self) -> dict[str, np.ndarray]:
         return {"program": np.array(self.program, np.int32), "kinds": np.array(self.kinds, np.int32)}
@@ -45,8 +45,7 @@ class Plan(NamedTuple):
             scalars = scalars.at[0].set(self.squares(sums_of_squares(grads), scalars[0]))
         new_params, new_slots = list(params), {}
         for call in self.calls:
-            places = [i for some in call.kept for i in some]
-            kept = [*(params[i] for i in call.leaves), *(state[i] for i in places)]
+            kept = [*(params[i] for i in call.leaves), *(state[i] for i in call.kept)]
             n = len(call.leaves)
             out = jax.ffi.ffi_call(
                 STEP,
@@ -55,7 +54,7 @@ class Plan(NamedTuple):
             )(scalars, *(grads[i] for i in call.leaves), *kept, **call.attributes())
             for i, x in zip(call.leaves, out[:n], strict=True):
                 new_params[i] = x
-            new_slots |= zip(places, out[n:], strict=True)
+            new_slots |= zip(call.kept, out[n:], strict=True)
         return new_params, new_slots
 
 
@@ -147,7 +146,7 @@ def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
             slots = list(zip(*(leaves[i].slots for i in some), strict=True))
             arrays = [[x.data for x in row] for row in slots]
             arrays += [[x.scale for x in row] for row in slots if row[0].scale is not None]
-            kept = tuple(tuple(places[id(x)] for x in row) for row in arrays)
+            kept = tuple(places[id(x)] for row in arrays for x in row)
             yield Call(program, kinds, tuple(some), kept)
 
 

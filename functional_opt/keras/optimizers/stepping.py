@@ -129,8 +129,7 @@ class Stepping(Slots):
             or aggregate
             and (self.gradient_aggregator or self.axis_name is not None)
             or self.gradient_transformers
-            or set(map(type, pairs)) != {tuple}
-            or set(map(len, pairs)) != {2}
+            or not _are_pairs(pairs)
         ):
             return False
         grads, variables = zip(*pairs, strict=True)
@@ -260,10 +259,15 @@ class Stepping(Slots):
             v._value = x
 
 
+def _are_pairs(pairs: list[Any]) -> bool:
+    """Whether all are tuples of two: in one go, as an eager step has no time to look at each."""
+    return set(map(type, pairs)) == {tuple} and set(map(len, pairs)) == {2}
+
+
 def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
     """(gradient, variable) pairs, with other libraries' variables seen as ours. TypeError for what is none."""
     pairs = list(grads_and_vars)
-    if set(map(type, pairs)) != {tuple} or set(map(len, pairs)) != {2}:
+    if not _are_pairs(pairs):
         for pair in pairs:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
                 raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
