@@ -1,13 +1,15 @@
 # make demo: sets everything up and trains on real data.  make characters: compares eight
 # optimizers on a character transformer.  make test: sets everything up and tests.
+# make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
 # make check: ruff, pyright and the doctests.  make bench: speed, side by side with peers.
+# PYTHON=... runs any of them with another Python, in an environment of its own.
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN = $(VENV)/bin
 # XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
 QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo characters test check bench clean
+.PHONY: demo characters test test-versions check bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -17,6 +19,9 @@ characters: $(VENV)/demo
 test: $(VENV)/test
 	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --ignore tests/native
 	$(BIN)/python -m pytest -n auto tests/native
+
+test-versions: $(VENV)/test
+	$(BIN)/nox
 
 check: $(VENV)/test
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -22,13 +22,16 @@ def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str
     A first round, not counted, warms up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in track(range(rounds + 1), what):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            if i:
-                seconds[name].append((time.perf_counter() - start) / calls)
+    with Progress() as progress:
+        row = progress.add_task(what, total=rounds + 1)
+        for i in range(rounds + 1):
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                for _ in range(calls):
+                    run()
+                if i:
+                    seconds[name].append((time.perf_counter() - start) / calls)
+            progress.advance(row)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import composed
@@ -13,7 +14,7 @@ import numpy as np
 import sweep
 import task
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 WAYS = {  # how each trains, and the name of the function it compiles
@@ -37,18 +38,19 @@ def main(epochs: int, out: Path, console: Console) -> tuple[dict, dict]:
     batches = digits.batches(epochs)
     accuracies, curves = {}, {}
     table = Table("", "test accuracy", "seconds", "compiles of the step", title=f"digits, {len(batches)} steps")
-    for name, (train, step) in WAYS.items():
-        before, start = len(compiled), time.perf_counter()
-        params, losses = train(track(batches, f"{name:18}", console=console))
-        curves[name] = np.array(losses)
-        seconds = time.perf_counter() - start
-        if name.startswith("sweep"):  # a network for each rate
-            networks = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(sweep.RATES))]
-            accuracies[name] = max(task.accuracy(network, *digits.test) for network in networks)
-        else:
-            accuracies[name] = task.accuracy(params, *digits.test)
-        compiles = compiled[before:].count(f"jit({step})")
-        table.add_row(name, f"{accuracies[name]:.1%}", f"{seconds:.2f}", str(compiles))
+    with Progress(console=console) as progress:
+        for name, (train, step) in WAYS.items():
+            before, start = len(compiled), time.perf_counter()
+            params, losses = train(shown(progress, f"{name:18}", batches))
+            curves[name] = np.array(losses)
+            seconds = time.perf_counter() - start
+            if name.startswith("sweep"):  # a network for each rate
+                networks = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(sweep.RATES))]
+                accuracies[name] = max(task.accuracy(network, *digits.test) for network in networks)
+            else:
+                accuracies[name] = task.accuracy(params, *digits.test)
+            compiles = compiled[before:].count(f"jit({step})")
+            table.add_row(name, f"{accuracies[name]:.1%}", f"{seconds:.2f}", str(compiles))
     console.print(table)
     apart = np.abs(curves["functional"] - curves["keras script"]).max()
     console.print(f"functional and keras script, the same Adam: losses apart by at most {apart:.1e}")
@@ -56,6 +58,17 @@ def main(epochs: int, out: Path, console: Console) -> tuple[dict, dict]:
     draw(curves, out)
     console.print(f"picture: {out}")
     return accuracies, curves
+
+
+def shown(progress: Progress, name: str, batches: list) -> Iterator:
+    """Yields the batches and shows how many are done.
+
+    `rich.progress.track` would start a thread that a failed run leaves waiting: Python 3.13 then never exits.
+    """
+    row = progress.add_task(name, total=len(batches))
+    for batch in batches:
+        yield batch
+        progress.advance(row)
 
 
 def draw(curves: dict[str, np.ndarray], out: Path) -> None:

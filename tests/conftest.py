@@ -1,4 +1,4 @@
-"""Four CPU devices, set before JAX is imported; compiled programs that are let go; the profiles of hypothesis."""
+"""Sets four CPU devices before JAX is imported, sets hypothesis' profiles, marks a selection, frees programs."""
 
 import itertools
 import os
@@ -7,11 +7,32 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("local", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+VERSIONS = (  # the selection for other Pythons and JAXs: these files,
+    "tests/native/",
+    "tests/keras/test_goldens",
+    "tests/test_examples.py::test_the_main_job",
+    "tests/test_examples.py::test_a_failed_run",
+)
+A_DOZEN = {  # and the contracts of these
+    *("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adafactor", "muon", "soap", "lbfgs"),
+    *("schedule_free_adamw", "quantize_state"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        contract = item.nodeid.startswith("tests/conformance/test_contracts.py") and repr(case) in A_DOZEN
+        if contract or item.nodeid.startswith(VERSIONS):
+            item.add_marker(pytest.mark.versions)
+
 
 _tests = itertools.count(1)
 

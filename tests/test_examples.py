@@ -1,6 +1,7 @@
 """The examples and the README's code, run as a user would, on less data."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def test_the_main_job(examples, tmp_path):
     rows = re.findall(r"│ (\S.*?)\s+│ [\d.]+%\s+│ [\d.]+\s+│ (\d+)", console.export_text())
     assert [name for name, _ in rows] == list(digits.WAYS)
     assert {compiles for _, compiles in rows} == {"1"}
+
+
+def test_a_failed_run_ends_with_its_error():
+    """A thread of the progress bar kept Python 3.13 from exiting."""
+    program = "import digits, rich.console; digits.WAYS = {'': (lambda batches: [1 / 0 for _ in batches], '')};"
+    program += "digits.main(1, None, rich.console.Console())"
+    run = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(run, cwd=ROOT / "examples", timeout=300, capture_output=True, text=True)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr, done.stderr
 
 
 def test_characters(examples, tmp_path, monkeypatch):
