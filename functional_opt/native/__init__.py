@@ -6,7 +6,6 @@ Nothing needs to be called: `tx.update` and `apply_updates` inside `jax.jit` use
 
 from .apply import applied as applied
 from .library import available as available
-from .library import disabled as disabled
 from .library import enabled as enabled
 from .link import Link as Link
 from .link import Slot as Slot
@@ -15,3 +14,4 @@ from .link import links_in_turn as links_in_turn
 from .link import links_of as links_of
 from .newton_schulz import newton_schulz as newton_schulz
 from .step import step as step
+from .switch import disabled as disabled

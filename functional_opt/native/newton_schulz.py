@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import core
 
+from .jax_internals import bind, is_alone, primitive
 from .library import NEWTON_SCHULZ, enabled
-from .primitive import lower_on_cpu, primitive, with_arguments
 
 LARGEST = 1 << 20
 """Elements of a matrix that fits in a thread's cache, with what else it needs."""
@@ -22,15 +22,16 @@ def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Arra
     coefficients = jnp.stack([jnp.stack([jnp.asarray(c, jnp.float32) for c in row]) for row in rows])
     steps = len(rows)
     closed = jax.make_jaxpr(lambda c, x: pure(x, [tuple(c[i]) for i in range(steps)]))(coefficients, x)
-    return newton_schulz_p.bind(*closed.consts, coefficients, x, jaxpr=with_arguments(closed))[0]
+    out = bind(newton_schulz_p, closed, coefficients, x)
+    return pure(x, rows) if out is None else out[0]
 
 
 def _wins(x: jax.Array) -> bool:
     """Whether every thread has a matrix, and it is not large: XLA divides single products among threads."""
-    aval = jax.typeof(x)
     n, m = x.shape[-2:]
-    alone = not getattr(aval, "vma", None) and aval.sharding.mesh.empty
-    return alone and x.dtype == jnp.float32 and 0 < n * m <= LARGEST and x.size // (n * m) >= (os.cpu_count() or 1)
+    return (
+        is_alone(x) and x.dtype == jnp.float32 and 0 < n * m <= LARGEST and x.size // (n * m) >= (os.cpu_count() or 1)
+    )
 
 
 def _kernel(jaxpr):
@@ -42,5 +43,4 @@ def _kernel(jaxpr):
     return run
 
 
-newton_schulz_p = primitive(NEWTON_SCHULZ)
-lower_on_cpu(newton_schulz_p, _kernel)
+newton_schulz_p = primitive(NEWTON_SCHULZ, _kernel)

@@ -12,14 +12,14 @@ from typing import Any
 
 import jax
 from jax import core
-from jax.interpreters import partial_eval as pe
 
 from ..leaves import Tree, add, is_nothing
 from .apply import remember
-from .library import disabled, enabled
+from .jax_internals import bind, function, primitive, reduced
+from .library import enabled
 from .link import links_of
 from .plan import Plan, plan_of
-from .primitive import function, lower_on_cpu, primitive, with_arguments
+from .switch import disabled
 
 
 def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
@@ -44,9 +44,9 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
 
     arguments = scalars, [leaves[i] for i in here], [weights[i] for i in here], slots
     closed = jax.make_jaxpr(all_results)(*arguments)
-    out = step_p.bind(
-        *closed.consts, *jax.tree.leaves(arguments), jaxpr=with_arguments(closed), plan=plan, native=False
-    )
+    out = bind(step_p, closed, *jax.tree.leaves(arguments), plan=plan, native=False)
+    if out is None:
+        return pure(updates, state, params)
     n = len(here)
     for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
         leaves[i] = u
@@ -76,7 +76,7 @@ def _without_unused(used, eqn):
     native = n > 0 and not any(used[:n]) and all(used[n : 2 * n])
     if native:
         used = [i >= n for i in range(len(used))]
-    smaller, reads = pe.dce_jaxpr(jaxpr, list(used), instantiate=native)
+    smaller, reads = reduced(jaxpr, used, keep_arguments=native)
     return reads, eqn.replace(
         params=dict(jaxpr=smaller, plan=plan if native else None, native=native),
         invars=[v for v, read in zip(eqn.invars, reads, strict=True) if read],
@@ -91,12 +91,10 @@ def _kernel(jaxpr, plan, native):
         scalars, *pairs = args[len(args) - len(slots) - 2 * n - 1 : len(args) - len(slots)]
         new_params, new_slots = plan.run(scalars, pairs[:n], pairs[n:], slots)
         others = [False] * n + [i not in new_slots for i in range(len(slots))]  # counts, slots without a gradient
-        rest = iter(function(pe.dce_jaxpr(jaxpr, others, instantiate=True)[0])(*args))
+        rest = iter(function(reduced(jaxpr, others, keep_arguments=True)[0])(*args))
         return [*new_params, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
 
     return run if native else None
 
 
-step_p = primitive("functional_opt_step")
-pe.dce_rules[step_p] = _without_unused
-lower_on_cpu(step_p, _kernel)
+step_p = primitive("functional_opt_step", _kernel, _without_unused)

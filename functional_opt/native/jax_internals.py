@@ -1,0 +1,129 @@
+"""Everything the kernels touch in JAX beyond its documented interfaces.
+
+A primitive here carries its meaning as a jaxpr, and a kernel may do its work on a single CPU. JAX's inner interfaces
+change from release to release. Importing this file never raises, and neither do the rules it registers: whatever is
+missing, or other than expected, turns the kernels off with one warning, and the jaxpr is computed instead.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from .switch import reason, turn_off
+
+try:
+    from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+    from jax.interpreters import ad, batching, mlir
+    from jax.interpreters import partial_eval as pe
+except Exception as e:
+    nothing: Any = None
+    ClosedJaxpr = Primitive = jaxpr_as_fun = ad = batching = mlir = pe = nothing
+    turn_off(f"JAX {jax.__version__} lacks an interface they need: {e}")
+
+
+def primitive(name: str, kernel: Callable, without_unused: Callable | None = None) -> Any:
+    """Makes a primitive whose parameter `jaxpr`, closed over nothing, is its meaning; None if JAX refuses.
+
+    kernel: maps the parameters to the function that does the work on one CPU, or to None.
+    without_unused: maps which results are used, and the equation, to which arguments it reads then, and the
+        equation without the results that nobody uses; None for an equation that goes away.
+    """
+    if reason() is not None:
+        return None
+    try:
+        p = Primitive(name)
+        p.multiple_results = True
+        p.def_impl(lambda *args, jaxpr, **_: function(jaxpr)(*args))
+        p.def_abstract_eval(lambda *_, jaxpr, **__: [v.aval for v in jaxpr.outvars])
+        ad.primitive_jvps[p] = _differentiate
+        batching.primitive_batchers[p] = _map
+        mlir.register_lowering(p, _lower)
+        mlir.register_lowering(p, _lower_on_cpu(kernel), platform="cpu")
+        if without_unused is not None:
+            pe.dce_rules[p] = _dce_rule(without_unused)
+    except Exception as e:
+        turn_off(f"JAX {jax.__version__} has another interface for primitives: {e!r}")
+        return None
+    return p
+
+
+def bind(p: Any, closed: Any, *args: Any, **parameters: Any) -> list | None:
+    """Binds the primitive that means `closed`, a closed jaxpr of `args`; None if JAX refuses."""
+    try:
+        return p.bind(*closed.consts, *args, jaxpr=_with_arguments(closed), **parameters)
+    except Exception as e:
+        turn_off(f"JAX {jax.__version__} has another interface for jaxprs: {e!r}")
+        return None
+
+
+def function(jaxpr: Any) -> Callable:
+    """Returns the jaxpr as a function from arrays to a list of them."""
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
+
+
+def reduced(jaxpr: Any, used: Sequence[bool], keep_arguments: bool) -> tuple[Any, list[bool]]:
+    """Returns the jaxpr without its unused results, and which of its arguments it reads."""
+    return pe.dce_jaxpr(jaxpr, list(used), instantiate=keep_arguments)
+
+
+def is_alone(x: jax.Array) -> bool:
+    """Returns whether an array is of one device: varies over no axis of a mesh, and is sharded over none."""
+    aval = jax.typeof(x)
+    return not getattr(aval, "vma", None) and aval.sharding.mesh.empty
+
+
+def _with_arguments(closed: Any) -> Any:
+    """Returns the jaxpr, the values it closes over made its first arguments."""
+    jaxpr = closed.jaxpr
+    names = jaxpr.debug_info._replace(arg_names=None)
+    return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=names)
+
+
+def _map(args, dims, *, jaxpr, **_):
+    out = jax.vmap(function(jaxpr), dims)(*args)
+    return out, [0] * len(out)
+
+
+def _differentiate(primals, tangents, *, jaxpr, **_):
+    out, dots = jax.jvp(function(jaxpr), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+    zeros = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
+    return out, [z if d is None else d for z, d in zip(zeros, dots, strict=True)]
+
+
+def _lower(ctx: Any, *args, jaxpr, **_):
+    return mlir.lower_fun(function(jaxpr), multiple_results=True)(ctx, *args)
+
+
+def _lower_on_cpu(kernel: Callable) -> Callable:
+    def lower(ctx, *args, **parameters):
+        try:
+            module = ctx.module_context
+            one_device = getattr(module.axis_context, "num_devices", None) == 1  # a kernel would have all gathered
+            if one_device and not module.lowering_parameters.for_export and reason() is None:
+                run = kernel(**parameters)
+                if run is not None:
+                    return mlir.lower_fun(run, multiple_results=True)(ctx, *args)
+        except Exception as e:
+            turn_off(f"JAX {jax.__version__} lowers primitives in another way: {e!r}")
+        return _lower(ctx, *args, **parameters)
+
+    return lower
+
+
+def _dce_rule(without_unused: Callable) -> Callable:
+    """The rule that JAX calls with `(used, eqn)`, from 0.12 on with `(used, which arguments are live, eqn)`."""
+
+    def rule(*args, **named):
+        eqn = next((x for x in (*args, *named.values()) if hasattr(x, "primitive") and hasattr(x, "invars")), None)
+        if eqn is None:
+            raise TypeError("a rule for dead code is called without an equation")
+        try:
+            if named or len(args) not in (2, 3) or args[-1] is not eqn or len(args[0]) != len(eqn.outvars):
+                raise TypeError(f"called with {len(args) + len(named)} arguments")
+            return without_unused(list(args[0]), eqn)
+        except Exception as e:
+            turn_off(f"JAX {jax.__version__} has another interface for rules of dead code: {e!r}")
+            return [True] * len(eqn.invars), eqn
+
+    return rule
