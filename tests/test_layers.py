@@ -19,6 +19,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "average": 2,
     "base": 2,
     "paths": 2,
+    "slots": 2,
     "state": 2,
     "schedules": 2,
     "transforms": 3,

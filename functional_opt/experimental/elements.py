@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, Transformation, _Pair, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, as_array, cast_like, is_nothing, map_leaves, paths, widen_tree, zeros_like
+from ..slots import Counter, Exact, Number
 from ..state import NamedTupleKey, get
 from ..transforms.chain import identity
 from ..transforms.guard import update_if
@@ -138,9 +139,9 @@ class average_per_element_updates(Aggregator):
 class AccumulateAvgUpdatesState(NamedTuple):
     """`micro_step`: gradients so far. `ready`: whether this was the last of them. `avg_grad`: their mean."""
 
-    micro_step: jax.Array
-    ready: jax.Array
-    avg_grad: Tree
+    micro_step: Counter
+    ready: Number
+    avg_grad: Exact
 
 
 @transformation
@@ -202,10 +203,10 @@ def average_incrementally_updates(
 class PerElementMeanAndSumSqDiffGradsState(NamedTuple):
     """`micro_step`: steps so far. `ready`: whether this was the last. The rest: what `update` gives, so far."""
 
-    micro_step: jax.Array
-    ready: jax.Array
-    mean_grads: Tree
-    sum_sq_diff_grads: Tree
+    micro_step: Counter
+    ready: Number
+    mean_grads: Exact
+    sum_sq_diff_grads: Exact
 
 
 @transformation

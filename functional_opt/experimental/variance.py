@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, map_leaves, zeros_like
+from ..slots import Counter, Number, Signed, Unsigned
 from ..state import get
 from ..transforms.chain import chain, identity
 from ..value import Decay, PositiveInt, checked
@@ -16,10 +17,10 @@ from .elements import Axes, get_per_element_mean_and_sum_sq_diff_grads, process
 class PerElementMeanAndVarianceEMAState(NamedTuple):
     """`count`: steps done. `ema_decay`: that of the transformation. Then two running means that start at 0."""
 
-    count: jax.Array
-    ema_decay: jax.Array
-    mean_grads_ema: Tree
-    variance_grads_ema: Tree
+    count: Counter
+    ema_decay: Number
+    mean_grads_ema: Signed
+    variance_grads_ema: Unsigned
 
 
 @transformation

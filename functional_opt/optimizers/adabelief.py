@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, Static, checked
@@ -16,9 +16,9 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByBeliefState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `nu`: of |g − mu|², with eps_root added at every step."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -17,8 +18,8 @@ from ..value import Decay, DType, Positive, Static, checked
 class ScaleByAdaDeltaState(NamedTuple):
     """`e_g`, `e_x`: running means of |g|² and |u|²."""
 
-    e_g: Tree
-    e_x: Tree
+    e_g: Unsigned
+    e_x: Unsigned
 
 
 @transformation

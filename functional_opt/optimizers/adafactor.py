@@ -13,6 +13,7 @@ from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate, Schedule
 from ..schedules.base import rate_at
+from ..slots import Counter, Unsigned
 from ..transforms.chain import chain, identity
 from ..transforms.clip import clip_by_block_rms
 from ..transforms.decay import add_decayed_weights
@@ -28,10 +29,10 @@ class FactoredState(NamedTuple):
     What a leaf does not have is zeros of shape (1,).
     """
 
-    count: jax.Array
-    v_row: Tree
-    v_col: Tree
-    v: Tree
+    count: Counter
+    v_row: Unsigned
+    v_col: Unsigned
+    v: Unsigned
 
 
 def _power_decay(step: Any, decay_rate: Any) -> Any:

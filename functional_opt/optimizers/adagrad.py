@@ -6,8 +6,9 @@ import jax.numpy as jnp
 
 from .. import native
 from ..base import GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, full_like, map_leaves
+from ..leaves import abs_sq, full_like, map_leaves
 from ..schedules import Rate
+from ..slots import Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import DType, NonNegative, Static, checked
@@ -16,7 +17,7 @@ from ..value import DType, NonNegative, Static, checked
 class ScaleByRssState(NamedTuple):
     """`sum_of_squares`: Σ|g|² over the steps, a leaf for each param."""
 
-    sum_of_squares: Tree
+    sum_of_squares: Unsigned
 
 
 @transformation

@@ -2,14 +2,14 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -19,9 +19,9 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByAdamState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g and |g|²."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, whole, zeros_like
+from ..leaves import abs_sq, is_nothing, map_leaves, paths, whole, zeros_like
 from ..paths import Mask, PathRules
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -38,9 +39,9 @@ BY_SHAPE = "by shape"
 class ScaleByAdamMiniState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `nu`: that of the mean of |g|² over each block."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -18,11 +18,11 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByAdanState(NamedTuple):
     """`m`, `v`, `n`: running means of g, of its change d and of |g + b2·d|². `g`: the last. `t`: steps done."""
 
-    m: Tree
-    v: Tree
-    n: Tree
-    g: Tree
-    t: jax.Array
+    m: Signed
+    v: Signed
+    n: Unsigned
+    g: Signed
+    t: Counter
 
 
 @transformation

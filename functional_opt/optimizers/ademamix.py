@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate, Schedule
 from ..schedules.base import as_schedule, rate_at
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -28,11 +28,11 @@ DecayRate = Annotated[Any, Convert(_decay_rate)]
 class ScaleByAdemamixState(NamedTuple):
     """`count`, `count_m2`: steps done. `m1`, `m2`: the fast and the slow mean of g. `nu`: running mean of |g|²."""
 
-    count: jax.Array
-    count_m2: jax.Array
-    m1: Tree
-    m2: Tree
-    nu: Tree
+    count: Counter
+    count_m2: Counter
+    m1: Signed
+    m2: Signed
+    nu: Unsigned
 
 
 @transformation
@@ -122,9 +122,9 @@ def ademamix(
 class ScaleBySimplifiedAdEMAMixState(NamedTuple):
     """`t`: steps done. `m`: decayed running sum of g. `n`: running mean of |g|²."""
 
-    t: jax.Array
-    m: Tree
-    n: Tree
+    t: Counter
+    m: Signed
+    n: Unsigned
 
 
 @transformation

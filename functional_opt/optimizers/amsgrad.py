@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, Static, checked
@@ -16,10 +16,10 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByAmsgradState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g and |g|². `nu_max`: the largest of the latter."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    nu_max: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
+    nu_max: Unsigned
 
 
 @transformation

@@ -12,6 +12,7 @@ from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, paths, safe_sqrt, whole, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Number, RandomKey, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -25,11 +26,11 @@ class ScaleByApolloState(NamedTuple):
     `rng_key`: the data (uint32) of the key of the projections.
     """
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    norm: Tree
-    rng_key: jax.Array
+    count: Counter
+    mu: Signed
+    nu: Unsigned
+    norm: Number
+    rng_key: RandomKey
 
 
 @transformation

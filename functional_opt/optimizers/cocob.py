@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, copy_of, full_like, map_leaves, zeros_like
+from ..leaves import copy_of, full_like, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Params, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -18,11 +19,11 @@ from .distance import dot
 class COCOBState(NamedTuple):
     """`init_particles`: w₀. `cumulative_gradients`: θ. `scale`: L. `subgradients`: G. `reward`: R."""
 
-    init_particles: Tree
-    cumulative_gradients: Tree
-    scale: Tree
-    subgradients: Tree
-    reward: Tree
+    init_particles: Params
+    cumulative_gradients: Signed
+    scale: Unsigned
+    subgradients: Unsigned
+    reward: Unsigned
 
 
 @transformation

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..leaves import abs_sq, map_leaves, narrow, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
+from ..slots import Counter, Number, Signed, Unsigned
 from ..value import DType, NonNegative, Positive, Static
 from .distance import Betas, dot, ratio, total
 
@@ -19,12 +19,12 @@ class DAdaptAdamWState(NamedTuple):
     `estim_lr`: d, the estimate of the distance to the solution. `numerator_weighted`: r. `count`: steps done.
     """
 
-    exp_avg: Tree
-    exp_avg_sq: Tree
-    grad_sum: Tree
-    estim_lr: jax.Array
-    numerator_weighted: jax.Array
-    count: jax.Array
+    exp_avg: Signed
+    exp_avg_sq: Unsigned
+    grad_sum: Signed
+    estim_lr: Number
+    numerator_weighted: Number
+    count: Counter
 
 
 @transformation

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Exact, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -25,9 +26,9 @@ RankFraction = Annotated[float, Range("(0, 1]")]
 class ScaleByDionState(NamedTuple):
     """`count`: steps done. `mu`: the momentum M, and in it what no update had. `q`: Q, (inputs, rank)."""
 
-    count: jax.Array
-    mu: Tree
-    q: Tree
+    count: Counter
+    mu: Signed
+    q: Exact
 
 
 @transformation

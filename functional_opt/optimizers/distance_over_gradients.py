@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, abs_sq, copy_of, global_norm, map_leaves, safe_sqrt
+from ..leaves import abs_sq, copy_of, global_norm, map_leaves, safe_sqrt
+from ..slots import Number, Params
 from ..value import DType, NonNegative, Real, Static
 from .distance import over_root
 
@@ -14,9 +15,9 @@ from .distance import over_root
 class ScaleByDistanceOverGradientsState(NamedTuple):
     """For each leaf `max_dist`: r, `grad_sum_of_squares`: G, `init_params`: w₀."""
 
-    max_dist: Tree
-    grad_sum_of_squares: Tree
-    init_params: Tree
+    max_dist: Number
+    grad_sum_of_squares: Number
+    init_params: Params
 
 
 @transformation

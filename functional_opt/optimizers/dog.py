@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt
+from ..leaves import abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Number, Params
 from ..transforms.chain import chain, identity
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -19,10 +19,10 @@ from .distance import over_root, ratio, total
 class DoGState(NamedTuple):
     """`is_init_step`: bool. `init_params`: w₀. `max_dist`: r. `sum_sq_norm_grads`: G."""
 
-    is_init_step: jax.Array
-    init_params: Tree
-    max_dist: jax.Array
-    sum_sq_norm_grads: jax.Array
+    is_init_step: Number
+    init_params: Params
+    max_dist: Number
+    sum_sq_norm_grads: Number
 
 
 @transformation
@@ -110,9 +110,9 @@ def _decayed(weight_decay: Any, mask: Any) -> GradientTransformation:
 class DoWGState(NamedTuple):
     """`init_params`: w₀. `weighted_sq_norm_grads`: G. `estim_sq_dist`: r²."""
 
-    init_params: Tree
-    weighted_sq_norm_grads: jax.Array
-    estim_sq_dist: jax.Array
+    init_params: Params
+    weighted_sq_norm_grads: Number
+    estim_sq_dist: Number
 
 
 @transformation

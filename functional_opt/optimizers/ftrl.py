@@ -2,22 +2,22 @@
 
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, full_like, map_leaves, zeros_like
+from ..leaves import abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import known, rate_at
+from ..slots import Counter, Signed, Unsigned
 from ..value import DType, NonNegative, Range, Scalar, Static
 
 
 class FtrlState(NamedTuple):
     """`count`: steps done. `accumulator`: Σ|g|². `linear`: the sum z of gradients and proximal terms."""
 
-    count: jax.Array
-    accumulator: Tree
-    linear: Tree
+    count: Counter
+    accumulator: Unsigned
+    linear: Signed
 
 
 @transformation

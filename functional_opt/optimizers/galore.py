@@ -12,6 +12,7 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..leaves import Tree, is_nothing, map_leaves, paths, whole, widen, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Exact, States
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
@@ -23,9 +24,9 @@ from .adam import scale_by_adam
 class GaLoreState(NamedTuple):
     """`count`: steps done. `base_optimizer_state`: that for the small leaves. `projector`: P, or None."""
 
-    count: jax.Array
-    base_optimizer_state: Any
-    projector: Tree
+    count: Counter
+    base_optimizer_state: States
+    projector: Exact
 
 
 @transformation

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..leaves import is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
 from ..schedules import Rate
+from ..slots import Counter, Exact, Number, Params
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.zoom import scale_by_zoom_linesearch
@@ -21,12 +22,12 @@ class ScaleByLBFGSState(NamedTuple):
     step t at (t − 1) mod memory_size. `weights_memory`: 1 / ⟨change of w, change of g⟩ of each, 0 for none.
     """
 
-    count: jax.Array
-    params: Tree
-    updates: Tree
-    diff_params_memory: Tree
-    diff_updates_memory: Tree
-    weights_memory: jax.Array
+    count: Counter
+    params: Params
+    updates: Exact
+    diff_params_memory: Exact
+    diff_updates_memory: Exact
+    weights_memory: Number
 
 
 @transformation

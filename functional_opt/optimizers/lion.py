@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, map_leaves, zeros_like
+from ..leaves import map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -19,8 +20,8 @@ from ..value import Decay, DType, Positive, Static, checked
 class ScaleByLionState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g."""
 
-    count: jax.Array
-    mu: Tree
+    count: Counter
+    mu: Signed
 
 
 @transformation

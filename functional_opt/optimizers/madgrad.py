@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, copy_of, map_leaves, zeros_like
+from ..leaves import abs_sq, copy_of, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
+from ..slots import Counter, Params, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..value import Decay, DType, NonNegative, Static, checked
@@ -17,10 +17,10 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class MadgradState(NamedTuple):
     """`count`: steps done. `grad_sum_sq`: Σλ|g|². `s`: Σλg. `x0`: the params at the start."""
 
-    count: jax.Array
-    grad_sum_sq: Tree
-    s: Tree
-    x0: Tree
+    count: Counter
+    grad_sum_sq: Unsigned
+    s: Signed
+    x0: Params
 
 
 @transformation

@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, global_norm, map_leaves, zeros_like
+from ..leaves import abs_sq, global_norm, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -18,10 +18,10 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByMarsState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of c and |c|². `grad`: the last g."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    grad: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
+    grad: Signed
 
 
 @transformation

@@ -1,12 +1,12 @@
 """Mechanic: a wrapper that finds the factor of an optimizer's learning rate."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..slots import Counter, Number, Params, States
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
 from .distance import dot, total
 
@@ -17,14 +17,14 @@ class MechanicState(NamedTuple):
     `x0`: the first params. `delta`: Δ, the sum of the inner updates.
     """
 
-    base_optimizer_state: Any
-    count: jax.Array
-    r: jax.Array
-    m: jax.Array
-    v: jax.Array
-    s: jax.Array
-    x0: Tree
-    delta: Tree
+    base_optimizer_state: States
+    count: Counter
+    r: Number
+    m: Number
+    v: Number
+    s: Number
+    x0: Params
+    delta: Params
 
 
 @transformation

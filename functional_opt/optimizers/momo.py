@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, narrow, zeros_like
+from ..leaves import abs_sq, map_leaves, narrow, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
+from ..slots import Counter, Number, Signed, Unsigned
 from ..value import Decay, DType, NonNegative, Positive, Real, Static
 from .distance import dot, ratio, total
 
@@ -16,22 +17,22 @@ from .distance import dot, ratio, total
 class MomoState(NamedTuple):
     """`exp_avg`: d. `barf`: f̄. `gamma`: γ. `lb`: the lower bound now. `count`: steps done."""
 
-    exp_avg: Tree
-    barf: jax.Array
-    gamma: jax.Array
-    lb: jax.Array
-    count: jax.Array
+    exp_avg: Signed
+    barf: Number
+    gamma: Number
+    lb: Number
+    count: Counter
 
 
 class MomoAdamState(NamedTuple):
     """`exp_avg`: d. `exp_avg_sq`: v. `barf`: f̄. `gamma`: γ. `lb`: the lower bound now. `count`: steps done."""
 
-    exp_avg: Tree
-    exp_avg_sq: Tree
-    barf: jax.Array
-    gamma: jax.Array
-    lb: jax.Array
-    count: jax.Array
+    exp_avg: Signed
+    exp_avg_sq: Unsigned
+    barf: Number
+    gamma: Number
+    lb: Number
+    count: Counter
 
 
 def needs_value(value: Any, who: GradientTransformation) -> jax.Array:

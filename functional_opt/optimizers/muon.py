@@ -10,6 +10,7 @@ from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
 from ..paths import Mask, resolve_mask, spread
 from ..schedules import Rate
+from ..slots import Counter, Number, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.dimension_numbers import MuonNumbers, Stacks, specs_of
@@ -33,9 +34,9 @@ from .adam import adamw
 class MuonState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `ns_coeffs`: the coefficients last used."""
 
-    count: jax.Array
-    mu: Tree
-    ns_coeffs: jax.Array
+    count: Counter
+    mu: Signed
+    ns_coeffs: Number
 
 
 @transformation

@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Number, Signed, Unsigned
 from ..transforms.chain import chain
 from ..value import Decay, DType, NonNegative, Static, checked
 from .adam import adam, adamw
@@ -17,10 +17,10 @@ from .adam import adam, adamw
 class ScaleByNadamState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g and |g|². `momentum_product`: ∏μᵢ over the steps."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    momentum_product: jax.Array
+    count: Counter
+    mu: Signed
+    nu: Unsigned
+    momentum_product: Number
 
 
 @transformation

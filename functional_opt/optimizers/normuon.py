@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, widen_tree, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, safe_sqrt, widen_tree, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -30,9 +31,9 @@ from .muon import muon_labels
 class ScaleByNorMuonState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `nu`: of each neuron's mean |o|², one number for a column."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
+from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like
 from ..schedules import Rate
 from ..schedules.base import known, rate_at
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, Static, checked
@@ -17,9 +18,9 @@ from ..value import Decay, DType, NonNegative, Static, checked
 class ScaleByNovogradState(NamedTuple):
     """`count`: steps done. `mu`: running sum of the directions. `nu`: for each leaf a mean of ‖g‖², shape ()."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -3,12 +3,12 @@
 import warnings
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
-from ..leaves import Tree, map_leaves, zeros_like
+from ..leaves import map_leaves, zeros_like
 from ..schedules import Rate
+from ..slots import Number, Signed
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, Real, Static, checked
@@ -18,8 +18,8 @@ from .adam import scale_by_adam
 class ScaleByOptimisticGradientState(NamedTuple):
     """`is_initial_step`: bool, shape (). `previous_gradient`: the last g, a leaf for each param."""
 
-    is_initial_step: jax.Array
-    previous_gradient: Tree
+    is_initial_step: Number
+    previous_gradient: Signed
 
 
 @transformation

@@ -10,6 +10,7 @@ import numpy as np
 from ..base import GradientTransformation, transformation
 from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen
 from ..schedules import Rate
+from ..slots import RandomKey
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
@@ -25,7 +26,7 @@ def _key(name: str, x: Any) -> Any:
 class DifferentiallyPrivateAggregateState(NamedTuple):
     """`rng_key`: the key of the next step's noise."""
 
-    rng_key: jax.Array
+    rng_key: RandomKey
 
 
 @transformation

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
 from ..schedules.base import rate_at
+from ..slots import Counter, Exact, RandomKey, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
@@ -26,10 +27,10 @@ class ScaleByPsgdKronState(NamedTuple):
     an empty array where the leaf has no such axis.
     """
 
-    count: jax.Array
-    mu: Tree
-    q: tuple[Tree, ...]
-    rng_key: jax.Array
+    count: Counter
+    mu: Signed
+    q: Exact
+    rng_key: RandomKey
 
 
 @transformation

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, full_like, map_leaves, zeros_like
+from ..leaves import abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
@@ -18,14 +19,14 @@ from ..value import Decay, DType, Fraction, NonNegative, Static, checked
 class ScaleByRmsState(NamedTuple):
     """`nu`: running mean of |g|²."""
 
-    nu: Tree
+    nu: Unsigned
 
 
 class ScaleByRmsWithCountState(NamedTuple):
     """`count`: steps done. `nu`: running mean of |g|²."""
 
-    count: jax.Array
-    nu: Tree
+    count: Counter
+    nu: Unsigned
 
 
 @transformation
@@ -78,16 +79,16 @@ class scale_by_rms(GradientTransformation):
 class ScaleByRStdDevState(NamedTuple):
     """`mu`, `nu`: running means of g and |g|²."""
 
-    mu: Tree
-    nu: Tree
+    mu: Signed
+    nu: Unsigned
 
 
 class ScaleByRStdDevWithCountState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g and |g|²."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

@@ -5,7 +5,8 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
-from ..leaves import Tree, full_like, map_leaves, zeros_like
+from ..leaves import full_like, map_leaves, zeros_like
+from ..slots import Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale
 from ..value import DType, NonNegative, Range, Scalar, Static, checked
@@ -17,8 +18,8 @@ Grow = Annotated[Scalar, Range("[1, inf)")]
 class ScaleByRpropState(NamedTuple):
     """`step_sizes`: how long every weight's steps are. `prev_updates`: the last, 0 after a change of sign."""
 
-    step_sizes: Tree
-    prev_updates: Tree
+    step_sizes: Unsigned
+    prev_updates: Signed
 
 
 @transformation

@@ -9,6 +9,7 @@ from ..base import GradientTransformation, Transformation, increment, needs_para
 from ..leaves import Tree, copy_of, map_leaves, narrow, widen_tree
 from ..schedules import Rate, warmup_constant_schedule
 from ..schedules.base import rate_at
+from ..slots import Counter, Number, Params, States
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.evaluate import eval_params, where_kept
@@ -27,12 +28,12 @@ class ScheduleFreeState(NamedTuple):
     the inner optimizer moves.
     """
 
-    b1: jax.Array
-    weight_sum: jax.Array
-    step_count: jax.Array
-    max_lr: jax.Array
-    base_optimizer_state: Any
-    z: Tree
+    b1: Number
+    weight_sum: Number
+    step_count: Counter
+    max_lr: Number
+    base_optimizer_state: States
+    z: Params
 
     def eval_params(self, params: Tree) -> Tree:
         """The averaged params. See `functional_opt.eval_params`."""

@@ -9,6 +9,7 @@ from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen_tree, zeros_like, zip_leaves
 from ..paths import Labels, resolve_labels, spread
 from ..schedules import Rate
+from ..slots import Counter, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -23,8 +24,8 @@ BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "sta
 class ScaleByScionState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g, the paper's d."""
 
-    count: jax.Array
-    mu: Tree
+    count: Counter
+    mu: Signed
 
 
 @transformation

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Exact, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, empty, gram, slots_by_axis, sum_of_slices
@@ -26,10 +27,10 @@ class ScaleByShampooState(NamedTuple):
     (blocks, n, n); `preconditioners[k]`: their inverse roots. What a leaf does not have is an empty array.
     """
 
-    count: jax.Array
-    nu: Tree
-    statistics: tuple[Tree, ...]
-    preconditioners: tuple[Tree, ...]
+    count: Counter
+    nu: Unsigned
+    statistics: Exact
+    preconditioners: Exact
 
 
 @transformation

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, zeros_like, zip_leaves
+from ..leaves import abs_sq, is_nothing, map_leaves, zeros_like, zip_leaves
 from ..schedules import Rate
+from ..slots import Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, Fraction, NonNegative, Static, checked
@@ -20,8 +21,8 @@ class ScaleBySM3State(NamedTuple):
     A scalar has a list with one number.
     """
 
-    mu: Tree
-    nu: Tree
+    mu: Unsigned
+    nu: Signed
 
 
 @transformation

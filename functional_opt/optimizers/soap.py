@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, placed_like, whole, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, placed_like, whole, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Exact, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
@@ -23,11 +24,11 @@ class ScaleBySoapState(NamedTuple):
     eigenvectors, in columns. Both are empty arrays for an axis that is not turned.
     """
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    gg: tuple[Tree, ...]
-    q: tuple[Tree, ...]
+    count: Counter
+    mu: Signed
+    nu: Unsigned
+    gg: Exact
+    q: Exact
 
 
 @transformation

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen_tree, zeros_like
+from ..leaves import cast_like, is_nothing, map_leaves, widen_tree, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
+from ..slots import Counter, Signed, States
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
@@ -21,10 +22,10 @@ HUTCHINSON = hutchinson_estimator_diag_hessian()
 class SophiaState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `nu`: that of ĥ. `hessian_fn_state`: the estimator's state."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
-    hessian_fn_state: Any
+    count: Counter
+    mu: Signed
+    nu: Signed
+    hessian_fn_state: States
 
 
 @transformation

@@ -10,6 +10,7 @@ from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
 from ..paths import Mask, merge, resolve_mask
 from ..schedules import Rate
 from ..schedules.base import rate_at
+from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, Positive, Static, checked
@@ -18,9 +19,9 @@ from ..value import Decay, DType, Positive, Static, checked
 class ScaleByStableAdamWState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: weighted means of g and |g|², with no bias left to correct."""
 
-    count: jax.Array
-    mu: Tree
-    nu: Tree
+    count: Counter
+    mu: Signed
+    nu: Unsigned
 
 
 @transformation

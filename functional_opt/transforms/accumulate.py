@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, all_finite, cast_like, map_leaves, narrow, sums_of_squares, zeros_like
 from ..schedules import Schedule, as_schedule
+from ..slots import Counter, Exact, Number, States
 from ..value import Convert, DType, Integer, PositiveInt, Static
 from .guard import update_if
 
@@ -19,12 +20,12 @@ class MultiStepsState(NamedTuple):
     `weight_sum`: the sum of the weights of the gradients in the present window.
     """
 
-    mini_step: jax.Array
-    gradient_step: jax.Array
-    inner_opt_state: Any
-    acc_grads: Tree
-    skip_state: Any = ()
-    weight_sum: Any = 0.0
+    mini_step: Counter
+    gradient_step: Counter
+    inner_opt_state: States
+    acc_grads: Exact
+    skip_state: States = ()
+    weight_sum: Number = 0.0
 
 
 ShouldSkipUpdateFunction = Callable[[Tree, jax.Array, Tree], tuple[jax.Array, Any]]
@@ -158,8 +159,8 @@ def skip_large_updates(
 class ApplyEvery(NamedTuple):
     """`count`: gradients in the present window. `grad_acc`: their sum."""
 
-    count: jax.Array
-    grad_acc: Tree
+    count: Counter
+    grad_acc: Exact
 
 
 @transformation

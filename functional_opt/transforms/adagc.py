@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, global_norm, map_leaves
+from ..leaves import global_norm, map_leaves
+from ..slots import Counter, Number
 from ..value import Count, Decay, NonNegative
 from .clip import norm_without_nans, shrink
 
@@ -14,8 +15,8 @@ from .clip import norm_without_nans, shrink
 class AdaGCState(NamedTuple):
     """`count`: steps done. `norms`: γ of each leaf, the moving average of its clipped norm, 0 at first."""
 
-    count: jax.Array
-    norms: Tree
+    count: Counter
+    norms: Number
 
 
 @transformation

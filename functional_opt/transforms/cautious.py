@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, transformation
 from ..leaves import Tree, map_leaves
+from ..slots import States
 from ..value import Positive
 from .decay import add_decayed_weights
 
@@ -14,7 +15,7 @@ from .decay import add_decayed_weights
 class CautiousState(NamedTuple):
     """`inner_state`: that of the transformation within."""
 
-    inner_state: Any
+    inner_state: States
 
 
 @transformation

@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 from ..base import GradientTransformation, transformation
 from ..leaves import map_leaves
+from ..slots import States
 from ..value import Fraction, PositiveInt, Static
 from .clip import norm_without_nans, shrink
-from .rolling import Rolling, quantile, record, rolling
+from .rolling import quantile, record, rolling
 
 
 class ClipByQuantileState(NamedTuple):
     """`norms`: the last ones, before they were clipped."""
 
-    norms: Rolling
+    norms: States
 
 
 @transformation

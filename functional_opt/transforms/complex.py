@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, transformation
 from ..leaves import Tree, cast_like, is_nothing
+from ..slots import States
 
 
 class SplitRealAndImaginaryArrays(NamedTuple):
@@ -19,7 +20,7 @@ class SplitRealAndImaginaryArrays(NamedTuple):
 class SplitRealAndImaginaryState(NamedTuple):
     """`inner_state`: the state for trees with a pair in place of every complex leaf."""
 
-    inner_state: Any
+    inner_state: States
 
 
 @transformation

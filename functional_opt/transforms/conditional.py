@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..slots import Counter, States
 from ..value import Static
 from .guard import update_if
 
@@ -17,15 +18,15 @@ ConditionFn = Callable[..., Any]
 class ConditionallyTransformState(NamedTuple):
     """`inner_state`: that of the inner transformation. `step`: steps done, also those it did not run at."""
 
-    inner_state: Any
-    step: jax.Array
+    inner_state: States
+    step: Counter
 
 
 class ConditionallyMaskState(NamedTuple):
     """`step`: steps done, also those the inner transformation did not run at. `inner_state`: its state."""
 
-    step: jax.Array
-    inner_state: Any
+    step: Counter
+    inner_state: States
 
 
 @transformation

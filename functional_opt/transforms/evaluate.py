@@ -10,6 +10,7 @@ from ..base import GradientTransformation, increment, needs_params, transformati
 from ..leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
 from ..paths import MaskedNode
 from ..schedules import Schedule, as_schedule
+from ..slots import Counter, Number, Params
 from ..value import Convert, DType, Range, Scalar, Static
 
 
@@ -68,9 +69,9 @@ def _decay(name: str, x: Any) -> Any:
 class ParamsEmaState(NamedTuple):
     """`count`: steps done. `ema`: the running sum. `missing`: for each leaf, the weight that it has not got yet."""
 
-    count: jax.Array
-    ema: Tree
-    missing: Tree
+    count: Counter
+    ema: Params
+    missing: Number
 
     def eval_params(self, params: Tree) -> Tree:
         """The mean; of a leaf that has not had an update yet, itself. See `functional_opt.eval_params`."""

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, all_finite, cast_like, map_leaves
+from ..slots import Counter, Number, States
 from ..value import Count
 
 
 class ApplyIfFiniteState(NamedTuple):
     """`notfinite_count`: skipped in a row. `last_finite`: bool. `total_notfinite`: all not finite so far."""
 
-    notfinite_count: jax.Array
-    last_finite: jax.Array
-    total_notfinite: jax.Array
-    inner_state: Any
+    notfinite_count: Counter
+    last_finite: Number
+    total_notfinite: Counter
+    inner_state: States
 
 
 @transformation
@@ -57,7 +58,7 @@ class apply_if_finite(GradientTransformation):
 class ZeroNansState(NamedTuple):
     """`found_nan`: for each leaf, whether the last gradient had a NaN: bool, shape ()."""
 
-    found_nan: Tree
+    found_nan: Number
 
 
 @transformation

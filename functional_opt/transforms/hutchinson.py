@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import map_leaves, widen_tree
+from ..slots import RandomKey
 
 
 class HutchinsonState(NamedTuple):
     """`key`: the key of the next step."""
 
-    key: jax.Array
+    key: RandomKey
 
 
 @transformation

@@ -14,16 +14,17 @@ import numpy as np
 from ..base import GradientTransformation, as_transformation, increment, transformation, zero_count
 from ..leaves import cast_like
 from ..schedules import as_schedule
+from ..slots import Counter, Number, States
 from ..value import Convert, DType, Static, _key, _Structure, by_value, checked, show, value
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
     """`count`: steps done. `hyperparams`: by name, assignable. `hyperparams_states`: those of the schedules."""
 
-    count: jax.Array
-    hyperparams: dict[str, jax.Array]
-    hyperparams_states: dict[str, Any]
-    inner_state: Any
+    count: Counter
+    hyperparams: Number
+    hyperparams_states: States
+    inner_state: States
 
 
 InjectHyperparamsState = InjectStatefulHyperparamsState
@@ -33,7 +34,7 @@ InjectHyperparamsState = InjectStatefulHyperparamsState
 class WrappedScheduleState(NamedTuple):
     """`count`: steps done."""
 
-    count: jax.Array
+    count: Counter
 
 
 class StatefulSchedule(Protocol):

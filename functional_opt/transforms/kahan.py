@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, needs_params, transformation
-from ..leaves import Tree, is_nothing, narrow, widen, widen_tree
+from ..leaves import is_nothing, narrow, widen, widen_tree
 from ..paths import MaskedNode
+from ..slots import Params, States
 
 
 class KahanState(NamedTuple):
     """`inner_state`: the inner state. `compensation`: what 16-bit params lack, in their dtype; `MaskedNode()` for
     other leaves."""
 
-    inner_state: Any
-    compensation: Tree
+    inner_state: States
+    compensation: Params
 
 
 @transformation

@@ -9,6 +9,7 @@ from .. import native
 from ..base import EmptyState, GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, map_leaves
 from ..schedules import Rate, Schedule, as_schedule
+from ..slots import Counter
 from ..value import Convert, Real, Static
 
 ScaleState = EmptyState
@@ -18,7 +19,7 @@ ScaleState = EmptyState
 class ScaleByScheduleState(NamedTuple):
     """`count`: steps done, int32, shape ()."""
 
-    count: jax.Array
+    count: Counter
 
 
 @transformation

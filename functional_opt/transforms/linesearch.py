@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
+from ..slots import Counter, Exact, Number, States
 from ..state import get
 from ..value import Count, NonNegative, Range, Scalar, Static
 
@@ -20,17 +21,17 @@ Grow = Annotated[Scalar, Range("[1, inf]")]
 class BacktrackingLinesearchInfo(NamedTuple):
     """`num_linesearch_steps`: step sizes tried, int32. `decrease_error`: what the last lacks, 0 for nothing."""
 
-    num_linesearch_steps: jax.Array
-    decrease_error: jax.Array
+    num_linesearch_steps: Counter
+    decrease_error: Number
 
 
 class ScaleByBacktrackingLinesearchState(NamedTuple):
     """`learning_rate`: the last step size. `value`, `grad`: of the loss after it, grad None unless stored. `info`."""
 
-    learning_rate: jax.Array
-    value: jax.Array
-    grad: Tree
-    info: BacktrackingLinesearchInfo
+    learning_rate: Number
+    value: Number
+    grad: Exact
+    info: States
 
 
 @transformation

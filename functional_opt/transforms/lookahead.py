@@ -1,6 +1,6 @@
 """lookahead: params that follow, now and then, those that an optimizer moves."""
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ..base import (
     zero_count,
 )
 from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
+from ..slots import Counter, Params, States
 from ..value import Fraction, PositiveInt, Static
 from .evaluate import where_kept
 
@@ -38,9 +39,9 @@ class LookaheadParams(NamedTuple):
 class LookaheadState(NamedTuple):
     """`fast_state`: the inner state. `steps_since_sync`: int32. `slow`: the slow params, () if the user has them."""
 
-    fast_state: Any
-    steps_since_sync: jax.Array
-    slow: Tree = ()
+    fast_state: States
+    steps_since_sync: Counter
+    slow: Params = ()
 
     def eval_params(self, params: Tree) -> Tree:
         """The slow params, where they are kept here. See `functional_opt.eval_params`."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import all_finite, cast_like, map_leaves, widen_tree
+from ..slots import Counter, Number, States
 from ..state import only
 from ..value import Positive, PositiveInt, Scalar
 from .guard import update_if
@@ -15,10 +16,10 @@ from .guard import update_if
 class DynamicLossScaleState(NamedTuple):
     """`scale`: of the loss. `good_steps`: with finite gradients since it was changed. `total_skipped`: so far."""
 
-    scale: jax.Array
-    good_steps: jax.Array
-    total_skipped: jax.Array
-    inner_state: Any
+    scale: Number
+    good_steps: Counter
+    total_skipped: Counter
+    inner_state: States
 
 
 @transformation

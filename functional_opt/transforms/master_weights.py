@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..base import GradientTransformation, Transformation, needs_params, transformation
-from ..leaves import Tree, copy_of, is_nothing, narrow, widen_tree
+from ..leaves import copy_of, is_nothing, narrow, widen_tree
 from ..paths import MaskedNode
+from ..slots import Params, States
 from ..value import Static
 from .kahan import is_short, step_to, stepped
 
@@ -17,8 +18,8 @@ class MasterWeightsState(NamedTuple):
     """`inner_state`: the inner state. `master`: float32 weights, or their lower bits; `MaskedNode()` for leaves that
     are not 16-bit."""
 
-    inner_state: Any
-    master: Tree
+    inner_state: States
+    master: Params
 
 
 @transformation

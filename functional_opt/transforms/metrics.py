@@ -9,6 +9,7 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..leaves import global_norm
 from ..schedules import Schedule
 from ..schedules.base import rate_at
+from ..slots import Number, States
 from ..state import only
 from .accumulate import MultiStepsState
 from .guard import ApplyIfFiniteState
@@ -18,15 +19,15 @@ from .nesting import children, walk, with_children
 class MetricsState(NamedTuple):
     """`metrics`: scalars of the last step by name. `inner_state`: that of the transformation, clips with a norm."""
 
-    metrics: dict[str, jax.Array]
-    inner_state: Any
+    metrics: Number
+    inner_state: States
 
 
 class ClippedState(NamedTuple):
     """`norm`: of what the clip gave. `inner_state`: the clip's own."""
 
-    norm: jax.Array
-    inner_state: Any
+    norm: Number
+    inner_state: States
 
 
 @transformation

@@ -2,18 +2,17 @@
 
 from typing import NamedTuple
 
-import jax
-
 from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, map_leaves, zeros_like
+from ..leaves import map_leaves, zeros_like
+from ..slots import Counter, Signed
 from ..value import Decay, DType, Fraction, Static
 
 
 class TraceState(NamedTuple):
     """`trace`: the running sum, a leaf for each param."""
 
-    trace: Tree
+    trace: Signed
 
 
 @transformation
@@ -53,8 +52,8 @@ class trace(GradientTransformation):
 class EmaState(NamedTuple):
     """`count`: steps done. `ema`: the running mean, a leaf for each param."""
 
-    count: jax.Array
-    ema: Tree
+    count: Counter
+    ema: Signed
 
 
 @transformation

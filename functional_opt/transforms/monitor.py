@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, as_transformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, narrow, widen
+from ..slots import Number, States
 from ..value import Decay, DType, Static, show
 from .moments import EmaState
 
@@ -15,7 +16,7 @@ from .moments import EmaState
 class SnapshotState(NamedTuple):
     """`measurement`: by the name of the measure, what it gave at the last step; zeros before the first."""
 
-    measurement: dict[str, Tree]
+    measurement: Number
 
 
 @transformation
@@ -90,8 +91,8 @@ class measure_with_ema(GradientTransformation):
 class MonitorState(NamedTuple):
     """`measurements`: by name, what was measured last; zeros before the first step. `measure_states`: theirs."""
 
-    measurements: dict[str, Tree]
-    measure_states: tuple
+    measurements: Number
+    measure_states: States
 
 
 @transformation

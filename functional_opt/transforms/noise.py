@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import is_nothing, map_leaves, safe_sqrt
+from ..slots import Counter, RandomKey
 from ..value import Convert, NonNegative
 
 
@@ -33,8 +34,8 @@ def as_key(x: Any) -> jax.Array:
 class AddNoiseState(NamedTuple):
     """`count`: steps done. `rng_key`: the data (uint32) of the key from which the next noise is drawn."""
 
-    count: jax.Array
-    rng_key: jax.Array
+    count: Counter
+    rng_key: RandomKey
 
 
 @transformation

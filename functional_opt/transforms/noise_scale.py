@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, transformation
 from ..leaves import global_norm, narrow
 from ..schedules.base import known
+from ..slots import Number
 from ..state import only
 from ..value import Decay, Positive
 
@@ -15,8 +16,8 @@ from ..value import Decay, Positive
 class GradientNoiseScaleState(NamedTuple):
     """Moving averages of two estimates, from 0. `squared_norm`: |G|². `variance`: S."""
 
-    squared_norm: jax.Array
-    variance: jax.Array
+    squared_norm: Number
+    variance: Number
 
 
 @transformation

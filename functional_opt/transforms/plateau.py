@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import map_leaves, narrow
+from ..slots import Counter, Number
 from ..value import Fraction, Integer, NonNegative, Range, Scalar
 
 Whole = Annotated[Scalar, Integer("[0, inf)")]
@@ -18,12 +19,12 @@ class ReduceLROnPlateauState(NamedTuple):
     `cooldown_count`: means still to be passed over. `count`, `avg_value`: values in the mean so far, and the mean.
     """
 
-    scale: jax.Array
-    best_value: jax.Array
-    plateau_count: jax.Array
-    cooldown_count: jax.Array
-    count: jax.Array
-    avg_value: jax.Array
+    scale: Number
+    best_value: Number
+    plateau_count: Counter
+    cooldown_count: Counter
+    count: Counter
+    avg_value: Number
 
 
 @transformation

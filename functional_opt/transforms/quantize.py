@@ -12,6 +12,7 @@ from jax import lax
 from .. import native
 from ..base import GradientTransformation, Transformation, transformation
 from ..paths import AllParams, MaskedNode
+from ..slots import Exact, States
 from ..value import Count, PositiveInt, Static, value
 
 UNSIGNED = (
@@ -41,8 +42,8 @@ class QuantizeState(NamedTuple):
     """`inner_state`: the inner state, with codes for its large slots. `scale`: for each of its trees of slots, the
     `Blocks` of the codes, `MaskedNode()` for leaves that are stored as they are."""
 
-    inner_state: Any
-    scale: Any
+    inner_state: States
+    scale: Exact
 
 
 @transformation

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 
 from ..base import increment, zero_count
 from ..leaves import narrow
+from ..slots import Counter, Number
 from ..value import Scalar
 
 
 class Rolling(NamedTuple):
     """`count`: numbers recorded so far. `history`: the last of them, number i at i mod window, and zeros."""
 
-    count: jax.Array
-    history: jax.Array
+    count: Counter
+    history: Number
 
 
 def rolling(window: int) -> Rolling:

@@ -1,6 +1,6 @@
 """stochastic_round: bfloat16 params that are rounded up or down at random."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,15 @@ from jax import lax
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
 from ..leaves import is_nothing, widen, widen_tree
+from ..slots import Counter, States
 from .noise import Key, as_key
 
 
 class StochasticRoundState(NamedTuple):
     """`count`: steps done. `inner_state`: the inner state."""
 
-    count: jax.Array
-    inner_state: Any
+    count: Counter
+    inner_state: States
 
 
 @transformation

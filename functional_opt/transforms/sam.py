@@ -15,6 +15,7 @@ from ..base import (
     zero_count,
 )
 from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
+from ..slots import Counter, Params, States
 from ..value import PositiveInt, Static
 
 
@@ -24,10 +25,10 @@ class SAMState(NamedTuple):
     `cache`: the params that are being trained, while others go uphill from them; None in opaque mode.
     """
 
-    steps_since_sync: jax.Array
-    opt_state: Any
-    adv_state: Any
-    cache: Tree
+    steps_since_sync: Counter
+    opt_state: States
+    adv_state: States
+    cache: Params
 
 
 @transformation

@@ -8,13 +8,14 @@ import jax
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
 from ..leaves import Tree, map_leaves, paths
 from ..paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
+from ..slots import States
 from ..value import Static
 
 
 class MaskedState(NamedTuple):
     """`inner_state`: the state of the inner transformation, `MaskedNode()` for the leaves or parts left out."""
 
-    inner_state: Any
+    inner_state: States
 
 
 @transformation
@@ -54,7 +55,7 @@ class masked(GradientTransformation):
 class PartitionState(NamedTuple):
     """`inner_states`: by label, the `MaskedState` of that label's transformation."""
 
-    inner_states: dict[Any, MaskedState]
+    inner_states: States
 
 
 @transformation

@@ -1,24 +1,24 @@
 """skip_spikes: steps whose gradient is far larger than those before are left out."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import global_norm
+from ..slots import Counter, States
 from ..value import Count, Positive, PositiveInt, Static
 from .guard import update_if
-from .rolling import Rolling, quantile, record, rolling
+from .rolling import quantile, record, rolling
 
 
 class SkipSpikesState(NamedTuple):
     """`consecutive_skips`: skipped in a row. `total_skipped`: so far. `norms`: the last ones, spikes among them."""
 
-    consecutive_skips: jax.Array
-    total_skipped: jax.Array
-    norms: Rolling
-    inner_state: Any
+    consecutive_skips: Counter
+    total_skipped: Counter
+    norms: States
+    inner_state: States
 
 
 @transformation

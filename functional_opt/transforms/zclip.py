@@ -2,11 +2,11 @@
 
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import map_leaves, narrow, safe_sqrt
+from ..slots import Counter, Number
 from ..value import Decay, Integer, Positive
 from .clip import norm_without_nans
 
@@ -14,9 +14,9 @@ from .clip import norm_without_nans
 class ZClipState(NamedTuple):
     """`count`: norms seen. `mean`, `var`: of the norms, in the warm-up of all so far, then as moving averages."""
 
-    count: jax.Array
-    mean: jax.Array
-    var: jax.Array
+    count: Counter
+    mean: Number
+    var: Number
 
 
 @transformation

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import Tree, cast_like, is_nothing, map_leaves, narrow, zeros_like
+from ..slots import Counter, Exact, Number, States
 from ..value import Count, NonNegative, Static
 from .linesearch import Grow, along, needs_loss, slope
 
@@ -14,18 +15,18 @@ from .linesearch import Grow, along, needs_loss, slope
 class ZoomLinesearchInfo(NamedTuple):
     """`num_linesearch_steps`: step sizes tried, int32. The errors: what each condition lacks, 0 for nothing."""
 
-    num_linesearch_steps: jax.Array
-    decrease_error: jax.Array
-    curvature_error: jax.Array
+    num_linesearch_steps: Counter
+    decrease_error: Number
+    curvature_error: Number
 
 
 class ScaleByZoomLinesearchState(NamedTuple):
     """`learning_rate`: the last step size. `value`, `grad`: of the loss after it. `info`."""
 
-    learning_rate: jax.Array
-    value: jax.Array
-    grad: Tree
-    info: ZoomLinesearchInfo
+    learning_rate: Number
+    value: Number
+    grad: Exact
+    info: States
 
 
 class _Point(NamedTuple):

@@ -1,0 +1,141 @@
+"""Slots: what the fields of a state hold, declared where the state is.
+
+The annotation of a field declares it::
+
+    class ScaleByAdamState(NamedTuple):
+        count: Counter
+        mu: Signed
+        nu: Unsigned
+
+`slots_of` and `map_slots` find the declared fields of any state: in chains, under masks, in wrappers. What is not
+declared, such as the state of another library, they report as that.
+"""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import jax
+
+from .leaves import Tree
+
+Kind = Literal["signed", "unsigned", "params", "exact", "counter", "number", "key", "states"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Declares what a field of a state holds.
+
+    Args:
+        kind: one of
+
+            - "signed": means, sums or differences of gradients or updates, an element for each of a param or fewer;
+            - "unsigned": the same of what is never negative, such as second moments, which updates are divided by;
+            - "params": params: a copy, an average, or what completes them. Rounding it moves the params;
+            - "exact": other arrays that rounding would spoil: bases, preconditioners, sums over a few steps;
+            - "counter": whole numbers that count steps;
+            - "number": rates, norms, metrics and flags, a few for the optimizer or for a leaf;
+            - "key": a key of `jax.random`, or its data;
+            - "states": states of other transformations, which declare their own.
+
+    A "signed" or "unsigned" slot may be stored in fewer bits: `quantize_state` and `state_dtype` reach these alone.
+
+    >>> Slot("unsigned").compressible, Slot("params").compressible
+    (True, False)
+    """
+
+    kind: Kind
+
+    def __post_init__(self):
+        if self.kind not in typing.get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(typing.get_args(Kind))}, got {self.kind!r}")
+
+    @property
+    def compressible(self) -> bool:
+        """Whether it may be stored in fewer bits."""
+        return self.kind in ("signed", "unsigned")
+
+
+Signed = Annotated[Tree, Slot("signed")]
+Unsigned = Annotated[Tree, Slot("unsigned")]
+Params = Annotated[Tree, Slot("params")]
+Exact = Annotated[Tree, Slot("exact")]
+Counter = Annotated[Any, Slot("counter")]
+Number = Annotated[Any, Slot("number")]
+RandomKey = Annotated[Any, Slot("key")]
+States = Annotated[Any, Slot("states")]
+
+SIGNED, UNSIGNED, PARAMS, EXACT, COUNTER, NUMBER, KEY, STATES = map(Slot, typing.get_args(Kind))
+
+
+@functools.cache
+def declared(cls: type) -> dict[str, Slot]:
+    """The declarations of a class of states, by field; empty for one that has none.
+
+    >>> from functional_opt import ScaleByAdamState
+    >>> {name: slot.kind for name, slot in declared(ScaleByAdamState).items()}
+    {'count': 'counter', 'mu': 'signed', 'nu': 'unsigned'}
+    """
+    if not hasattr(cls, "_fields"):
+        return {}
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except (NameError, TypeError):  # annotations that only a type checker can read
+        return {}
+    found = {
+        name: [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Slot)] for name, hint in hints.items()
+    }
+    return {name: slots[0] for name, slots in found.items() if slots}
+
+
+class Place(typing.NamedTuple):
+    """A part of a state. `path`: JAX's keys of where it is. `slot`: its declaration, None without one. `value`."""
+
+    path: tuple[Any, ...]
+    slot: Slot | None
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """The path as `[0].mu`."""
+        return jax.tree_util.keystr(self.path)
+
+
+def slots_of(state: Any) -> Iterator[Place]:
+    """The declared fields of a state, and each leaf that no declaration covers, in the order of the leaves.
+
+    >>> from functional_opt import adam
+    >>> [(place.name, place.slot.kind) for place in slots_of(adam(0.1).init({"w": 0.0}))]
+    [('[0].count', 'counter'), ('[0].mu', 'signed'), ('[0].nu', 'unsigned')]
+    """
+    found = []
+    map_slots(found.append, state)
+    return iter(found)
+
+
+def map_slots(fn: Callable[[Place], Any], state: Any) -> Any:
+    """The state with `fn(place)` in place of each declared field and of each leaf that no declaration covers.
+
+    >>> from functional_opt import adam
+    >>> kinds = map_slots(lambda place: place.slot.kind, adam(0.1).init({"w": 0.0}))
+    >>> kinds[0]
+    ScaleByAdamState(count='counter', mu='signed', nu='unsigned')
+    """
+    return _map(fn, state, ())
+
+
+def _map(fn: Callable[[Place], Any], node: Any, path: tuple) -> Any:
+    if not declared(type(node)):
+        below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: bool(declared(type(x))))
+        return treedef.unflatten([_of(fn, x, (*path, *keys)) for keys, x in below])
+    fields = {}
+    for name, x in zip(node._fields, node, strict=True):
+        slot, there = declared(type(node)).get(name), (*path, jax.tree_util.GetAttrKey(name))
+        fields[name] = _map(fn, x, there) if slot in (None, STATES) else fn(Place(there, slot, x))
+    return type(node)(**fields)
+
+
+def _of(fn: Callable[[Place], Any], x: Any, path: tuple) -> Any:
+    return _map(fn, x, path) if declared(type(x)) else fn(Place(path, None, x))
