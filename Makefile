@@ -21,7 +21,7 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto tests/native
 
 test-versions: $(VENV)/test
-	$(BIN)/nox
+	QUICK="$(QUICK)" $(BIN)/nox
 
 check: $(VENV)/test
 	$(BIN)/ruff check .

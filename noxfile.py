@@ -48,5 +48,6 @@ def select(session: nox.Session, requirements: list[str]) -> None:
     session.run("python", "-c", "import sys, jax; print('Python', sys.version.split()[0], 'jax', jax.__version__)")
     session.run("python", "examples/digits.py", "--epochs", "10", "--out", f"{session.create_tmp()}/digits.png")
     # -P and importlib keep the checkout off the path
-    options = ["-P", "-m", "pytest", "--import-mode=importlib", "-n", "auto", "-m", "versions"]
-    session.run("python", *options, *session.posargs, "tests")
+    pytest = ["python", "-P", "-m", "pytest", "--import-mode=importlib", "-n", "auto", "-m", "versions"]
+    session.run(*pytest, "--ignore=tests/native", "tests", env={"XLA_FLAGS": os.environ.get("QUICK", "")})
+    session.run(*pytest, "tests/native")
