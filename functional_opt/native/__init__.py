@@ -4,9 +4,11 @@ Nothing needs to be called: `tx.update` and `apply_updates` inside `jax.jit` use
 "The native path" in docs/design.md for what it takes, and when XLA does the work instead.
 """
 
+from . import check as check
 from .apply import applied as applied
 from .library import available as available
 from .library import enabled as enabled
+from .library import status as status
 from .link import Link as Link
 from .link import Slot as Slot
 from .link import Slots as Slots

@@ -1,7 +1,11 @@
 """The compiled library: whether it is there, fits the installed jaxlib, and computes what it should."""
 
 import ctypes
-import functools
+import os
+import re
+import sysconfig
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,26 +14,35 @@ from .switch import reason, turn_off, why_not
 
 STEP, SUMS_OF_SQUARES = "functional_opt_step", "functional_opt_sums_of_squares"
 NEWTON_SCHULZ = "functional_opt_newton_schulz"
+PROTOCOL = 2
+"""Number of the agreement between plan.py and step.cc on what the arguments mean."""
+
+HERE = Path(__file__).parent
+NOT_BUILT = "not_built.txt"  # where setup.py leaves its reason
+REBUILD = "rebuild with `pip install --no-build-isolation --force-reinstall --no-deps .`"
+INSTRUCTIONS = {0: "the compiler's instructions", 2: "AVX2", 512: "AVX-512"}
+
+_lock = threading.Lock()
+_checks: list[Callable[[], None]] = []
+_done: list[str] = []  # at most one: how the kernels were loaded
 
 
-@functools.cache
-def _load() -> None:
-    for path in Path(__file__).parent.glob("kernels*.so"):
-        try:
-            library = ctypes.CDLL(str(path))
-            for name in (STEP, SUMS_OF_SQUARES, NEWTON_SCHULZ):
-                jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-        except (OSError, AttributeError):  # built for another machine or version
-            continue
-        except Exception as e:
-            turn_off(f"JAX refuses them: {e}")
-        return
-    turn_off("the extension was not built", warn=False)
+def to_check(check: Callable[[], None]) -> Callable[[], None]:
+    """Registers a check that runs once, before the kernels are first used; it raises if they are not right."""
+    _checks.append(check)
+    return check
 
 
 def available() -> bool:
-    """Returns whether the extension was built, fits the installed JAX, and gives the right numbers."""
-    _load()
+    """Returns whether the extension was built, fits the installed JAX, and gives the right numbers.
+
+    The first call looks at all of this, and warns if a kernel that was built cannot be used.
+    """
+    with _lock:
+        if not _done and reason() is None:
+            _done.append(_load())
+            if reason() is None:
+                _run_checks()
     return reason() is None
 
 
@@ -40,3 +53,92 @@ def enabled() -> bool:
     variable FUNCTIONAL_OPT_NATIVE is 0.
     """
     return why_not() is None and available()
+
+
+def status() -> str:
+    """Returns whether the kernels are in use, and with what, or why not, in a sentence.
+
+    >>> status().split()[0]
+    'kernels'
+    """
+    why = why_not()
+    if why is None and not available():
+        why = reason()
+    return f"kernels on ({_done[0]})" if why is None else f"kernels off: {why}"
+
+
+def installed_ffi() -> tuple[int, int]:
+    """Returns the version of XLA's foreign function interface in the installed jaxlib, by its own header."""
+    header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    if major is None or minor is None:
+        raise ValueError("c_api.h does not say its version")
+    return int(major[1]), int(minor[1])
+
+
+def _load() -> str:
+    """Registers the first library that fits; returns what it is. Turns the kernels off if none does."""
+    own = f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    paths = sorted(HERE.glob("kernels*.so"), key=lambda path: path.name != own)
+    if not paths:
+        turn_off(_not_built(), warn=False)
+        return ""
+    try:
+        installed, why = installed_ffi(), []
+    except Exception as e:
+        turn_off(f"the FFI version of the installed jaxlib cannot be told: {e}")
+        return ""
+    for path in paths:
+        try:
+            library = ctypes.CDLL(str(path))
+            *built, protocol = (ctypes.c_int32 * 3).in_dll(library, "functional_opt_built_for")
+            if protocol != PROTOCOL:
+                raise ValueError("built from other sources than these")
+            if tuple(built) != installed:
+                raise ValueError(
+                    "built for XLA's FFI {}.{}, and the installed jaxlib has {}.{}".format(*built, *installed)
+                )
+            handlers = {name: getattr(library, name) for name in (STEP, SUMS_OF_SQUARES, NEWTON_SCHULZ)}
+            instructions = INSTRUCTIONS[library.functional_opt_instructions()]
+        except Exception as e:
+            why.append(f"{path.name} was {e}" if isinstance(e, ValueError) and e.args else f"{path.name}: {e}")
+            continue
+        try:
+            for name, handler in handlers.items():
+                jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+        except Exception as e:
+            turn_off(f"JAX {jax.__version__} does not register them: {e}")
+        return f"{instructions}, FFI {built[0]}.{built[1]}, {_threads()} threads"
+    turn_off(f"{why[0]}; {REBUILD}")
+    return ""
+
+
+def _not_built() -> str:
+    note = HERE / NOT_BUILT
+    why = f" ({note.read_text().strip()})" if note.exists() else ""
+    return f"the extension was not built{why}; {REBUILD}, where there is a C++ compiler"
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_checks() -> None:
+    """Runs the checks on a thread of their own: the caller may be tracing, under any of JAX's contexts."""
+    raised: list[BaseException] = []
+
+    def run():
+        try:
+            for check in _checks:
+                check()
+        except BaseException as e:
+            raised.append(e)
+
+    try:
+        thread = threading.Thread(target=run, name="functional_opt: check of the kernels")
+        thread.start()
+        thread.join()
+    except RuntimeError as e:  # no more threads
+        raised.append(e)
+    if raised:
+        turn_off(f"a small step with them, compared once when first used, failed: {raised[0]}")

@@ -21,6 +21,7 @@ OPS = (  # numbered as in cpp/rules.h
     "rss",
     "rss_outside",
     "add",
+    "update",
 )
 
 

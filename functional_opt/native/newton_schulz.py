@@ -19,6 +19,11 @@ def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Arra
     """`pure(x, rows)`: steps with coefficients `rows` on (..., n, m), n ≤ m, which the kernel may do."""
     if not isinstance(x, core.Tracer) or not _wins(x) or not enabled():
         return pure(x, rows)
+    return carried(x, rows, pure)
+
+
+def carried(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
+    """`pure(x, rows)` as the primitive, for which there is a kernel."""
     coefficients = jnp.stack([jnp.stack([jnp.asarray(c, jnp.float32) for c in row]) for row in rows])
     steps = len(rows)
     closed = jax.make_jaxpr(lambda c, x: pure(x, [tuple(c[i]) for i in range(steps)]))(coefficients, x)

@@ -23,13 +23,15 @@ BLOCK = 512
 class Call(NamedTuple):
     """Leaves that the same program is run for."""
 
-    program: tuple[int, ...]  # (operation, where its scalars start) pairs, one after another
+    program: tuple[int, ...]  # (operation, where its scalars start) pairs, one after another, ending with `add`
     kinds: tuple[int, ...]  # how each slot is stored
     leaves: tuple[int, ...]
     kept: tuple[int, ...]  # where the leaves' slots are among the leaves of the state, then scales
 
-    def attributes(self) -> dict[str, np.ndarray]:
-        return {"program": np.array(self.program, np.int32), "kinds": np.array(self.kinds, np.int32)}
+    def attributes(self, adds: bool) -> dict[str, np.ndarray]:
+        *code, end, factor = self.program
+        end = end if adds else OPS.index("update")
+        return {"program": np.array([*code, end, factor], np.int32), "kinds": np.array(self.kinds, np.int32)}
 
 
 class Plan(NamedTuple):
@@ -38,24 +40,33 @@ class Plan(NamedTuple):
     leaves: int
     calls: tuple[Call, ...]
     squares: Callable[[Any, Any], Any] | None  # see Link; the scalar is the first
+    gives_updates: bool  # whether it wins where updates are asked for
 
-    def run(self, scalars: jax.Array, grads: Sequence, params: Sequence, state: Sequence) -> tuple[list, dict]:
-        """New params, and new slots by their place in the state."""
+    def run(
+        self, adds: bool, scalars: jax.Array, grads: Sequence, params: Sequence, state: Sequence
+    ) -> tuple[list, dict]:
+        """Returns new params, or the updates if it adds nothing, and new slots by their place in the state.
+
+        New params and slots take the place of the old ones, updates that of gradients of their dtype.
+        """
         if self.squares is not None:
             scalars = scalars.at[0].set(self.squares(sums_of_squares(grads), scalars[0]))
-        new_params, new_slots = list(params), {}
+        results, new_slots = list(params), {}
         for call in self.calls:
             kept = [*(params[i] for i in call.leaves), *(state[i] for i in call.kept)]
             n = len(call.leaves)
+            places = {1 + n + i: i for i in range(0 if adds else n, len(kept))}
+            if not adds and all(grads[i].dtype == params[i].dtype for i in call.leaves):
+                places |= {1 + i: i for i in range(n)}
             out = jax.ffi.ffi_call(
                 STEP,
                 [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept],
-                input_output_aliases={1 + n + i: i for i in range(len(kept))},
-            )(scalars, *(grads[i] for i in call.leaves), *kept, **call.attributes())
+                input_output_aliases=places,
+            )(scalars, *(grads[i] for i in call.leaves), *kept, **call.attributes(adds))
             for i, x in zip(call.leaves, out[:n], strict=True):
-                new_params[i] = x
+                results[i] = x
             new_slots |= zip(call.kept, out[n:], strict=True)
-        return new_params, new_slots
+        return results, new_slots
 
 
 def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -92,14 +103,16 @@ def _is_known(slot: Slot) -> bool:
     if slot.scale is None:
         return slot.kind in KINDS[:2]
     blocks = slot.scale.shape[-1]
-    row = math.prod(slot.shape) * blocks // slot.scale.size
-    return slot.kind in KINDS[2:] and -(-row // blocks) <= BLOCK
+    row = math.prod(slot.shape) * blocks // max(slot.scale.size, 1)
+    return slot.kind in KINDS[2:] and blocks > 0 and -(-row // blocks) <= BLOCK
 
 
-def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any) -> tuple[Plan, jax.Array] | None:
-    """The plan for a chain and the scalars that it takes, or None where the kernel cannot do it or would not win.
+def plan_of(
+    links: tuple[Link, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
+) -> tuple[Plan, jax.Array] | None:
+    """Plans a chain: returns the plan and its scalars, or None where the kernel cannot do it or would not win.
 
-    `state` is the list of the state's leaves.
+    `state` is the list of the state's leaves; a kernel is worth the while from `enough` elements on.
     """
     scalars = [s for link in links for s in link.scalars]
     if not scalars or any(link.squares for link in links[1:]) or not all(map(is_float32, scalars)):
@@ -109,9 +122,10 @@ def plan_of(links: tuple[Link, ...], updates: Any, state: Sequence, params: Any)
     except (ValueError, TypeError):
         return None  # the trees do not fit; `update` says how
     places = {id(x): i for i, x in enumerate(state)}
-    if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < ENOUGH:
+    if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < enough:
         return None
-    plan = Plan(len(leaves), tuple(_calls(leaves, places)), links[0].squares)
+    coded = any(x.scale is not None for leaf in leaves for x in leaf.slots)  # else XLA does as well, in fewer arrays
+    plan = Plan(len(leaves), tuple(_calls(leaves, places)), links[0].squares, gives_updates=coded)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 

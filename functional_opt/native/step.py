@@ -3,8 +3,9 @@
 The primitive has the updates, the new params (params + updates) and the new state as results, and carries
 the chain's own computation as a jaxpr. That is what it means, and what it is wherever it is mapped,
 differentiated, run eagerly or compiled for anything but a single CPU. When `jax.jit` throws away what nobody
-uses, it asks `_without_unused`: if no update is used, because `apply_updates` took the new params instead, what
-is left can be done by the kernel. So no work is done twice, and updates may be used for anything.
+uses, it asks `_without_unused`. If no update is used, because `apply_updates` took the new params instead, the kernel
+makes new params in place of the old ones. Else, where slots are codes, it makes the updates, for whatever they are
+used, and XLA adds them to the params where the sum is used; other slots XLA updates as fast. No work is done twice.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from jax import core
 from ..leaves import Tree, add, is_nothing
 from .apply import remember
 from .jax_internals import bind, function, primitive, reduced
-from .library import enabled
+from .library import available
 from .link import links_of
 from .plan import Plan, plan_of
-from .switch import disabled
+from .switch import disabled, why_not
 
 
 def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
@@ -27,7 +28,13 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
     found = None if params is None else _planned(tx, updates, state, params)
     if found is None:
         return pure(updates, state, params)
-    plan, scalars = found
+    return carried(*found, pure, updates, state, params)
+
+
+def carried(
+    plan: Plan, scalars: jax.Array, pure: Callable, updates: Tree, state: Any, params: Tree
+) -> tuple[Tree, Any]:
+    """`pure(updates, state, params)` as the primitive, for which the kernel has this plan."""
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
     weights = treedef.flatten_up_to(params)
     slots, structure = jax.tree.flatten(state)
@@ -44,7 +51,7 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
 
     arguments = scalars, [leaves[i] for i in here], [weights[i] for i in here], slots
     closed = jax.make_jaxpr(all_results)(*arguments)
-    out = bind(step_p, closed, *jax.tree.leaves(arguments), plan=plan, native=False)
+    out = bind(step_p, closed, *jax.tree.leaves(arguments), plan=plan, adds=False)
     if out is None:
         return pure(updates, state, params)
     n = len(here)
@@ -55,46 +62,55 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
 
 
 def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
-    if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or not enabled():
+    if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or why_not():
         return None
     links = links_of(tx, state, params)
-    return None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
+    found = None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
+    return found if found is not None and available() else None
 
 
-# The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state; its results
-# are updates (none if it is native), new params and the leaves of the new state.
+# The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state; its results are
+# updates (none if it adds them), new params and the leaves of the new state. Without a plan XLA does the work.
 
 
 def _without_unused(used, eqn):
     """Drops results that nobody uses; decides who does the work."""
     if not any(used):
         return [False] * len(eqn.invars), None
-    jaxpr, plan = eqn.params["jaxpr"], eqn.params["plan"]
-    if eqn.params["native"]:
-        return [True] * len(eqn.invars), eqn
+    jaxpr, plan, adds = (eqn.params[name] for name in ("jaxpr", "plan", "adds"))
     n = plan.leaves if plan is not None else 0
-    native = n > 0 and not any(used[:n]) and all(used[n : 2 * n])
-    if native:
+    gives = n > 0 and plan.gives_updates
+    updates, new_params, slots = used[:n], used[n : 2 * n], used[2 * n :]
+    if adds or (gives and any(updates) and all(map(max, updates, new_params)) and any(slots)):
+        return [True] * len(eqn.invars), eqn
+    adds = n > 0 and not any(updates) and all(new_params)
+    if adds:
         used = [i >= n for i in range(len(used))]
-    smaller, reads = reduced(jaxpr, used, keep_arguments=native)
+    smaller, reads = reduced(jaxpr, used, keep_arguments=adds)
     return reads, eqn.replace(
-        params=dict(jaxpr=smaller, plan=plan if native else None, native=native),
+        params=dict(jaxpr=smaller, plan=plan if adds else None, adds=adds),
         invars=[v for v, read in zip(eqn.invars, reads, strict=True) if read],
         outvars=[v for v, use in zip(eqn.outvars, used, strict=True) if use],
     )
 
 
-def _kernel(jaxpr, plan, native):
+def _kernel(jaxpr, plan, adds):
     def run(*args):
         n = plan.leaves
-        slots = args[len(args) - (len(jaxpr.outvars) - n) :]
+        before = n if adds else 2 * n  # results before those of the state
+        slots = args[len(args) - (len(jaxpr.outvars) - before) :]
         scalars, *pairs = args[len(args) - len(slots) - 2 * n - 1 : len(args) - len(slots)]
-        new_params, new_slots = plan.run(scalars, pairs[:n], pairs[n:], slots)
-        others = [False] * n + [i not in new_slots for i in range(len(slots))]  # counts, slots without a gradient
+        grads, params = pairs[:n], pairs[n:]
+        results, new_slots = plan.run(adds, scalars, grads, params, slots)
+        if not adds:
+            results += map(add, params, results)
+        others = [False] * before + [
+            i not in new_slots for i in range(len(slots))
+        ]  # counts, slots without a gradient
         rest = iter(function(reduced(jaxpr, others, keep_arguments=True)[0])(*args))
-        return [*new_params, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
+        return [*results, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
 
-    return run if native else None
+    return run if plan is not None and (adds or plan.gives_updates) else None
 
 
 step_p = primitive("functional_opt_step", _kernel, _without_unused)

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -181,13 +182,21 @@ def test_nan_stays_in_its_leaf_and_an_infinite_norm_gives_zeros():
 
 
 @built
-def test_updates_may_be_used_for_anything():
-    tx, params, grads = fo.adam(1e-2), tree(0), tree(1)
+@pytest.mark.parametrize("bits", [32, 8])
+def test_updates_may_be_used_for_anything(bits):
+    """Kernels give them where state is stored as codes; XLA makes them as fast otherwise."""
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2, weight_decay=0.1))
+    tx = tx if bits == 32 else fo.quantize_state(tx, bits)
+    params, grads = tree(0), tree(1)
     args = params, tx.init(params), grads
+
+    def plain(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
     def logged(params, state, grads):
         updates, state = tx.update(grads, state, params)
-        return fo.apply_updates(params, updates), state, fo.global_norm(updates)
+        return fo.apply_updates(params, updates), state, fo.global_norm(updates), fo.global_norm(grads)
 
     def doubled(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -197,9 +206,37 @@ def test_updates_may_be_used_for_anything():
         updates, state = tx.update(grads, state, params)
         return fo.apply_updates(jax.tree.map(lambda p: p + 1, params), updates), state
 
-    for fn in logged, doubled, elsewhere:
-        assert not uses_kernel(fn, *args)
-        assert_close(jax.jit(fn)(*args), purely(lambda *args, fn=fn: fn(*args), *args), 0)
+    def one_of_them(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return fo.apply_updates(params, updates), state, updates["odd"]
+
+    def repeated(params, state, grads):
+        return jax.lax.while_loop(lambda x: x[2] < 2, lambda x: (*plain(*x[:2], grads), x[2] + 1), (params, state, 0))
+
+    for fn in plain, logged, doubled, elsewhere, one_of_them, repeated:
+        assert uses_kernel(fn, *args) == (bits == 8), fn
+        assert_close(jax.jit(fn)(*args)[0], purely(lambda *args, fn=fn: fn(*args), *args)[0], 0 if bits == 32 else 16)
+
+    def direction(params, state, grads):
+        return tx.update(grads, state, params)[0]
+
+    assert not uses_kernel(direction, *args)  # it would make new slots, for nobody
+
+
+@built
+@pytest.mark.parametrize("param, grad", [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_updates_in_the_dtype_of_params(param, grad):
+    tx, params, grads = fo.quantize_state(fo.lion(1e-2)), tree(0, param), tree(1, grad)
+    args = params, tx.init(params), grads
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), updates, state
+
+    assert uses_kernel(step, *args)
+    ours, pure = jax.jit(step)(*args), purely(lambda *args: step(*args), *args)
+    assert_close(ours[:2], pure[:2], int(param == "float32"))  # XLA adds a product before it is rounded
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(jnp.signbit(x), jnp.signbit(y)), ours[1], pure[1])
 
 
 @built

@@ -39,6 +39,9 @@ INLINE int32_t nearest(float x) {  // of a small x
   return static_cast<int32_t>(bits_of(x + 12582912.0f) - bits_of(12582912.0f));
 }
 
+// The last bits of a code, whatever number was not finite: the others are those of another row.
+INLINE uint32_t four_bits(int32_t code) { return static_cast<uint32_t>(code) & 15u; }
+
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, UINT8, INT4, UINT4 };  // numbered as KINDS in link.py
 
 struct Array {
@@ -50,7 +53,7 @@ struct Array {
 // A leaf is cut in rows, and these in blocks, of which the last may be shorter: those of codes, one row for others.
 struct Leaf {
   int64_t size = 0, row = 0, block = BLOCK;
-  Array grad, param, slots[MAX_SLOTS];
+  Array grad, param, out, slots[MAX_SLOTS];  // out: new params, where the params are, or updates
 
   int64_t in_row() const { return (row + block - 1) / block; }
   int64_t blocks() const { return row ? size / row * in_row() : 0; }
@@ -163,7 +166,7 @@ INLINE void write(const Array& x, const Span& span, const float* block) {
       uint8_t* to = static_cast<uint8_t*>(x.data) + span.pair;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
         const int32_t c = nearest(std::copysign(std::sqrt(std::fabs(block[i]) * by) * 7, block[i])) + 8;
-        to[i] = static_cast<uint8_t>((to[i] & kept) | c << span.half);
+        to[i] = static_cast<uint8_t>((to[i] & kept) | four_bits(c) << span.half);
       }
       break;
     }
@@ -171,7 +174,7 @@ INLINE void write(const Array& x, const Span& span, const float* block) {
       uint8_t* to = static_cast<uint8_t*>(x.data) + span.pair;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
         const int32_t c = std::max(nearest(std::sqrt(std::fabs(block[i]) * by) * 16) - 1, 0);
-        to[i] = static_cast<uint8_t>((to[i] & kept) | c << span.half);
+        to[i] = static_cast<uint8_t>((to[i] & kept) | four_bits(c) << span.half);
       }
       break;
     }

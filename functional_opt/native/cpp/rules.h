@@ -113,8 +113,10 @@ struct RSS {
   }
 };
 
-// Numbered as OPS in link.py.
-enum Op : int32_t { SCALE, CLIP, DECAY, TRACE, NESTEROV, ADAM, NADAM, LION, RMS_IN, RMS_OUT, RSS_IN, RSS_OUT, ADD };
+// Numbered as OPS in link.py. A program ends with ADD, for new params, or UPDATE, for what is to be added to them.
+enum Op : int32_t {
+  SCALE, CLIP, DECAY, TRACE, NESTEROV, ADAM, NADAM, LION, RMS_IN, RMS_OUT, RSS_IN, RSS_OUT, ADD, UPDATE, OPS
+};
 
 #define FOR_RULES(X)                                                                                         \
   X(TRACE, Trace<false>) X(NESTEROV, Trace<true>) X(ADAM, Adam<false>) X(NADAM, Adam<true>) X(LION, Lion)    \

@@ -6,7 +6,8 @@
 //
 // It runs on a block of elements at a time, which stays in the first-level cache, so however long a program is, each
 // gradient, weight and slot goes through memory once. Results replace what was read: XLA gives the same buffer
-// for both, or has made a copy before.
+// for both, or has made a copy before. Where the updates are asked for instead of new params, they go to buffers of
+// their own: the program ends with UPDATE, and adds to −0, which changes no number.
 //
 // `step` and `sums_of_squares`, at the end, are what JAX calls (plan.py).
 
@@ -26,12 +27,12 @@ namespace {
 
 // ---- Programs: (operation, where its scalars start) pairs. ----
 
-// One of the usual form, scale, rule, decay, add, each but the last optional, is `fused`: an element stays in registers.
+// One of the usual form, scale, rule, decay, end, each but the last optional, is `fused`: an element stays in registers.
 struct Program {
   const int32_t* code;
   int64_t length;
   const float* scalars;
-  bool fused;
+  bool fused, adds;
   int32_t rule = ADD;  // which stands for none
   const float *scale = nullptr, *of_rule = nullptr, *decay = nullptr, *factor = nullptr;
 
@@ -40,22 +41,23 @@ struct Program {
     if (i < n && code[i] == SCALE) scale = s + code[i + 1], i += 2;
     if (i < n && slots_of(code[i])) rule = code[i], of_rule = s + code[i + 1], i += 2;
     if (i < n && code[i] == DECAY) decay = s + code[i + 1], i += 2;
-    fused = i + 2 == n && code[i] == ADD;
+    fused = i + 2 == n;
     if (fused) factor = s + code[i + 1];
+    adds = code[n - 2] == ADD;
   }
 };
 
 struct Block {
-  const float* g;
-  float* w;
+  const float *g, *w, *base;  // base: to which the update is added
+  float* out;
   float* slots[MAX_SLOTS];
   int64_t size;
   bool bfloat16;  // the weight: an update has its dtype, so that it is rounded before it is added
 };
 
 template <bool bfloat16>
-INLINE float added(float w, float factor, float u) {
-  return w + (bfloat16 ? widened(rounded(factor * u)) : factor * u);
+INLINE float added(float base, float factor, float u) {
+  return base + (bfloat16 ? widened(rounded(factor * u)) : factor * u);
 }
 
 template <typename First, typename Rule, typename Last, bool bfloat16>
@@ -65,11 +67,11 @@ INLINE void fused(const Program& program, const Block& block) {
   const Rule rule(program.of_rule);
   const Last last(program.decay);
   const Slots slots{block.slots[0], block.slots[1]};
-  const float* g = block.g;
-  float* w = block.w;
+  const float *g = block.g, *w = block.w, *base = block.base;
+  float* out = block.out;
   VECTORIZE for (int64_t i = 0; i < block.size; ++i) {
     const float u = last(rule(first(g[i], 0, slots, i), 0, slots, i), w[i], slots, i);
-    w[i] = added<bfloat16>(w[i], factor, u);
+    out[i] = added<bfloat16>(base[i], factor, u);
   }
 }
 
@@ -89,14 +91,17 @@ INLINE void fused(const Program& program, const Block& block) {
 template <bool bfloat16>
 INLINE void add(const float* s, const float* x, const Block& block) {
   const float factor = s[0];
-  float* w = block.w;
-  VECTORIZE for (int64_t i = 0; i < block.size; ++i) w[i] = added<bfloat16>(w[i], factor, x[i]);
+  const float* base = block.base;
+  float* out = block.out;
+  VECTORIZE for (int64_t i = 0; i < block.size; ++i) out[i] = added<bfloat16>(base[i], factor, x[i]);
 }
 
 template <typename Rule>
 INLINE void apply(const float* s, const float* x, float* u, const Block& block, int slot) {
   const Rule rule(s);
-  const Slots slots{block.slots[slot], block.slots[std::min(slot + 1, MAX_SLOTS - 1)]};
+  Slots slots{};
+  if constexpr (Rule::SLOTS > 0) slots.first = block.slots[slot];
+  if constexpr (Rule::SLOTS > 1) slots.second = block.slots[slot + 1];
   const float* w = block.w;
   VECTORIZE for (int64_t i = 0; i < block.size; ++i) u[i] = rule(x[i], w[i], slots, i);
 }
@@ -114,7 +119,7 @@ INLINE void interpret(const Program& program, const Block& block) {
   case NAME: apply<RULE>(s, x, u, block, slot); break;
       APPLY(SCALE, Scale) APPLY(CLIP, Clip) APPLY(DECAY, Decay) FOR_RULES(APPLY)
 #undef APPLY
-      case ADD: block.bfloat16 ? add<true>(s, x, block) : add<false>(s, x, block);
+      default: block.bfloat16 ? add<true>(s, x, block) : add<false>(s, x, block);
     }
     slot += slots_of(op);
     x = u;
@@ -122,10 +127,14 @@ INLINE void interpret(const Program& program, const Block& block) {
 }
 
 INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t begin, int64_t end) {
-  alignas(64) float g[BLOCK], w[BLOCK], decoded[MAX_SLOTS][BLOCK];
+  alignas(64) float g[BLOCK], w[BLOCK], out[BLOCK], nothing[BLOCK], decoded[MAX_SLOTS][BLOCK];
+  if (!program.adds) std::fill(nothing, nothing + BLOCK, -0.0f);
   for (int64_t index = begin; index < end; ++index) {
     const Span span(leaf, index);
-    Block block{read(leaf.grad, span, g), read(leaf.param, span, w), {}, span.size, leaf.param.kind == BFLOAT16};
+    Block block{read(leaf.grad, span, g), read(leaf.param, span, w), nothing, out, {}, span.size,
+                leaf.param.kind == BFLOAT16};
+    if (program.adds) block.base = block.w;
+    if (leaf.out.kind == FLOAT32) block.out = static_cast<float*>(leaf.out.data) + span.begin;
     for (int k = 0; k < slots; ++k) block.slots[k] = read(leaf.slots[k], span, decoded[k]);
     if (!program.fused) interpret(program, block);
     else switch (program.rule) {
@@ -134,7 +143,7 @@ INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t beg
       FUSED(ADD, Nothing) FOR_RULES(FUSED)
 #undef FUSED
     }
-    write(leaf.param, span, w);
+    write(leaf.out, span, out);
     for (int k = 0; k < slots; ++k) write(leaf.slots[k], span, decoded[k]);
   }
 }
@@ -178,7 +187,9 @@ struct Work {
   explicit Work(const std::vector<Leaf>& leaves) {
     int64_t gathered = 0;
     for (size_t leaf = 0; leaf < leaves.size(); ++leaf) {
-      const int64_t blocks = leaves[leaf].blocks(), step = leaves[leaf].blocks_together();
+      const int64_t blocks = leaves[leaf].blocks();
+      if (!blocks) continue;
+      const int64_t step = leaves[leaf].blocks_together();
       for (int64_t begin = 0; begin < blocks; begin += step) {
         const int64_t end = std::min(begin + step, blocks);
         pieces.push_back({static_cast<int64_t>(leaf), begin, end});
@@ -215,32 +226,81 @@ bool is_float(const ffi::AnyBuffer& buffer, Array* to) {
 
 const char* const NO_FLOAT = "functional_opt: a leaf is neither float32 nor bfloat16";
 
-// Arguments: n gradients, n params, n of each slot, and of each slot that is codes n arrays of scales. All but the
-// gradients are replaced: the results are the same buffers. `kinds`: how each slot is stored.
+// Whether the operations are known, and the last of them, alone, is an end. `slots`: how many all of them have.
+bool is_program(ffi::Span<const int32_t> code, size_t* slots) {
+  *slots = 0;
+  for (size_t i = 0; i < code.size(); i += 2) {
+    if (code[i] < 0 || code[i] >= OPS || (code[i] >= ADD) != (i + 2 == code.size())) return false;
+    *slots += slots_of(code[i]);
+  }
+  return code.size() && code.size() % 2 == 0;
+}
+
+// Bits of an element as it is stored.
+int64_t width(ffi::DataType type) {
+  switch (type) {
+    case ffi::DataType::F32: return 32;
+    case ffi::DataType::BF16: return 16;
+    case ffi::DataType::S8: case ffi::DataType::U8: return 8;
+    default: return 0;
+  }
+}
+
+// Whether a slot's buffer holds `size` elements of its kind; two of 4 bits are a byte.
+bool holds(const ffi::AnyBuffer& buffer, int32_t kind, int64_t size) {
+  constexpr int64_t WIDTHS[] = {32, 16, 8, 8, 4, 4};
+  const int64_t bits = width(buffer.element_type()) * static_cast<int64_t>(buffer.element_count());
+  return kind >= FLOAT32 && kind <= UINT4 && bits >= WIDTHS[kind] * size;
+}
+
+// Arguments: n gradients, n params, n of each slot, and of each slot that is codes n arrays of scales. Slots and
+// scales are replaced: the results are the same buffers; so are params if the program ends with ADD. With UPDATE, the
+// first n results are the updates. `kinds`: how each slot is stored.
+//
+// plan.py sees to it that all fits. It is looked at again, once for a leaf: a mistake there must not become memory
+// that is written over.
 ffi::Error step(ffi::ThreadPool pool, ffi::Span<const int32_t> code, ffi::Span<const int32_t> kinds,
                 ffi::AnyBuffer scalars, ffi::RemainingArgs args, ffi::RemainingRets rets) {
   size_t slots = 0, trees = 2 + kinds.size();
-  for (size_t i = 0; i < code.size(); i += 2) slots += slots_of(code[i]);
   for (const int32_t kind : kinds) trees += kind >= INT8;
   const size_t n = args.size() / trees;
-  if (slots > MAX_SLOTS || slots != kinds.size() || args.size() != n * trees || rets.size() != n * (trees - 1))
+  if (!is_program(code, &slots) || slots > MAX_SLOTS || slots != kinds.size() || args.size() != n * trees ||
+      rets.size() != n * (trees - 1))
     return ffi::Error::InvalidArgument("functional_opt: the arguments do not fit the program");
+  const bool adds = code[code.size() - 2] == ADD;
+  for (size_t k = adds ? 0 : n; k < rets.size(); ++k)
+    if ((*rets.get<ffi::AnyBuffer>(k))->untyped_data() != args.get<ffi::AnyBuffer>(n + k)->untyped_data())
+      return ffi::Error::InvalidArgument("functional_opt: a result is not where its argument was");
   std::vector<Leaf> leaves(n);
   for (size_t i = 0; i < n; ++i) {
     Leaf& leaf = leaves[i];
-    if (!is_float(*args.get<ffi::AnyBuffer>(i), &leaf.grad) || !is_float(*args.get<ffi::AnyBuffer>(n + i), &leaf.param))
+    const auto grad = *args.get<ffi::AnyBuffer>(i), param = *args.get<ffi::AnyBuffer>(n + i);
+    const ffi::AnyBuffer out = **rets.get<ffi::AnyBuffer>(i);
+    if (!is_float(grad, &leaf.grad) || !is_float(param, &leaf.param) || !is_float(out, &leaf.out))
       return ffi::Error::InvalidArgument(NO_FLOAT);
-    leaf.size = leaf.row = static_cast<int64_t>(args.get<ffi::AnyBuffer>(i)->element_count());
+    bool fits = param.element_count() == grad.element_count() && out.element_count() == grad.element_count() &&
+                leaf.out.kind == leaf.param.kind;
+    leaf.size = leaf.row = static_cast<int64_t>(grad.element_count());
+    if (!leaf.size) continue;
+    int64_t in_row = 0, all = 0;  // scales of a row, and of the leaf: the same for all slots
     for (size_t k = 0, coded = 0; k < slots; ++k) {
+      const auto slot = *args.get<ffi::AnyBuffer>((2 + k) * n + i);
       leaf.slots[k].kind = kinds[k];
-      leaf.slots[k].data = args.get<ffi::AnyBuffer>((2 + k) * n + i)->untyped_data();
+      leaf.slots[k].data = slot.untyped_data();
+      fits = fits && holds(slot, kinds[k], leaf.size);
       if (kinds[k] < INT8) continue;
-      const auto scales = args.get<ffi::AnyBuffer>((2 + slots + coded++) * n + i);
-      const int64_t in_row = scales->dimensions().back();
-      leaf.slots[k].scales = static_cast<float*>(scales->untyped_data());
-      leaf.row = leaf.size * in_row / static_cast<int64_t>(scales->element_count());
+      const auto scales = *args.get<ffi::AnyBuffer>((2 + slots + coded++) * n + i);
+      const int64_t count = static_cast<int64_t>(scales.element_count());
+      const int64_t last = scales.dimensions().size() ? scales.dimensions().back() : 0;
+      if (all == 0) in_row = last, all = count;
+      fits = fits && all > 0 && count == all && last == in_row && scales.element_type() == ffi::DataType::F32;
+      if (!fits) break;
+      leaf.slots[k].scales = static_cast<float*>(scales.untyped_data());
+      leaf.row = leaf.size * in_row / all;
       leaf.block = (leaf.row + in_row - 1) / in_row;
+      fits = leaf.block > 0 && leaf.block <= BLOCK && leaf.size % leaf.row == 0 && leaf.blocks() == all;
     }
+    if (!fits) return ffi::Error::InvalidArgument("functional_opt: the arrays of a leaf do not fit each other");
   }
   const Program program(code.begin(), code.size(), static_cast<float*>(scalars.untyped_data()));
   const Work work(leaves);
@@ -283,3 +343,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_step, functional_opt::step,
                                   .RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_sums_of_squares, functional_opt::sums_of_squares,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::BufferR1<ffi::F32>>());
+
+// What Python asks before anything is registered: the FFI that this was built for, and what the arguments mean.
+extern "C" const int32_t functional_opt_built_for[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR, 2};
+
+// Which vector instructions are used: 0, 2 for AVX2, 512 for AVX-512.
+extern "C" int32_t functional_opt_instructions() {
+#if defined(__x86_64__)
+  return functional_opt::has_avx512() ? 512 : functional_opt::has_avx2() ? 2 : 0;
+#else
+  return 0;
+#endif
+}

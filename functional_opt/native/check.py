@@ -1,0 +1,77 @@
+"""The check of the kernels, once in a process: small steps, and Newton–Schulz, beside the same formulas in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .apply import applied
+from .library import NEWTON_SCHULZ, STEP, SUMS_OF_SQUARES, to_check
+from .link import Link
+from .newton_schulz import carried as newton_schulz
+from .plan import plan_of
+from .step import carried as step
+
+SIZES = 700, 3  # more than a block, and less than a vector
+B1, B2, EPS, RATE, DECAY, LARGEST = 0.9, 0.99, 1e-3, -0.1, 0.01, 0.5
+COEFFICIENTS = ((3.0, -3.0, 1.0),)
+
+
+@to_check
+def small_steps() -> None:
+    """Compares AdamW with a clip, for new params and for updates, and a step of Newton–Schulz.
+
+    It is done in NumPy and not by XLA, which would compile it for half a second. Raises ValueError where numbers
+    differ, or JAX has not taken the kernels; whatever JAX raises passes through.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return  # a process without a CPU backend lowers nothing for it
+    rng = np.random.default_rng(0)
+    g, w, m, v = ([rng.uniform(0.1, 1, n).astype(np.float32) for n in SIZES] for _ in range(4))
+    matrices = rng.uniform(-0.1, 0.1, (2, 3, 9)).astype(np.float32)
+    lowered = jax.jit(_with_kernels).lower(*jax.device_put((g, w, m, v, matrices), cpu))
+    text = lowered.as_text()
+    if not all(name in text for name in (STEP, SUMS_OF_SQUARES, NEWTON_SCHULZ)):
+        raise ValueError(f"JAX {jax.__version__} does not take them for a program on one CPU")
+    ours = lowered.compile()(*jax.device_put((g, w, m, v, matrices), cpu))
+    updates, slots = _adamw(g, (m, v), w, np)
+    expected = [p + u for p, u in zip(w, updates, strict=True)], slots, (updates, slots), _iterate(matrices)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        if not np.allclose(x, y, rtol=1e-4, atol=1e-5):
+            raise ValueError(f"numbers differ by {np.abs(np.asarray(x) - y).max():.1g}")
+
+
+def _with_kernels(g, w, m, v, matrices):
+    """New params and slots, updates and slots, and matrices."""
+    links = (
+        Link("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
+        Link("adam", (B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
+        Link("decay", (DECAY,)),
+        Link("scale", (RATE,)),
+    )
+    found = plan_of(links, g, [*m, *v], w, enough=0)
+    if found is None:
+        raise ValueError("a chain of which the kernels know all has no plan")
+    plan, scalars = found
+    plan = plan._replace(gives_updates=True)
+    updates, slots = step(plan, scalars, _adamw, g, (m, v), w)
+    added = [applied(p, u) for p, u in zip(w, updates, strict=True)]
+    again = step(plan, scalars, _adamw, g, (m, v), w)
+    return added, slots, again, newton_schulz(matrices, COEFFICIENTS, _iterate)
+
+
+def _adamw(g, slots, w, xp=jnp):
+    factor = LARGEST / xp.sqrt(sum(xp.sum(x * x) for x in g))
+    g = [factor * x for x in g]
+    m = [B1 * m + (1 - B1) * x for m, x in zip(slots[0], g, strict=True)]
+    v = [B2 * v + (1 - B2) * x * x for v, x in zip(slots[1], g, strict=True)]
+    u = [RATE * (m / (xp.sqrt(v) + EPS) + DECAY * w) for m, v, w in zip(m, v, w, strict=True)]
+    return u, (m, v)
+
+
+def _iterate(x, rows=COEFFICIENTS):
+    for a, b, c in rows:
+        gram = x @ x.swapaxes(-1, -2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
