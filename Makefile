@@ -1,13 +1,13 @@
 # make demo: sets everything up and trains on real data.  make characters: compares eight
 # optimizers on a character transformer.  make test: sets everything up and tests.
-# make check: ruff, pyright and the doctests.  make bench: speed, side by side with peers.
+# make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.  make bench: speed, side by side with peers.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
 QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo characters test check bench clean
+.PHONY: demo characters test check sanitize bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -23,6 +23,9 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
+
+sanitize:
+	$(PYTHON) -m tests.native.sanitize
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step
