@@ -1,7 +1,8 @@
 # make demo: sets everything up and trains on real data.  make characters: compares eight
 # optimizers on a character transformer.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
-# make check: ruff, pyright and the doctests.  make bench: speed, side by side with peers.
+# make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
+# make bench: speed, side by side with peers.
 # PYTHON=... runs any of them with another Python, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 # XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
 QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo characters test test-versions check bench clean
+.PHONY: demo characters test test-versions check sanitize bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -28,6 +29,9 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
+
+sanitize:
+	$(PYTHON) -m tests.native.sanitize
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step

@@ -78,8 +78,7 @@ def _without_unused(used, eqn):
     if not any(used):
         return [False] * len(eqn.invars), None
     jaxpr, plan, adds = (eqn.params[name] for name in ("jaxpr", "plan", "adds"))
-    n = plan.leaves if plan is not None else 0
-    gives = n > 0 and plan.gives_updates
+    n, gives = (0, False) if plan is None else (plan.leaves, plan.gives_updates)
     updates, new_params, slots = used[:n], used[n : 2 * n], used[2 * n :]
     if adds or (gives and any(updates) and all(map(max, updates, new_params)) and any(slots)):
         return [True] * len(eqn.invars), eqn

@@ -24,7 +24,11 @@ namespace functional_opt {
 // FOR_INSTRUCTIONS(result, f, (parameters), (arguments)) compiles the inline function f for several instruction sets;
 // f_best is that for the processor at hand.
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FUNCTIONAL_OPT_PORTABLE)
+#define FOR_X86
+#endif
+
+#ifdef FOR_X86
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
 #define FOR_INSTRUCTIONS(RESULT, F, PARAMETERS, ARGUMENTS)      \

@@ -130,7 +130,7 @@ INLINE void iterate(const float* from, float* to, int64_t rows, int64_t columns,
   { iterate<LANES>(from, to, n, m, coefficients, steps, scratch); }
 
 void iterate_any ITERATE_PARAMETERS ITERATE(4)
-#if defined(__x86_64__)
+#ifdef FOR_X86
 AVX2 void iterate_avx2 ITERATE_PARAMETERS ITERATE(8)
 AVX512 void iterate_avx512 ITERATE_PARAMETERS ITERATE(16)
 void (*const iterate_best) ITERATE_PARAMETERS = has_avx512() ? iterate_avx512 : has_avx2() ? iterate_avx2 : iterate_any;

@@ -349,7 +349,7 @@ extern "C" const int32_t functional_opt_built_for[] = {XLA_FFI_API_MAJOR, XLA_FF
 
 // Which vector instructions are used: 0, 2 for AVX2, 512 for AVX-512.
 extern "C" int32_t functional_opt_instructions() {
-#if defined(__x86_64__)
+#ifdef FOR_X86
   return functional_opt::has_avx512() ? 512 : functional_opt::has_avx2() ? 2 : 0;
 #else
   return 0;
