@@ -16,7 +16,7 @@ from ..slots import Counter, Number, RandomKey, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, as_key
+from ..transforms.noise import Key, key_data, key_in
 from ..value import Decay, DType, NonNegative, Positive, PositiveInt, Real, Static, checked
 
 
@@ -85,14 +85,14 @@ class scale_by_apollo(GradientTransformation):
         mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
         mu, nu = (jax.tree.map(self._low_rank, slot) for slot in (mu, nu))
         scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), jnp.result_type(x)), params)
-        key = jax.random.key_data(as_key(self.key))
+        key = key_data(self.key)
         return ScaleByApolloState(zero_count(), mu, nu, zeros_like(scalars, real=True), key)
 
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
         c = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(as_key(self.key)))
+        key = key_in(state.rng_key, self.key)
         key = jax.random.fold_in(key, jnp.asarray(state.count // self.update_proj_gap, jnp.uint32))
 
         def adam(r, m, v):

@@ -1,7 +1,7 @@
 """Differential privacy: each example's gradient clipped, and noise in their mean."""
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,12 @@ from ..slots import RandomKey
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
-from ..value import Convert, Decay, Integer, NonNegative, checked
-
-
-def _key(name: str, x: Any) -> Any:
-    if jnp.shape(x) == () and not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-        return Integer("[-inf, inf]").check(name, x)
-    return x
+from ..transforms.noise import Key, kept_as, key_data, key_in
+from ..value import Decay, NonNegative, checked
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
-    """`rng_key`: the key of the next step's noise."""
+    """`rng_key`: the data (uint32) of the key of the next step's noise."""
 
     rng_key: RandomKey
 
@@ -53,27 +48,20 @@ class differentially_private_aggregate(GradientTransformation):
     [0.45000001788139343, 0.6000000238418579]
 
     Differs from Optax: no clipped copy of every example's gradient is made; both parts of complex gradients have
-    the noise; a key or seed must be given.
+    the noise; a key or seed must be given; the state holds the key as plain numbers, which can be saved.
     """
 
     l2_norm_clip: NonNegative
     noise_multiplier: NonNegative
-    key: Annotated[Any, Convert(lambda name, x: None if x is None else _key(name, x))] = None
-    seed: Annotated[Any, Convert(lambda name, x: None if x is None else _key(name, x))] = dataclasses.field(
-        default=None, kw_only=True
-    )
+    key: Key = None
+    seed: Key = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         if (self.key is None) == (self.seed is None):
             raise ValueError("differentially_private_aggregate needs either a key or a seed, such as key=0")
 
     def init(self, params):
-        key = self.seed if self.key is None else self.key
-        if jnp.ndim(key) == 1:  # raw data, as jax.random.PRNGKey gives it
-            key = jax.random.wrap_key_data(key)
-        elif not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-            key = jax.random.key(key)
-        return DifferentiallyPrivateAggregateState(jnp.copy(key))
+        return DifferentiallyPrivateAggregateState(key_data(self._key))
 
     def update(self, updates, state, params=None, **extra):
         sizes = _batch_sizes(updates)
@@ -82,7 +70,7 @@ class differentially_private_aggregate(GradientTransformation):
         squares = sum(_squares_by_example(widen(g)) for g in jax.tree.leaves(updates) if not is_nothing(g))
         norms = safe_sqrt(jnp.asarray(squares))
         factors = jnp.where(norms > self.l2_norm_clip, self.l2_norm_clip / norms, 1.0)
-        key, *keys = jax.random.split(state.rng_key, 1 + len(sizes))
+        key, *keys = jax.random.split(key_in(state.rng_key, self._key), 1 + len(sizes))
         leaves, treedef = jax.tree.flatten(updates)
         there = iter(keys)
         key_of = treedef.unflatten([None if is_nothing(g) else jax.random.key_data(next(there)) for g in leaves])
@@ -94,7 +82,11 @@ class differentially_private_aggregate(GradientTransformation):
             return (clipped + noise) / len(factors)
 
         updates = map_leaves(leaf, updates, read=(key_of,), params=params, same_shape=False)
-        return updates, DifferentiallyPrivateAggregateState(key)
+        return updates, DifferentiallyPrivateAggregateState(kept_as(key, state.rng_key))
+
+    @property
+    def _key(self) -> Any:
+        return self.seed if self.key is None else self.key
 
 
 def _batch_sizes(updates: Tree) -> list[int]:

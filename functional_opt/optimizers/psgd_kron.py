@@ -16,7 +16,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, as_key
+from ..transforms.noise import Key, kept_as, key_data, key_in
 from ..value import Decay, DType, Positive, PositiveInt, Static, checked
 
 
@@ -24,7 +24,7 @@ class ScaleByPsgdKronState(NamedTuple):
     """`count`: steps done. `mu`: running mean of g. `rng_key`: the data (uint32) of the key of the next probes.
 
     `q[k]`: for every leaf the factor of its axis k, an upper triangular matrix or, for a diagonal one, a vector;
-    an empty array where the leaf has no such axis.
+    zeros of shape (1,) where the leaf has no such axis.
     """
 
     count: Counter
@@ -89,13 +89,12 @@ class scale_by_psgd_kron(GradientTransformation):
 
         q = slots_by_axis(params, factor)
         mu = zeros_like(params, self.state_dtype)
-        return ScaleByPsgdKronState(zero_count(), mu, q, jax.random.key_data(as_key(self.key)))
+        return ScaleByPsgdKronState(zero_count(), mu, q, key_data(self.key))
 
     def update(self, updates, state, params=None, **extra):
         zip_leaves((updates, state.mu), ("updates", "the optimizer state"))
         t = increment(state.count)
-        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(as_key(self.key)))
-        key, now = jax.random.split(key)
+        key, now = jax.random.split(key_in(state.rng_key, self.key))
         draw, probe = jax.random.split(now)
         due = jax.random.uniform(draw, (), "float32") < self._probability(state.count)
 
@@ -118,7 +117,7 @@ class scale_by_psgd_kron(GradientTransformation):
             return placed_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
 
         updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
-        return updates, ScaleByPsgdKronState(t, mu, tuple(q), jax.random.key_data(key))
+        return updates, ScaleByPsgdKronState(t, mu, tuple(q), kept_as(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular

@@ -12,7 +12,7 @@ from ..schedules import Rate
 from ..slots import Counter, Exact, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, empty, gram, slots_by_axis, sum_of_slices
+from ..transforms.kronecker import absent, along, gram, slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
@@ -24,7 +24,8 @@ class ScaleByShampooState(NamedTuple):
     """`count`: steps done. `nu`: sums or means of |g|², of the leaves that need them.
 
     `statistics[k]`: for every leaf those of G·Gᴴ, G a block of its gradient unfolded along axis k, in the shape
-    (blocks, n, n); `preconditioners[k]`: their inverse roots. What a leaf does not have is an empty array.
+    (blocks, n, n); `preconditioners[k]`: their inverse roots. What a leaf does not have is zeros of
+    shape (1,).
     """
 
     count: Counter
@@ -96,7 +97,7 @@ class scale_by_shampoo(GradientTransformation):
         nu = zeros_like(params, self.state_dtype, real=True)
         return ScaleByShampooState(
             zero_count(),
-            jax.tree.map(lambda v: v if self._rule(v) not in ("sgd", "none") else empty(v), nu),
+            jax.tree.map(lambda v: v if self._rule(v) not in ("sgd", "none") else absent(v), nu),
             slots_by_axis(params, lambda x, k: matrices(x, k, 0)),
             slots_by_axis(params, lambda x, k: matrices(x, k, 1)),
         )

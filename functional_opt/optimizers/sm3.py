@@ -3,22 +3,21 @@
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, is_nothing, map_leaves, zeros_like, zip_leaves
+from ..leaves import abs_sq, map_leaves, zeros_like
 from ..schedules import Rate
 from ..slots import Signed, Unsigned
 from ..transforms.chain import chain
+from ..transforms.kronecker import slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, Fraction, NonNegative, Static, checked
 
 
 class ScaleBySM3State(NamedTuple):
-    """`mu`: for each param a list with one array for each axis, as long as it. `nu`: running mean of the direction.
-
-    A scalar has a list with one number.
+    """`mu[k]`: for every leaf an array as long as its axis k; of shape (1,) for a scalar, and one zero for a leaf
+    without such an axis. `nu`: running mean of the direction.
     """
 
     mu: Unsigned
@@ -45,7 +44,7 @@ class scale_by_sm3(GradientTransformation):
     >>> u.round(3).tolist(), [a.tolist() for a in state.mu]
     ([[1.0, 0.0], [0.0, 1.0]], [[9.0, 16.0], [9.0, 16.0]])
 
-    Differs from Optax: scalars are taken.
+    Differs from Optax: scalars are taken, and `mu` is a tuple of trees of arrays, not a tree of lists.
     """
 
     preconditions = True
@@ -55,44 +54,25 @@ class scale_by_sm3(GradientTransformation):
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
-        def axes(p):
-            def along(axis, p):
-                return jnp.mean(p, [a for a in range(p.ndim) if a != axis])
-
-            each = [functools.partial(along, axis) for axis in range(jnp.ndim(p) or 1)]
-            return [jax.eval_shape(f, p) if isinstance(p, jax.ShapeDtypeStruct) else f(jnp.asarray(p)) for f in each]
-
-        return ScaleBySM3State(
-            zeros_like(jax.tree.map(axes, params), self.state_dtype, real=True), zeros_like(params, self.state_dtype)
-        )
+        mu = slots_by_axis(params, sum_of_slices, sharded=True)
+        return ScaleBySM3State(zeros_like(mu, self.state_dtype, real=True), zeros_like(params, self.state_dtype))
 
     def update(self, updates, state, params=None, **extra):
-        treedef, _ = zip_leaves((updates, state.nu), ("updates", "the optimizer state"))
-        lists = treedef.flatten_up_to(state.mu)
-        most = max((len(a) for a in lists if isinstance(a, list)), default=0)
-        # the rule takes as many slots for every leaf: where a leaf has fewer axes, a number that it gives back
-        slots = [treedef.unflatten([_at(a, axis) for a in lists]) for axis in range(most)]
         b2, new = self.b2, jnp.where(self.b2 == 1, 1.0, 1 - self.b2)
 
         def leaf(g, m, *slots):
-            n = g.ndim or 1
+            n = g.ndim or 1  # the slots beyond belong to leaves with more axes
             spread = [a.reshape([-1 if i == axis else 1 for i in range(g.ndim)]) for axis, a in enumerate(slots[:n])]
             v = b2 * functools.reduce(jnp.minimum, spread) + new * abs_sq(g)
             positive = v > 0
             u = jnp.where(positive, g / jnp.sqrt(jnp.where(positive, v, 1.0) + self.eps), 0.0)
             m = self.b1 * m + (1 - self.b1) * u
-            largest = [jnp.max(v, [a for a in range(g.ndim) if a != axis]) for axis in range(n)]
+            v = v.reshape(v.shape or (1,))
+            largest = [jnp.max(v, [a for a in range(v.ndim) if a != axis], initial=0) for axis in range(n)]
             return m, m, *largest, *slots[n:]
 
-        updates, nu, *slots = map_leaves(leaf, updates, state.nu, *slots, params=params, same_shape=False)
-        columns = [treedef.flatten_up_to(s) for s in slots]
-        mu = [[c[i] for c in columns[: len(a)]] if isinstance(a, list) else a for i, a in enumerate(lists)]
-        return updates, ScaleBySM3State(treedef.unflatten(mu), nu)
-
-
-def _at(a: Any, axis: int) -> Any:
-    """The array of one axis, a number where there is none, None for a leaf that is not there."""
-    return None if is_nothing(a) else a[axis] if axis < len(a) else jnp.zeros([])
+        updates, nu, *mu = map_leaves(leaf, updates, state.nu, *state.mu, params=params, same_shape=False)
+        return updates, ScaleBySM3State(tuple(mu), nu)
 
 
 @checked

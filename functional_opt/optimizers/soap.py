@@ -21,7 +21,7 @@ class ScaleBySoapState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g' and |g'|², g' the gradient in the eigenbasis.
 
     `gg[k]`: for every leaf the running mean of G·Gᴴ, G its gradient unfolded along axis k; `q[k]`: its
-    eigenvectors, in columns. Both are empty arrays for an axis that is not turned.
+    eigenvectors, in columns. Both are zeros of shape (1,) for an axis that is not turned.
     """
 
     count: Counter

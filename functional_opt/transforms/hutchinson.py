@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import map_leaves, widen_tree
 from ..slots import RandomKey
+from .noise import Key, kept_as, key_data, key_in
 
 
 class HutchinsonState(NamedTuple):
-    """`key`: the key of the next step."""
+    """`key`: the data (uint32) of the key of the next step."""
 
     key: RandomKey
 
@@ -25,7 +26,7 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
     function of the params alone, at the batch of this step. It gets 16-bit params as float32.
 
     Args:
-        random_seed: the key of the first step; `jax.random.PRNGKey(0)` if None.
+        random_seed: the key of the first step, a key of `jax.random` or an integer; the seed 0 if None.
 
     Raises ValueError without params or obj_fn.
 
@@ -35,13 +36,13 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
     >>> tx.update(w, tx.init(w), w, obj_fn=lambda w: w[0] ** 2 + 2 * w[1] ** 2)[0].tolist()
     [2.0, 4.0]
 
-    Differs from Optax: the state's key is a copy, so that a donated state does not take the transformation's.
+    Draws Optax's numbers. Differs from it: the state holds the key as plain numbers, in a buffer of its own.
     """
 
-    random_seed: jax.Array | None = None
+    random_seed: Key = None
 
     def init(self, params):
-        return HutchinsonState(jax.random.PRNGKey(0) if self.random_seed is None else jnp.copy(self.random_seed))
+        return HutchinsonState(key_data(self.random_seed))
 
     def update(self, updates, state, params=None, *, obj_fn: Callable[[Any], Any] | None = None, **extra):
         needs_params(params, self)
@@ -50,14 +51,14 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
                 "hutchinson_estimator_diag_hessian needs the loss: call update(updates, state, params, obj_fn=f) "
                 "with f(params) a scalar"
             )
-        key, now = jax.random.split(state.key)
+        key, now = jax.random.split(key_in(state.key, self.random_seed))
         at = widen_tree(params, "params")
         leaves, treedef = jax.tree.flatten(at)
         keys = jax.random.split(now, max(len(leaves), 1))
         z = treedef.unflatten([_signs(k, p) for k, p in zip(keys, leaves, strict=False)])
         _, hz = jax.jvp(jax.grad(obj_fn), (at,), (z,))
         estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=(z, hz), params=params)
-        return estimate, HutchinsonState(key)
+        return estimate, HutchinsonState(kept_as(key, state.key))
 
 
 def _signs(key: jax.Array, p: jax.Array) -> jax.Array:

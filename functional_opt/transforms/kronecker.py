@@ -1,7 +1,7 @@
 """Matrices that act on the axes of a leaf: what SOAP, Shampoo and PSGD Kron have in common.
 
 Slots "by axis" are a tuple of trees, the k-th with an array for axis k of every leaf. Where a leaf has no such
-axis, or nothing is kept for it, the array is empty.
+axis, or nothing is kept for it, the array is one zero, of shape (1,): checkpoints take no empty arrays.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,32 @@ from ..leaves import Tree, is_nothing, whole, zeros_like
 from ..paths import AllParams
 
 
-def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None]) -> Any:
-    """`make(x, k)` for every axis k of every leaf, an empty array where that is None.
+def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None], sharded: bool = False) -> Any:
+    """Returns `make(x, k)` for every axis k of every leaf, one zero where that is None.
 
-    x is zeros of the leaf's shape, of (1,) for a scalar, float32 or as wide as the leaf.
+    x is zeros of the leaf's shape, of (1,) for a scalar, float32 or as wide as the leaf. Unless `sharded`, it is
+    replicated where its sharding is part of its type.
 
     >>> slots = slots_by_axis({"w": jnp.zeros((2, 3))}, lambda x, k: jnp.eye(x.shape[k]) if k else None)
     >>> [slot["w"].shape for slot in slots]
-    [(0,), (3, 3)]
+    [(1,), (3, 3)]
     """
     if isinstance(params, AllParams):
         return 0  # not slots of the params' shapes, however many they are
 
     def slot(x, k):
-        x = whole(x).reshape(x.shape or (1,))
+        x = (x if sharded else whole(x)).reshape(x.shape or (1,))
         made = make(x, k) if k < x.ndim else None
-        return empty(x) if made is None else made
+        return absent(x) if made is None else made
 
     zeros = zeros_like(params)
     axes = max((max(np.ndim(x), 1) for x in jax.tree.leaves(params) if not is_nothing(x)), default=0)
     return tuple(jax.tree.map(lambda x, k=k: slot(x, k), zeros) for k in range(axes))
 
 
-def empty(like: jax.Array) -> jax.Array:
-    """An array of no elements, on the devices of another."""
-    return jnp.zeros(0, like.dtype) + jnp.sum(jnp.zeros_like(like))
+def absent(like: jax.Array) -> jax.Array:
+    """Returns what stands where nothing is kept: one zero, of shape (1,), on the devices of another array."""
+    return jnp.zeros(1, like.dtype) + jnp.sum(jnp.zeros_like(like))
 
 
 def sum_of_slices(x: jax.Array, k: int) -> jax.Array:

@@ -26,9 +26,31 @@ Key = Annotated[Any, Convert(_to_key)]
 def as_key(x: Any) -> jax.Array:
     """What a `Key` may be, as a key of `jax.random.key`."""
     x = 0 if x is None else x
-    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+    if _is_typed(x):
         return x
     return jax.random.wrap_key_data(x) if jnp.ndim(x) else jax.random.key(x)
+
+
+def key_data(x: Any) -> jax.Array:
+    """Returns what a state keeps of a `Key`: its data, uint32 and in a buffer of its own."""
+    return jnp.copy(jax.random.key_data(as_key(x)))
+
+
+def key_in(data: Any, like: Any) -> jax.Array:
+    """Returns the key of which a state has the data, of the same generator as the `Key` it began with.
+
+    A key of `jax.random.key` in its place, as states of Optax and of earlier versions have, is returned as it is.
+    """
+    return as_key(data) if _is_typed(data) else jax.random.wrap_key_data(data, impl=jax.random.key_impl(as_key(like)))
+
+
+def kept_as(key: jax.Array, data: Any) -> jax.Array:
+    """Returns a key in the form that the state had: its data, or itself."""
+    return key if _is_typed(data) else jax.random.key_data(key)
+
+
+def _is_typed(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
 class AddNoiseState(NamedTuple):
@@ -71,12 +93,11 @@ class add_noise(GradientTransformation):
             raise ValueError("add_noise takes a key or a seed, not both")
 
     def init(self, params):
-        return AddNoiseState(zero_count(), jax.random.key_data(self._key()))
+        return AddNoiseState(zero_count(), key_data(self._key))
 
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
-        key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(self._key()))
-        key, now = jax.random.split(key)
+        key, now = jax.random.split(key_in(state.rng_key, self._key))
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
         keys = treedef.unflatten(list(jax.random.key_data(jax.random.split(now, len(leaves)))))
         sigma = safe_sqrt(jnp.asarray(self.eta / jnp.asarray(t, float) ** self.gamma))
@@ -86,7 +107,8 @@ class add_noise(GradientTransformation):
             return g + sigma * jax.random.normal(k, g.shape, g.dtype)
 
         updates = map_leaves(leaf, updates, read=(keys,), params=params, same_shape=False)
-        return updates, AddNoiseState(t, jax.random.key_data(key))
+        return updates, AddNoiseState(t, kept_as(key, state.rng_key))
 
-    def _key(self) -> jax.Array:
-        return as_key(self.seed if self.key is None else self.key)
+    @property
+    def _key(self) -> Any:
+        return self.seed if self.key is None else self.key

@@ -34,6 +34,7 @@ DTYPES = (  # of params and gradients
     ("bfloat16", "bfloat16"),
     ("float16", "float16"),
 )
+PLAIN_DTYPES = "float32", "int32", "uint32", "int8", "uint8", "bool"  # of states; bfloat16 too, where asked for
 
 
 def each_of(cases, *dtypes):
@@ -57,6 +58,14 @@ def test_types_are_fixed_at_init(case, dtype):
     assert_same_types(either, before)
     if case in OPTIMIZERS:
         assert_same_types(updates, params)
+
+
+@each_case
+def test_states_are_plain_arrays(case):
+    """Which every checkpoint library can take: no empty arrays, no keys, no numbers of Python, no strange dtypes."""
+    for path, x in jax.tree_util.tree_leaves_with_path(case.tx().init(make_params())):
+        assert isinstance(x, jax.Array) and x.size, jax.tree_util.keystr(path)
+        assert x.dtype in (*PLAIN_DTYPES, "bfloat16"), f"{jax.tree_util.keystr(path)}: {x.dtype}"
 
 
 @each_of(CASES, *DTYPES)
