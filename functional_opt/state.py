@@ -1,4 +1,7 @@
-"""Parts of a nested state by field name, as `get(state, "mu")`."""
+"""Parts of a nested state by field name, as `get(state, "mu")`.
+
+The arrays of a state of nnx are in variables: what is read is without them, what is set is put into them.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 from jax.tree_util import DictKey, SequenceKey, keystr
 
+from .boxes import boxed_like, unboxed
 from .leaves import Tree
 
 Path = tuple[Any, ...]
@@ -38,7 +42,7 @@ def get_all_with_path(tree: Tree, key: str, filtering: Filter = None) -> list[tu
     >>> [(keystr(path), int(x)) for path, x in get_all_with_path(adam(1e-3).init({"w": 0.0}), "count")]
     [('[0].count', 0)]
     """
-    found = [(path, x) for path, names, x in _nodes(tree) if key in names]
+    found = [(path, x) for path, names, x in _nodes(unboxed(tree)) if key in names]
     return found if filtering is None else [(path, x) for path, x in found if filtering(path, x)]
 
 
@@ -59,7 +63,7 @@ def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> 
 
 def only(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "take that of one of them") -> T:
     """The one state of a class in a tree. Raises ValueError, with the remedy, where there is none or are several."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, cls))
+    leaves = jax.tree.leaves(unboxed(tree), is_leaf=lambda x: isinstance(x, cls))
     found = [x for x in leaves if isinstance(x, cls)]
     if len(found) != 1:
         remedy = several if found else missing
@@ -68,7 +72,9 @@ def only(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "ta
 
 
 def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
-    """The tree with all that `get_all_with_path` finds replaced. Raises KeyError for a name that is not there.
+    """Returns the tree with all that `get_all_with_path` finds replaced.
+
+    Raises KeyError for a name that is not there.
 
     >>> from functional_opt import adam
     >>> set(adam(1e-3).init({"w": 0.0}), count=3)[0].count
@@ -117,7 +123,7 @@ def _below(node: Any, path: Path) -> Iterator[tuple[Path, tuple, Any]]:
 def _set(node: Any, path: Path, names: tuple, values: dict, filtering: Filter) -> Any:
     for name in names or _names("", node):
         if name in values and (filtering is None or filtering(path, node)):
-            return values[name]
+            return boxed_like(values[name], node)
     children = [_set(x, (*path, key), _names(n, x), values, filtering) for key, n, x in _children(node)]
     if hasattr(node, "_fields"):
         return type(node)(*children)

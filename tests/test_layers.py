@@ -13,6 +13,7 @@ ROOT = Path(functional_opt.__file__).parent
 LAYERS = {  # the first part of a module's name below the package, "" the package itself; arrows point down only
     "value": 0,
     "leaves": 1,
+    "boxes": 2,
     "native": 1,
     "numerics": 2,
     "microbatching": 2,

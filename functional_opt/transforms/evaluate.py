@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..boxes import below, boxed_like, unboxed
 from ..leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
 from ..paths import MaskedNode
 from ..schedules import Schedule, as_schedule
@@ -15,16 +16,19 @@ from ..value import Convert, DType, Range, Scalar, Static
 
 
 def eval_params(state: Any, params: Tree) -> Tree:
-    """The params to evaluate and keep, in their dtypes: an average, slow params, or `params` themselves.
+    """Returns the params to evaluate and keep, in their dtypes: an average, slow params, or `params` themselves.
 
-    A state that has something to say about it has a method `eval_params(params)`, which gives None for leaves
-    that it does not cover: those of `params_ema`, `lookahead` and `schedule_free` do. It is found wherever it
-    stands, in a chain, under a mask, in a group. Leaves that no such state covers stay; where several cover
-    one, the last of a chain and the outer of two that are nested counts.
+    A state with a method `eval_params(params)` has such params, and gives None for leaves that it does not cover:
+    those of `params_ema`, `lookahead` and `schedule_free` do. It is found in any pytree: in a chain, under a mask,
+    in a group, in a `TrainState`. Leaves that no such state covers stay; where several cover one, the last of a
+    chain and the outer of two that are nested counts.
 
     Args:
-        state: any state.
-        params: the params being trained; of a `LookaheadParams` the slow ones are meant.
+        state: any state, of nnx also, as `optimizer.opt_state`, whose arrays are in variables.
+        params: the params being trained; of a `LookaheadParams` the slow ones are meant. What is returned has its
+            structure: for `nnx.state(model, nnx.Param)` variables, which `nnx.update(model, ...)` takes.
+
+    Raises ValueError for params of another structure than those that the state was made for.
 
     >>> from functional_opt import adam, chain
     >>> tx, params = chain(adam(0.1), params_ema(0.9)), {"w": jnp.array(1.0)}
@@ -34,17 +38,21 @@ def eval_params(state: Any, params: Tree) -> Tree:
     """
     if hasattr(params, "eval_params"):
         return params.eval_params(params)
-    result = params
+    state, result = unboxed(state), (plain := unboxed(params))
     for one in _speakers(state):
-        said = one.eval_params(params)
-        result = jax.tree.map(lambda new, old: old if new is None else new, said, result, is_leaf=is_nothing)
-    return result
+        try:
+            said = one.eval_params(plain)
+            result = jax.tree.map(lambda new, old: old if new is None else new, said, result, is_leaf=is_nothing)
+        except (ValueError, TypeError) as e:
+            raise ValueError(
+                f"params must have the structure of those that the {type(one).__name__} was made for; {e}"
+            ) from e
+    return boxed_like(result, params)
 
 
 def _speakers(state: Any) -> Iterator[Any]:
     """The states with a method `eval_params`, inner ones first."""
-    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    for x in inner:
+    for x in below(state):
         yield from _speakers(x)
     if hasattr(state, "eval_params"):
         yield state
