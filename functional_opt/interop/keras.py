@@ -1,6 +1,9 @@
 """to_keras: a gradient transformation as an optimizer of the real Keras, for `model.compile` and `fit`."""
 
+import contextlib
 import functools
+import os
+import sys
 from typing import Any
 
 import jax
@@ -8,37 +11,43 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, apply_updates, as_transformation
 from ..keras.optimizers.by_variable import ByVariable, keep
+from ..schedules import Schedule
 from ..transforms.learning_rate import learning_rates, with_learning_rate
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
-    """A `keras.optimizers.Optimizer` that does what a gradient transformation says. Keras must run on JAX.
+    """Returns a `keras.optimizers.Optimizer` that steps by a gradient transformation. Keras must run on JAX.
 
-    For `model.compile(optimizer=to_keras(tx))`: fit, callbacks, mixed precision, `.keras` files with the state.
+    For `model.compile(optimizer=to_keras(tx))`: fit, callbacks, mixed precision, `.keras` files with the state. To
+    load such a file in another process, set KERAS_BACKEND=jax or import Keras, then import `functional_opt.interop`:
+    that registers the optimizer with Keras.
 
     Args:
         tx: a transformation, of this library or of Optax.
-        learning_rate: a number or a Keras schedule, taken in place of the rate of the one `scale_by_learning_rate` in
-            `tx`, which is the default; callbacks that set it have effect. Where there is no such link, or there are
-            several, `tx` keeps its own rates and this must be None.
+        learning_rate: a number or a Keras schedule, taken in place of the rate of the `scale_by_learning_rate` links
+            in `tx`, which is the default; callbacks that set it have effect. It must be None where `tx` has no such
+            link, or several whose rates differ.
         name, kwargs: of Keras's optimizer: clipping, weight decay, averaging and accumulation are Keras's own.
 
-    Raises ValueError for a learning rate that has no place, RuntimeError where Keras runs on something else.
+    A schedule of this library stays the rate: it can be read as `learning_rate` and not be set, as a schedule of
+    Keras. Where `tx` has no rate, or several, `learning_rate` reads as NaN.
+
+    Raises ValueError for a learning rate that has no place, or a `weight_decay`, which Keras multiplies by the rate,
+    where there is none; TypeError when a learning rate is set that cannot be; RuntimeError where Keras runs on
+    something else.
 
         model.compile(to_keras(functional_opt.lion(1e-4, weight_decay=0.1)), loss="mse")
     """
-    import keras
-
-    if keras.backend.backend() != "jax":
-        raise RuntimeError(f"to_keras needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax")
     return _optimizer_class()(tx, learning_rate, name=name, **kwargs)
 
 
 class _Box:
     """Holds what Keras would wrap and track, were it an attribute."""
 
-    def __init__(self, tx: GradientTransformation, rates: list[Any]):
-        self.tx, self.owns_rate = tx, len(rates) != 1
+    def __init__(self, tx: GradientTransformation):
+        rates = learning_rates(tx)
+        self.tx, self.rate = tx, rates[0] if rates and all(rate == rates[0] for rate in rates) else None
+        self.owns_rate = self.rate is None or isinstance(self.rate, Schedule)
         self.keys: dict[int, str] = {}
         self.slots: list[Any] = []
         self.treedef: Any = None
@@ -48,21 +57,58 @@ class _Box:
 def _optimizer_class() -> type:
     import keras
 
+    class OwnRate(keras.optimizers.schedules.LearningRateSchedule):
+        """Shows Keras the rate of a transformation that keeps its own: NaN where there is none, or are several."""
+
+        def __init__(self, rate: Any):
+            self.rate = rate
+
+        def __call__(self, step: Any) -> Any:
+            return jnp.nan if self.rate is None else self.rate(keras.ops.convert_to_tensor(step))
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
     @keras.saving.register_keras_serializable(package="functional_opt")
     class Transformation(keras.optimizers.Optimizer):
         """The optimizer of a transformation: one Keras variable for each array of its state."""
 
         def __init__(self, tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any):
-            tx = as_transformation(tx)
-            rates = learning_rates(tx)
-            box = _Box(tx, rates)
-            if learning_rate is not None and box.owns_rate:
+            if keras.backend.backend() != "jax":
+                raise RuntimeError(
+                    f"to_keras needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax"
+                )
+            box = _Box(as_transformation(tx))
+            if box.rate is None and learning_rate is not None:
                 raise ValueError(f"learning_rate has no place in {tx!r}: it needs one scale_by_learning_rate")
-            given = rates[0] if learning_rate is None and not box.owns_rate else learning_rate
-            if callable(given) and not isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-                box.owns_rate, given = True, None  # a schedule of ours, which counts its own steps
-            super().__init__(learning_rate=0.0 if given is None else given, name=name, **kwargs)
+            if box.rate is None and kwargs.get("weight_decay"):
+                raise ValueError(
+                    f"weight_decay is multiplied by the learning rate, of which {tx!r} has none or several: chain "
+                    "it with functional_opt.add_decayed_weights instead"
+                )
+            if learning_rate is not None:
+                box.owns_rate = False
+            elif box.owns_rate:
+                learning_rate = OwnRate(box.rate)
+            else:
+                learning_rate = float(box.rate)
+            super().__init__(learning_rate=learning_rate, name=name, **kwargs)
             self._box = box
+
+        @property
+        def learning_rate(self) -> Any:
+            """The rate of the next step."""
+            return self._get_current_learning_rate()
+
+        @learning_rate.setter
+        def learning_rate(self, learning_rate: Any) -> None:
+            if self._box.owns_rate:
+                has = "no learning rate, or several" if self._box.rate is None else f"the schedule {self._box.rate!r}"
+                raise TypeError(
+                    f"learning_rate cannot be set: {self._box.tx!r} has {has}. Give it one scale_by_learning_rate "
+                    "with a number, which callbacks can then set"
+                )
+            keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
         def build(self, variables: Any) -> None:
             if self.built:
@@ -99,7 +145,7 @@ def _optimizer_class() -> type:
             from ..config import to_config
 
             config = super().get_config() | {"tx": to_config(self._box.tx)}
-            return config if not self._box.owns_rate else config | {"learning_rate": None}
+            return config | {"learning_rate": None} if self._box.owns_rate else config
 
         @classmethod
         def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -115,3 +161,9 @@ def _optimizer_class() -> type:
 
 def _plain_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")
+
+
+# For `.keras` files in a process that does not call `to_keras`. Keras is not imported before its backend is chosen.
+if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") == "jax":
+    with contextlib.suppress(ImportError):
+        _optimizer_class()

@@ -96,7 +96,7 @@ class scale_by_factored_rms(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         if params is not None:
             zip_leaves((updates, params), ("updates", "params"))
-        d = self.decay_rate_fn(state.count - self.step_offset, self.decay_rate)
+        d = self.decay_rate_fn(jnp.asarray(state.count) - self.step_offset, self.decay_rate)
 
         def leaf(g, r, c, v):
             squares, axes = abs_sq(g) + self.epsilon, self._axes(g.shape)

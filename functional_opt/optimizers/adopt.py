@@ -60,7 +60,7 @@ class scale_by_adopt(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         b1, b2, started = self.b1, self.b2, state.count > 0
-        bound = self.clip_value_fn(state.count) if self.use_clipping else jnp.inf
+        bound = self.clip_value_fn(jnp.asarray(state.count)) if self.use_clipping else jnp.inf
 
         def leaf(g, m, v):
             x = g / jnp.maximum(jnp.sqrt(v), self.eps)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..value import (
     Convert,
@@ -27,8 +28,8 @@ class Schedule:
 class _Function(Schedule):
     fn: Static[Callable]
 
-    def __call__(self, count):
-        return self.fn(count)
+    def __call__(self, count):  # with NumPy's count, as in a state restored, the arithmetic would be NumPy's
+        return self.fn(jnp.asarray(count) if isinstance(count, np.ndarray | np.generic) else count)
 
     def __repr__(self):
         return getattr(self.fn, "__qualname__", repr(self.fn))

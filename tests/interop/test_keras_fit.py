@@ -1,6 +1,8 @@
 """Transformations in the real Keras's `fit`: the same training as by Keras's own Adam, callbacks, files, refusals."""
 
 import os
+import subprocess
+import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -66,6 +68,59 @@ def test_a_saved_model_resumes(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert_close(train(None, model=again), train(None, model=model), 0.0)
+
+
+LOAD = """
+import functional_opt.interop
+import keras
+import numpy as np
+model = keras.models.load_model({path!r})
+np.save({out!r}, model.predict(np.ones((1, 4), "float32"), verbose=0))
+assert type(model.optimizer).__name__ == "Transformation" and int(model.optimizer.iterations) == 4
+"""
+
+
+def test_a_saved_model_is_loaded_by_another_process(tmp_path):
+    """Which imports the package, before Keras, and calls nothing of it."""
+    model, path, out = train(to_keras(fo.adam(0.01))), str(tmp_path / "model.keras"), str(tmp_path / "out.npy")
+    model.save(path)
+    script = LOAD.format(path=path, out=out)
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
+    np.testing.assert_allclose(np.load(out), model.predict(np.ones((1, 4), "float32"), verbose=0), rtol=1e-6)
+
+
+def scheduler(rate):
+    return keras.callbacks.LearningRateScheduler(lambda epoch, _: rate)
+
+
+def test_a_callback_sets_equal_rates_together():
+    """Muon has one for matrices and one for the rest."""
+    model = train(to_keras(fo.muon(0.05)))
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
+    before = weights(model)
+    train(None, model=model, callbacks=[scheduler(0.0)])
+    for x, y in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_schedule_of_ours_can_be_read_and_not_be_set():
+    model = train(to_keras(fo.adam(fo.linear_schedule(0.1, 0.0, 8))))
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
+    with pytest.raises(TypeError, match=r"learning_rate cannot be set: .* has the schedule polynomial_schedule"):
+        train(None, model=model, callbacks=[scheduler(0.1)])
+    decayed = train(to_keras(fo.sgd(fo.linear_schedule(0.1, 0.0, 8)), weight_decay=0.1))
+    rates = keras.optimizers.schedules.PolynomialDecay(0.1, 8, 0.0)
+    assert_close(decayed, train(keras.optimizers.SGD(rates, weight_decay=0.1)), 2e-6)
+
+
+def test_a_chain_without_a_rate_or_with_several_refuses_one():
+    for tx in (fo.scale(-0.1), fo.chain(fo.sgd(0.1), fo.sgd(0.2)), optax.sgd(0.1)):
+        optimizer = to_keras(tx)
+        assert np.isnan(optimizer.learning_rate)
+        with pytest.raises(TypeError, match="learning_rate cannot be set: .* no learning rate, or several"):
+            optimizer.learning_rate = 0.1
+        with pytest.raises(ValueError, match=r"weight_decay .*add_decayed_weights"):
+            to_keras(tx, weight_decay=0.1)
 
 
 def test_refusals(monkeypatch):
