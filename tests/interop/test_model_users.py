@@ -1,4 +1,4 @@
-"""As users of model libraries write it: losses given to a step, averages read from a state, Haiku's names, solvers."""
+"""As users of model libraries write it: losses for a step, averages in a state, names of Haiku, solvers."""
 
 import functools
 
