@@ -19,8 +19,11 @@ from ..value import Convert, Decay, Integer, NonNegative, checked
 
 def _key(name: str, x: Any) -> Any:
     if jnp.shape(x) == () and not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-        return Integer("[-inf, inf]").check(name, x)
+        return Integer("(-inf, inf)").check(name, x)
     return x
+
+
+Seed = Annotated[Any, Convert(lambda name, x: None if x is None else _key(name, x), "seed or key of jax.random")]
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
@@ -58,10 +61,8 @@ class differentially_private_aggregate(GradientTransformation):
 
     l2_norm_clip: NonNegative
     noise_multiplier: NonNegative
-    key: Annotated[Any, Convert(lambda name, x: None if x is None else _key(name, x))] = None
-    seed: Annotated[Any, Convert(lambda name, x: None if x is None else _key(name, x))] = dataclasses.field(
-        default=None, kw_only=True
-    )
+    key: Seed = None
+    seed: Seed = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         if (self.key is None) == (self.seed is None):

@@ -96,7 +96,7 @@ def _at(a: Any, axis: int) -> Any:
 
 
 @checked
-def sm3(learning_rate: Rate, momentum: Decay = 0.9, *, state_dtype: Any = None) -> chain:
+def sm3(learning_rate: Rate, momentum: Decay = 0.9, *, state_dtype: DType | None = None) -> chain:
     """SM3: w ← w − learning_rate · m, m the mean of Adagrad-like steps in little memory. See `scale_by_sm3`.
 
     Args:
