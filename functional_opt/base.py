@@ -131,7 +131,9 @@ def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
     raise TypeError(f"{name} must be a gradient transformation (init and update), got {tx!r}{hint}")
 
 
-Transformation = Annotated[GradientTransformation, Convert(lambda name, x: as_transformation(x, name))]
+Transformation = Annotated[
+    GradientTransformation, Convert(lambda name, x: as_transformation(x, name), "ours or any other")
+]
 """A field or argument that holds a transformation; a foreign one is wrapped."""
 
 

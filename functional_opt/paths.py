@@ -145,7 +145,7 @@ def _label_leaf(name: str, x: Any) -> Any:
     return x
 
 
-Mask = Annotated[Any, Convert(lambda name, x: _selection(name, x, _mask_leaf))]
+Mask = Annotated[Any, Convert(lambda name, x: _selection(name, x, _mask_leaf), "mask")]
 """A tree of bools (or a prefix of one), a function from params to one, or path rules. True: transformed.
 
 Leaves that no rule of a mask matches are the opposite of the rules where these all say the same, so
@@ -155,7 +155,7 @@ Leaves that no rule of a mask matches are the opposite of the rules where these 
 MaskOrFn = Tree | Callable[[Tree], Tree]
 """Optax's name of a mask, for annotations."""
 
-Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf))]
+Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf), "labels")]
 """A tree of labels (or a prefix of one), a function from params to one, or path rules."""
 
 

@@ -27,84 +27,51 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-Scalar = float | jax.Array | np.ndarray
-"""A number: of Python, of NumPy, or a 0-d array, which may be traced."""
+from .ranges import Bound as Bound
+from .ranges import Convert as Convert
+from .ranges import Count as Count
+from .ranges import Decay as Decay
+from .ranges import DType as DType
+from .ranges import Fraction as Fraction
+from .ranges import Integer as Integer
+from .ranges import Limit as Limit
+from .ranges import NonNegative as NonNegative
+from .ranges import Positive as Positive
+from .ranges import PositiveBound as PositiveBound
+from .ranges import PositiveInt as PositiveInt
+from .ranges import Range as Range
+from .ranges import Real as Real
+from .ranges import Scalar as Scalar
+from .ranges import described as described
+from .ranges import number as number
+from .ranges import unread as unread
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class _Structure:
+class _Mark:
     """Marks a field as structure."""
 
+    def __repr__(self):
+        return "static"
 
+
+_Structure = _Mark()
 Static = Annotated[T, _Structure]
 """A field that is structure, not a number: it belongs to the treedef and must be hashable."""
 
 
-class Range:
-    """Annotates a number that must lie in an interval, written as in a paper: `Range("[0, 1)")`.
+def _plain(check: Callable[[str, Any], Any], as_type: type) -> Callable[[str, Any], Any]:
+    """A check of a number that is structure: it must be known, and becomes a plain one, which can be hashed."""
 
-    Only numbers whose value is known are held to it: an array or a tracer passes.
+    def plain(name: str, x: Any) -> Any:
+        known = number(check(name, x))
+        if known is None:
+            raise TypeError(f"{name} decides how the step is built and must be a plain number, got {described(x)}")
+        return as_type(known)
 
-    >>> Range("[0, 1)").check("b2", 0.999)
-    0.999
-    >>> Range("[0, 1)").check("b2", 1.5)
-    Traceback (most recent call last):
-    ValueError: b2 must be in [0, 1), got 1.5
-    >>> Range("[0, 1)").check("b2", "0.9")
-    Traceback (most recent call last):
-    TypeError: b2 must be a number in [0, 1), got '0.9' (str)
-    """
-
-    def __init__(self, interval: str):
-        low, high = interval[1:-1].split(",")
-        self.interval, self.low, self.high = interval, float(low), float(high)
-        self.open_low, self.open_high = interval[0] == "(", interval[-1] == ")"
-
-    def check(self, name: str, x: Any) -> Any:
-        if isinstance(x, bool) or not (isinstance(x, int | float) or hasattr(x, "dtype")):
-            raise TypeError(f"{name} must be a number in {self.interval}, got {x!r} ({type(x).__name__})")
-        if isinstance(x, int | float | np.integer | np.floating):
-            above = x > self.low if self.open_low else x >= self.low
-            below = x < self.high if self.open_high else x <= self.high
-            if not (above and below):
-                raise ValueError(f"{name} must be in {self.interval}, got {x}")
-        return x
-
-
-class Integer(Range):
-    """Annotates a whole number in an interval: a count of steps, say. One that int32 cannot hold becomes a float."""
-
-    def check(self, name: str, x: Any) -> Any:
-        super().check(name, x)
-        if isinstance(x, float | np.floating) and not float(x).is_integer():
-            raise TypeError(f"{name} must be a whole number in {self.interval}, got {x!r}")
-        return float(x) if isinstance(x, int | np.integer) and x > np.iinfo(np.int32).max else x
-
-
-class Convert:
-    """Annotates a field whose values are put in one form, or refused: `Convert(function of name and value)`."""
-
-    def __init__(self, check: Callable[[str, Any], Any]):
-        self.check = check
-
-
-def _to_dtype(name: str, x: Any) -> Any:
-    try:
-        return np.dtype(jax.dtypes.canonicalize_dtype(x))
-    except TypeError as e:
-        raise TypeError(f"{name} must be a dtype such as 'bfloat16', got {x!r}") from e
-
-
-Real = Annotated[Scalar, Range("[-inf, inf]")]
-Decay = Annotated[Scalar, Range("[0, 1)")]
-Fraction = Annotated[Scalar, Range("[0, 1]")]
-NonNegative = Annotated[Scalar, Range("[0, inf]")]
-Positive = Annotated[Scalar, Range("(0, inf]")]
-Count = Annotated[int, Integer("[0, inf)")]
-PositiveInt = Annotated[int, Integer("[1, inf)")]
-DType = Annotated[Any, Convert(_to_dtype)]
+    return plain
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -199,12 +166,16 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     ...     return 2 * rate
     >>> double(-1.0)
     Traceback (most recent call last):
-    ValueError: rate must be in [0, inf], got -1.0
+    ValueError: rate must be in [0, inf), got -1.0
     """
-    checks, signature = _checks(typing.get_type_hints(fn, include_extras=True)), inspect.signature(fn)
+
+    @functools.cache  # looked at when first called: importing the library does not wait for it
+    def rules() -> tuple[dict[str, Callable[[str, Any], Any]], inspect.Signature]:
+        return _checks(typing.get_type_hints(fn, include_extras=True)), inspect.signature(fn)
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        checks, signature = rules()
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
@@ -222,15 +193,20 @@ def _checks(hints: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
     return {name: check for name, check in checks.items() if check is not None}
 
 
-def _check(hint: Any) -> Callable[[str, Any], Any] | None:
+def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
     """The check an annotation asks for, or None."""
     origin = get_origin(hint)
     if origin is Annotated:
-        rules = [m.check for m in hint.__metadata__ if hasattr(m, "check")]
-        return rules[0] if rules else _check(get_args(hint)[0])
+        static = static or _Structure in hint.__metadata__
+        rules = [m for m in hint.__metadata__ if hasattr(m, "check")]
+        if not rules:
+            return _check(get_args(hint)[0], static)
+        if static and isinstance(rules[0], Range):
+            return _plain(rules[0].check, int if isinstance(rules[0], Integer) else float)
+        return rules[0].check
     if origin in (Union, UnionType):
         alternatives = get_args(hint)
-        found = [c for c in map(_check, alternatives) if c is not None]
+        found = [c for c in (_check(a, static) for a in alternatives) if c is not None]
         if not found:
             return None
         (check,) = found

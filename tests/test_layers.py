@@ -11,6 +11,7 @@ import functional_opt
 
 ROOT = Path(functional_opt.__file__).parent
 LAYERS = {  # the first part of a module's name below the package, "" the package itself; arrows point down only
+    "ranges": 0,
     "value": 0,
     "leaves": 1,
     "boxes": 2,

@@ -15,10 +15,12 @@ a few others: a `dtype`, an `array`, a `key`, a `number` that JSON does not have
 from typing import Any
 
 from ..value import show
-from .decode import decode, same_keys, short
+from .decode import decode, same_keys
+from .depth import refuse_depth, within_the_stack
 from .encode import encode, remedy
 from .registry import is_value
 from .registry import register as register
+from .words import short
 
 VERSION = 1
 
@@ -33,7 +35,8 @@ def to_config(tx: Any) -> dict[str, Any]:
         tx: a transformation, schedule or path rules, of any nesting.
 
     Raises TypeError naming the place of what cannot be saved: a function without a registered name, a tracer,
-    a transformation that is not the library's (Optax's) nor registered.
+    a transformation that is not the library's (Optax's) nor registered; ValueError for one nested deeper than
+    `from_config` reads.
 
     >>> from functional_opt import scale, scale_by_schedule
     >>> to_config(scale(-0.1))
@@ -44,7 +47,10 @@ def to_config(tx: Any) -> dict[str, Any]:
     """
     if not is_value(tx):
         raise TypeError(f"to_config takes a transformation or a schedule, got {show(tx)}. {remedy(tx)}")
-    return {"version": VERSION, "value": encode(tx, type(tx).__name__)}
+    with within_the_stack("the transformation"):
+        config = {"version": VERSION, "value": encode(tx, type(tx).__name__)}
+    refuse_depth("to_config(...)", config)
+    return config
 
 
 def from_config(config: Any) -> Any:
@@ -54,7 +60,8 @@ def from_config(config: Any) -> Any:
     can name the library's own classes and what `register` was given, whose constructors check the fields.
 
     Raises ValueError or TypeError naming the place within the config for a name that is not known, a field too many
-    or too few, a value out of range or of another type, and for another version.
+    or too few, a value out of range or of another type, for another version, and for what is nested deeper than 200
+    levels of dicts and lists, or within itself.
 
     >>> from functional_opt import adamw, cosine_decay_schedule
     >>> tx = adamw(cosine_decay_schedule(1e-3, 1000), mask={"*/bias": False})
@@ -70,13 +77,15 @@ def from_config(config: Any) -> Any:
         raise TypeError(f"config must be a dict with a version, as to_config makes it; got {short(config)}")
     if config["version"] != VERSION or isinstance(config["version"], bool):
         raise ValueError(
-            f"config.version is {config['version']!r}; this library reads version {VERSION}: "
+            f"config.version is {short(config['version'])}; this library reads version {VERSION}: "
             "load it with the functional_opt that wrote it"
         )
     same_keys("config", ("version", "value"), config)
+    refuse_depth("config", config)
     node = config["value"]
     name = node.get("type") if isinstance(node, dict) else None
-    value = decode(node, name if isinstance(name, str) else "config.value")
+    with within_the_stack("config.value"):
+        value = decode(node, name if isinstance(name, str) else "config.value")
     if not is_value(value):
         raise TypeError(f"config.value must be a transformation or a schedule, got {short(node)}")
     return value

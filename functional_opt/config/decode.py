@@ -1,13 +1,13 @@
 """From JSON to values: every object is looked up in closed tables, and every field checked."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
 import re
-import reprlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..transforms.inject import _Injected, _Others
 from .registry import DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
+from .words import short
 
 
 def decode(node: Any, at: str) -> Any:
@@ -37,20 +38,32 @@ def decode(node: Any, at: str) -> Any:
         return make(at, **rest)
     same_keys(at, getattr(kind, "_fields", None) or [f.name for f in dataclasses.fields(kind)], rest)
     fields = {k: decode(x, f"{at}.{k}") for k, x in rest.items()}
-    for k, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for k, hint in _hints(kind).items():
         if k in fields and not _fits(hint, fields[k]):
             raise TypeError(f"{at}.{k} must be {_words(hint)}, got {short(rest[k])} ({type(rest[k]).__name__})")
-    try:
+    with _at(at, fields):
         return kind(**fields)
+
+
+@contextlib.contextmanager
+def _at(at: str, fields: Iterable[str] = ()) -> Iterator[None]:
+    """Puts the place before the error of a constructor, with the field that it names."""
+    try:
+        yield
     except (TypeError, ValueError) as e:
         place = next((f".{k}" for k in fields if re.match(rf"{k}\b", str(e))), "")
-        raise type(e)(f"{at}{place}: {e}") from e
+        raise (TypeError if isinstance(e, TypeError) else ValueError)(f"{at}{place}: {e}") from e
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _decode_dict(at: str, items: Any) -> dict:
     if not isinstance(items, list) or not all(isinstance(item, list) and len(item) == 2 for item in items):
         raise TypeError(f"{at}.items must be a list of pairs, got {short(items)}")
-    pairs = [(decode(k, f"{at}: key {i}"), decode(x, f"{at}[{k!r}]")) for i, (k, x) in enumerate(items)]
+    pairs = [(decode(k, f"{at}: key {i}"), decode(x, f"{at}[{short(k)}]")) for i, (k, x) in enumerate(items)]
     try:
         return dict(pairs)
     except TypeError as e:
@@ -63,36 +76,50 @@ def _decode_list(at: str, items: Any) -> list:
     return list(decode(items, at))
 
 
-def _decode_partial(at: str, function: Any, args: Any, keywords: Any) -> Any:
-    fn, args = decode(function, f"{at}.function"), decode(args, f"{at}.args")
+def _decode_partial(at: str, function: Any, args: Any, keywords: Any, decode_function: Callable = decode) -> Any:
+    fn, args = decode_function(function, f"{at}.function"), decode(args, f"{at}.args")
     keywords = decode(keywords, f"{at}.keywords")
-    if not (callable(fn) and isinstance(args, tuple) and isinstance(keywords, dict)):
+    named = isinstance(keywords, dict) and all(isinstance(k, str) for k in keywords)
+    if not (callable(fn) and isinstance(args, tuple) and named):
         raise TypeError(f"{at} must be a partial of a function, a list and a dict, got {short([function, args])}")
     return functools.partial(fn, *args, **keywords)
 
 
 def _decode_constructor(at: str, name: Any) -> Any:
-    return _named(constructors(), name, f"{at}.name")
+    raise TypeError(f"{at} must not be a constructor: only inject_hyperparams and a partial for it are given one")
+
+
+def _decode_factory(node: Any, at: str) -> Callable:
+    """A constructor by its name, or a partial of one."""
+    kind = node.get("type") if isinstance(node, dict) else None
+    rest = {k: x for k, x in node.items() if k != "type"} if isinstance(node, dict) else {}
+    if kind == "constructor":
+        same_keys(at, DECODERS[kind][0], rest)
+        return _named(constructors(), rest["name"], f"{at}.name")
+    if kind == "partial":
+        same_keys(at, DECODERS[kind][0], rest)
+        return _decode_partial(at, **rest, decode_function=_decode_factory)
+    decode(node, at)
+    raise TypeError(f"{at} must be a constructor or a partial of one, got {short(node)}")
 
 
 def _decode_injected(at: str, inner_factory: Any, numbers: Any, others: Any, given: Any, dtype: Any) -> Any:
-    nodes = {"inner_factory": inner_factory, "numbers": numbers, "others": others, "given": given, "dtype": dtype}
-    factory, numbers, others, given, dtype = (decode(node, f"{at}.{name}") for name, node in nodes.items())
-    made = factory
-    while isinstance(made, functools.partial):
-        made = made.func
-    if made not in constructors().values():
-        raise TypeError(f"{at}.inner_factory must be a constructor or a partial of one, got {short(inner_factory)}")
-    if not (isinstance(numbers, dict) and isinstance(others, dict) and isinstance(given, tuple)):
+    factory = _decode_factory(inner_factory, f"{at}.inner_factory")
+    nodes = {"numbers": numbers, "others": others, "given": given, "dtype": dtype}
+    numbers, others, given, dtype = (decode(node, f"{at}.{name}") for name, node in nodes.items())
+    named = isinstance(given, tuple) and all(isinstance(name, str) for name in given)
+    if not (isinstance(numbers, dict) and isinstance(others, dict) and named):
         raise TypeError(f"{at} must have dicts of numbers and others, and a list of those given, got {short(nodes)}")
-    expected = inspect.signature(factory).parameters
+    for name, x in numbers.items():
+        if callable(x) and not callable(getattr(x, "init", None)):
+            raise TypeError(f"{at}.numbers[{name!r}] must be a number or a WrappedSchedule, got {short(x)}")
+    with _at(f"{at}.inner_factory"):
+        expected = inspect.signature(factory).parameters
     same_keys(at, expected, numbers | others)
     if not set(given) <= set(expected) or len(numbers | others) < len(numbers) + len(others):
         raise ValueError(f"{at}: each argument is among numbers or others, and given names some; got {short(nodes)}")
-    try:
+    with _at(at):
         return _Injected(factory, numbers, _Others(others), given, dtype)
-    except (TypeError, ValueError) as e:
-        raise type(e)(f"{at}: {e}") from e
 
 
 def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
@@ -110,7 +137,7 @@ def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
         if kind == "scalar" and isinstance(x, np.ndarray):
             raise ValueError("a scalar has no shape")
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as e:
-        raise ValueError(f"{at}: no array of dtype {dtype} and shape {shape} in {short(data)}") from e
+        raise ValueError(f"{at}: no array of dtype {dtype} and shape {short(shape)} in {short(data)}") from e
     if kind in ("jax", "weak") and jax.dtypes.canonicalize_dtype(to) != to:
         raise ValueError(f"{at}: an array of dtype {dtype} needs jax.config.update('jax_enable_x64', True)")
     return jnp.asarray(x) if kind in ("jax", "weak") else x
@@ -145,7 +172,7 @@ DECODERS: dict[str, tuple[tuple[str, ...], Callable]] = {
 def _named(known: dict[str, Any], name: Any, what: str) -> Any:
     if isinstance(name, str) and name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.0)
+    near = difflib.get_close_matches(name[:99] if isinstance(name, str) else "", known, n=3, cutoff=0.0)
     raise ValueError(
         f"{what} {short(name)} is not known; the nearest are {', '.join(near)}. What is your own must be given to "
         "functional_opt.register before"
@@ -163,10 +190,6 @@ def same_keys(at: str, expected: Any, node: dict) -> None:
             )
 
 
-def short(x: Any) -> str:
-    return reprlib.repr(x)
-
-
 def _fits(hint: Any, x: Any) -> bool:
     """Whether a value is of an annotated type, where no check of the constructor looks at it."""
     origin, args = get_origin(hint), get_args(hint)
@@ -178,8 +201,8 @@ def _fits(hint: Any, x: Any) -> bool:
         return isinstance(x, tuple) and all(_fits(args[0], y) for y in x)
     if origin is tuple:
         return isinstance(x, tuple) and len(x) == len(args) and all(map(_fits, args, x))
-    if hint is float:
-        return isinstance(x, float | int) and not isinstance(x, bool)
+    if hint in (int, float):
+        return isinstance(x, int if hint is int else int | float) and not isinstance(x, bool)
     kind = origin or hint
     return kind is Any or not isinstance(kind, type) or isinstance(x, kind)
 

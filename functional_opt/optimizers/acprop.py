@@ -1,6 +1,6 @@
 """ACProp: AdaBelief's denominator, one step late."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -79,7 +79,7 @@ def acprop(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """ACProp: w ← w − learning_rate · (g / (√v̂ + eps) + weight_decay · w). See `scale_by_acprop`.
 

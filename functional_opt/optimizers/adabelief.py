@@ -1,6 +1,6 @@
 """AdaBelief: Adam whose second moment is that of the gradient's distance from its mean."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -81,7 +81,7 @@ def adabelief(
     eps_root: NonNegative = 1e-16,
     *,
     nesterov: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """AdaBelief: w ← w − learning_rate · m̂ / (√ŝ + eps), s of |g − m|². See `scale_by_belief`.
 

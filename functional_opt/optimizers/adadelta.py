@@ -1,6 +1,6 @@
 """Adadelta: steps in units of the weights, from running means of squares."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -68,7 +68,7 @@ def adadelta(
     weight_decay: Rate = 0.0,
     weight_decay_mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adadelta: w ← w − learning_rate · √(X + eps) / √(G + eps) · (g + weight_decay · w). See `scale_by_adadelta`.
 

@@ -20,7 +20,7 @@ from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale, scale_by_learning_rate
 from ..transforms.moments import ema
 from ..transforms.trust_ratio import scale_by_param_block_rms
-from ..value import Count, Decay, DType, NonNegative, Positive, Real, Static, checked, value
+from ..value import Count, Decay, DType, NonNegative, PositiveBound, Real, Static, checked, value
 
 
 class FactoredState(NamedTuple):
@@ -148,15 +148,15 @@ def adafactor(
     decay_rate: Real = 0.8,
     decay_offset: Real = 0,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: Positive | None = 1.0,
+    clipping_threshold: PositiveBound | None = 1.0,
     momentum: Decay | None = None,
-    dtype_momentum: Any = None,
+    dtype_momentum: DType | None = None,
     weight_decay_rate: Rate | None = None,
     eps: NonNegative = 1e-30,
     factored: bool = True,
     weight_decay_mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adafactor: w ← w − learning_rate · max(RMS(w), 1e-3) · u / max(1, RMS(u) / clipping_threshold), u = g / √V.
 

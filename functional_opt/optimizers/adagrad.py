@@ -1,6 +1,6 @@
 """Adagrad: steps scaled by the root of all squares so far."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -68,7 +68,7 @@ def adagrad(
     initial_accumulator_value: NonNegative = 0.1,
     eps: NonNegative = 1e-7,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adagrad: w ← w − learning_rate · g / √(Σ|g|² + eps). See `scale_by_rss`.
 

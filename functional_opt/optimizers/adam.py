@@ -1,6 +1,6 @@
 """Adam, and AdamW: Adam with decoupled weight decay."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -98,11 +98,11 @@ def adam(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     *,
     nesterov: bool = False,
     eps_hat: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adam: w ← w − learning_rate · m̂ / (√(v̂ + eps_root) + eps). See `scale_by_adam` for the terms and arguments.
 
@@ -129,13 +129,13 @@ def adamw(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: Rate = 1e-4,
     mask: Mask | None = None,
     *,
     nesterov: bool = False,
     eps_hat: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adam with decoupled decay: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w).
 

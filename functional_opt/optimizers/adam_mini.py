@@ -30,7 +30,7 @@ def _rules(name: str, x: Any) -> PathRules | None:
     return PathRules(rules)
 
 
-Blocks = Annotated[Any, Convert(_rules)]
+Blocks = Annotated[Any, Convert(_rules, "{pattern: numbers of blocks}")]
 """Path rules to the number of blocks along each axis, −1 for as many as it is long."""
 
 BY_SHAPE = "by shape"
@@ -139,7 +139,7 @@ def adam_mini(
     mask: Mask | None = None,
     block: Blocks | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adam-mini: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w). See `scale_by_adam_mini`.
 

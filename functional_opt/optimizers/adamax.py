@@ -1,7 +1,5 @@
 """Adamax: Adam with a running maximum of |g| in place of the second moment."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
@@ -67,7 +65,7 @@ def adamax(
     eps: NonNegative = 1e-8,
     *,
     eps_in_max: bool = True,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adamax: w ← w − learning_rate · m̂ / v, v a running maximum of |g|. See `scale_by_adamax`.
 
@@ -92,7 +90,7 @@ def adamaxw(
     mask: Mask | None = None,
     *,
     eps_in_max: bool = True,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adamax with decoupled decay: w ← w − learning_rate · (m̂ / v + weight_decay · w).
 

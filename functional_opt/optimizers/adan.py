@@ -1,6 +1,6 @@
 """Adan: Adam with Nesterov momentum, from differences of gradients."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -87,7 +87,7 @@ def adan(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adan: w ← w − learning_rate · ((m̂ + b2·v̂) / (√(n̂ + eps_root) + eps) + weight_decay · w). See `scale_by_adan`.
 

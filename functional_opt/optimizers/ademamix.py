@@ -7,21 +7,15 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import abs_sq, map_leaves, zeros_like
 from ..paths import Mask
-from ..schedules import Rate, Schedule
-from ..schedules.base import as_schedule, rate_at
+from ..schedules import OrSchedule, Rate
+from ..schedules.base import rate_at
 from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, Decay, DType, NonNegative, Range, Static, checked
+from ..value import Decay, DType, NonNegative, Range, Static, checked
 
-
-def _decay_rate(name: str, x: Any) -> Any:
-    x = as_schedule(name, x)
-    return x if isinstance(x, Schedule) else Range("[0, 1]").check(name, x)
-
-
-DecayRate = Annotated[Any, Convert(_decay_rate)]
+DecayRate = Annotated[Any, OrSchedule(Range("[0, 1]"))]
 """A number in [0, 1], a schedule, or a function of the step count."""
 
 
@@ -97,11 +91,11 @@ def ademamix(
     alpha: Rate = 5.0,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """AdEMAMix: w ← w − learning_rate · ((m̂₁ + alpha·m₂) / (√v̂ + eps) + weight_decay · w).
 
@@ -182,7 +176,7 @@ def simplified_ademamix(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Simplified AdEMAMix: w ← w − learning_rate · ((m + alpha·g) / (√v̂ + eps) + weight_decay · w).
 

@@ -83,12 +83,12 @@ def adopt(
     b1: Decay = 0.9,
     b2: Decay = 0.9999,
     eps: Positive = 1e-6,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: Callable[[jax.Array], Any] = _fourth_root,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """ADOPT: w ← w − learning_rate · m. See `scale_by_adopt` for m and the arguments.
 

@@ -1,6 +1,6 @@
 """AMSGrad: Adam with a second moment that never falls."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -85,11 +85,11 @@ def amsgrad(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """AMSGrad: w ← w − learning_rate · m̂ / (√(max v̂ + eps_root) + eps). See `scale_by_amsgrad`.
 

@@ -18,7 +18,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, key_data, key_in
-from ..value import Decay, DType, NonNegative, Positive, PositiveInt, Real, Static, checked
+from ..value import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real, Static, checked
 
 
 class ScaleByApolloState(NamedTuple):
@@ -78,7 +78,7 @@ class scale_by_apollo(GradientTransformation):
     b2: Decay = 0.999
     eps: NonNegative = 1e-6
     scaling: Static[Literal["channel", "tensor"]] = "channel"
-    max_norm_growth: Positive | None = 1.01
+    max_norm_growth: PositiveBound | None = 1.01
     key: Key = None
     state_dtype: Static[DType | None] = None
 
@@ -167,9 +167,9 @@ def apollo(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    max_norm_growth: Positive | None = 1.01,
+    max_norm_growth: PositiveBound | None = 1.01,
     key: Key = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """APOLLO: w ← w − learning_rate · (c·scale·s·g + weight_decay·w), s for each channel. See `scale_by_apollo`.
 
@@ -197,9 +197,9 @@ def apollo_mini(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    max_norm_growth: Positive | None = 1.01,
+    max_norm_growth: PositiveBound | None = 1.01,
     key: Key = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """APOLLO-Mini: APOLLO with rank 1 and one s for a whole matrix: its state is two vectors.
 

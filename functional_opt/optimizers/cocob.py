@@ -1,6 +1,6 @@
 """COCOB: coin betting, without a learning rate."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -85,7 +85,7 @@ def cocob(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """COCOB-Backprop: w ← w₀ + θ·(L + R) / (L·max(G + L, alpha·L)). See `scale_by_cocob` for the terms.
 

@@ -1,7 +1,7 @@
 """Dion: orthonormal updates of low rank, what they leave out kept for later."""
 
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def dion(
     adam_weight_decay: Rate = 0.0,
     adam_learning_rate: Rate | None = None,
     matrix_mask: Mask | None = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> partition:
     """Dion for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
 

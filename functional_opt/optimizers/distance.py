@@ -16,7 +16,7 @@ def _decays(name: str, x: Any) -> tuple:
     return tuple(Range("[0, 1)").check(f"{name}[{i}]", b) for i, b in enumerate(x))
 
 
-Betas = Annotated[Any, Convert(_decays)]
+Betas = Annotated[Any, Convert(_decays, "pair of [0, 1)")]
 """A pair of decays, each in [0, 1)."""
 
 

@@ -77,12 +77,12 @@ def _init_step(name: str, x: Any) -> Any:
 @checked
 def dog(
     learning_rate: Rate = 1.0,
-    init_step: Annotated[Any, Convert(_init_step)] = ("heuristic", 1e-6),
+    init_step: Annotated[Any, Convert(_init_step, "(kind, size)")] = ("heuristic", 1e-6),
     eps: NonNegative = 1e-8,
     weight_decay: Rate | None = None,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """DoG, distance over gradients: w ← w − learning_rate · r·g / √(G + eps). See `scale_by_dog` for r and G.
 
@@ -160,7 +160,7 @@ def dowg(
     weight_decay: Rate | None = None,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """DoWG, distance over weighted gradients: w ← w − learning_rate · r²·g / (√G + eps). See `scale_by_dowg`.
 

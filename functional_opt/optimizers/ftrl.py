@@ -51,7 +51,7 @@ class ftrl(GradientTransformation):
     """
 
     learning_rate: Rate
-    learning_rate_power: Annotated[Scalar, Range("[-inf, 0]")] = -0.5
+    learning_rate_power: Annotated[Scalar, Range("(-inf, 0]")] = -0.5
     initial_accumulator_value: NonNegative = 0.1
     l1: NonNegative = 0.0
     l2: NonNegative = 0.0
@@ -61,7 +61,7 @@ class ftrl(GradientTransformation):
 
     def __post_init__(self):
         if known(self.learning_rate) and self.learning_rate == 0:
-            raise ValueError("learning_rate must be in (0, inf], got 0: FTRL divides by it")
+            raise ValueError("learning_rate must be in (0, inf), got 0: FTRL divides by it")
 
     def init(self, params):
         n = full_like(params, self.initial_accumulator_value, self.state_dtype, real=True)

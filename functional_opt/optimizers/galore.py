@@ -173,7 +173,7 @@ def galore(
     mask: Mask | None = None,
     weight_dimension_numbers: GaLoreNumbers | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """GaLore: w ← w − learning_rate · (scale · P·base_optimizer(Pᵀ·g) + weight_decay · w). See `scale_by_galore`.
 

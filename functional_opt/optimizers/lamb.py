@@ -1,14 +1,12 @@
 """LAMB: Adam with a trust ratio for each leaf."""
 
-from typing import Any
-
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import Decay, NonNegative, checked
+from ..value import Decay, DType, NonNegative, checked
 from .adam import scale_by_adam
 
 
@@ -22,7 +20,7 @@ def lamb(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """LAMB: w ← w − learning_rate · ‖w‖ / ‖r‖ · r with r = m̂ / (√v̂ + eps) + weight_decay · w, leaf by leaf.
 

@@ -1,6 +1,6 @@
 """LaProp: Adam that divides by the second moment first and averages then."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -77,7 +77,7 @@ def laprop(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """LaProp: w ← w − learning_rate · (m / (1 − b1ᵗ) + weight_decay · w). See `scale_by_laprop`.
 

@@ -1,7 +1,5 @@
 """LARS: gradient descent with momentum and a trust ratio for each leaf."""
 
-from typing import Any
-
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
@@ -10,7 +8,7 @@ from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
 from ..transforms.select import masked
 from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import Fraction, NonNegative, checked
+from ..value import DType, Fraction, NonNegative, checked
 
 
 @checked
@@ -24,7 +22,7 @@ def lars(
     momentum: Fraction = 0.9,
     nesterov: bool = False,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """LARS: w ← w − t, t ← learning_rate · trust_coefficient · ‖w‖ / (‖d‖ + eps) · d + momentum·t.
 

@@ -1,6 +1,6 @@
 """Lion: the sign of an interpolated momentum."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +85,11 @@ def lion(
     learning_rate: Rate,
     b1: Decay = 0.9,
     b2: Decay = 0.99,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: Rate = 1e-3,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Lion: w ← w − learning_rate · (sign(b1·m + (1 − b1)·g) + weight_decay · w). See `scale_by_lion`.
 

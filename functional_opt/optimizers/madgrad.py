@@ -1,6 +1,6 @@
 """MADGRAD: dual averaging with a cube root, and momentum as an average of iterates."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -81,7 +81,7 @@ def madgrad(
     weight_decay: Rate = 0.0,
     eps: NonNegative = 1e-6,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """MADGRAD: w ← momentum·w + (1 − momentum)·(x0 − s / (∛v + eps)). See `scale_by_madgrad`.
 

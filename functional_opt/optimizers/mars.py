@@ -1,6 +1,6 @@
 """MARS: AdamW on gradients whose variance is reduced by those of the step before."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -85,7 +85,7 @@ def mars(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """MARS-AdamW: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w). See `scale_by_mars`.
 

@@ -1,7 +1,7 @@
 """Muon: momentum, made orthogonal, for matrices; Adam for the rest."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ def muon(
     eps: NonNegative = 1e-8,
     weight_decay: Rate = 0.0,
     weight_decay_mask: Mask | None = None,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -176,7 +176,7 @@ def muon(
     muon_weight_dimension_numbers: MuonNumbers | None = None,
     consistent_rms: NonNegative | None = None,
     muon_mask: Mask | None = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 

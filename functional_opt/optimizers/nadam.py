@@ -1,6 +1,6 @@
 """Nadam: Adam that looks one step ahead; with a constant momentum, and with Dozat's momentum schedule."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -80,9 +80,9 @@ def nadam(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Adam with Nesterov's momentum. See `adam` for the arguments, and `scale_by_nadam` for Dozat's schedule.
 
@@ -101,11 +101,11 @@ def nadamw(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: Rate = 1e-4,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """`nadam` with decoupled weight decay. See `adamw` for the arguments.
 

@@ -1,7 +1,7 @@
 """NorMuon: Muon whose neurons all move by about as much."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ def normuon(
     adam_weight_decay: Rate = 0.0,
     adam_learning_rate: Rate | None = None,
     matrix_mask: Mask | None = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> partition:
     """NorMuon for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
 

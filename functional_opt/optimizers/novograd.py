@@ -1,6 +1,6 @@
 """NovoGrad: momentum of gradients divided by their leaf's norm."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def novograd(
     eps_root: NonNegative = 0.0,
     weight_decay: Rate = 0.0,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """NovoGrad: w ← w − learning_rate · m, m of gradients over their leaf's norm. See `scale_by_novograd`.
 

@@ -1,7 +1,7 @@
 """Optimistic gradients: a step that expects the gradient to go on changing as it has."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -57,7 +57,7 @@ class scale_by_optimistic_gradient(GradientTransformation):
 
 @checked
 def optimistic_gradient_descent(
-    learning_rate: Rate, alpha: Real = 1.0, beta: Real = 1.0, *, state_dtype: Any = None
+    learning_rate: Rate, alpha: Real = 1.0, beta: Real = 1.0, *, state_dtype: DType | None = None
 ) -> chain:
     """Optimistic gradient descent: w ← w − learning_rate · ((alpha + beta)·g − beta·g′), g′ the gradient before.
 
@@ -81,10 +81,10 @@ def optimistic_adam(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     *,
     nesterov: bool = True,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Optimistic Adam: w ← w − learning_rate · a − optimism · (a − a′), a Adam's direction, a′ the one before.
 
@@ -118,9 +118,9 @@ def optimistic_adam_v2(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     nesterov: bool = True,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Optimistic Adam: w ← w − learning_rate · ((alpha + beta)·a − beta·a′), a Adam's direction, a′ the one before.
 

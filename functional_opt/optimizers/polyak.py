@@ -9,7 +9,7 @@ from ..leaves import map_leaves, sums_of_squares, widen
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import NonNegative, Real, Static, checked
+from ..value import Bound, NonNegative, Real, Static, checked
 
 Variant = Literal["sps", "sps+"]
 
@@ -36,7 +36,7 @@ class scale_by_polyak(GradientTransformation):
     """
 
     f_min: Real = 0.0
-    max_learning_rate: NonNegative = 1.0
+    max_learning_rate: Bound = 1.0
     eps: NonNegative = 0.0
     variant: Static[Variant] = "sps"
 
@@ -58,7 +58,7 @@ class scale_by_polyak(GradientTransformation):
 
 @checked
 def polyak_sgd(
-    max_learning_rate: NonNegative = 1.0,
+    max_learning_rate: Bound = 1.0,
     scaling: Rate = 1.0,
     f_min: Real = 0.0,
     eps: NonNegative = 0.0,

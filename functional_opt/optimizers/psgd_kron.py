@@ -17,7 +17,7 @@ from ..transforms.decay import add_decayed_weights
 from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, kept_as, key_data, key_in
-from ..value import Decay, DType, Positive, PositiveInt, Static, checked
+from ..value import Decay, DType, Positive, PositiveBound, PositiveInt, Static, checked
 
 
 class ScaleByPsgdKronState(NamedTuple):
@@ -76,7 +76,7 @@ class scale_by_psgd_kron(GradientTransformation):
     momentum_into_precond_update: Static[bool] = True
     precond_lr: Decay = 0.1
     precond_init_scale: Positive = 1.0
-    max_update_rms: Positive | None = 1.1
+    max_update_rms: PositiveBound | None = 1.1
     key: Key = None
     state_dtype: Static[DType | None] = None
 
@@ -178,9 +178,9 @@ def psgd_kron(
     momentum_into_precond_update: bool = True,
     precond_lr: Decay = 0.1,
     precond_init_scale: Positive = 1.0,
-    max_update_rms: Positive | None = 1.1,
+    max_update_rms: PositiveBound | None = 1.1,
     key: Key = None,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """PSGD Kron: w ← w − learning_rate · (P·m̂ + weight_decay · w), P fitted as it goes. See `scale_by_psgd_kron`.
 

@@ -1,6 +1,6 @@
 """RAdam: Adam that waits until the variance of its second moment is known."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax.numpy as jnp
 
@@ -87,7 +87,7 @@ def radam(
     threshold: Threshold = 5.0,
     *,
     nesterov: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Rectified Adam: w ← w − learning_rate · u, with momentum alone for the first steps. See `scale_by_radam`.
 

@@ -158,7 +158,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """RMSprop: w ← w − t with t ← learning_rate · g / √(v + eps) + momentum·t.
 

@@ -1,6 +1,6 @@
 """Rprop: every weight has a step size of its own, which grows until its gradient changes sign."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
@@ -9,7 +9,7 @@ from ..leaves import full_like, map_leaves, zeros_like
 from ..slots import Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale
-from ..value import DType, NonNegative, Range, Scalar, Static, checked
+from ..value import Bound, DType, NonNegative, Range, Scalar, Static, checked
 
 Shrink = Annotated[Scalar, Range("(0, 1]")]
 Grow = Annotated[Scalar, Range("[1, inf)")]
@@ -52,7 +52,7 @@ class scale_by_rprop(GradientTransformation):
     eta_minus: Shrink = 0.5
     eta_plus: Grow = 1.2
     min_step_size: NonNegative = 1e-6
-    max_step_size: NonNegative = 50.0
+    max_step_size: Bound = 50.0
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
@@ -78,9 +78,9 @@ def rprop(
     eta_minus: Shrink = 0.5,
     eta_plus: Grow = 1.2,
     min_step_size: NonNegative = 1e-6,
-    max_step_size: NonNegative = 50.0,
+    max_step_size: Bound = 50.0,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Rprop: w ← w − Δ · sign(g), Δ grown and shrunk for each weight. See `scale_by_rprop`.
 

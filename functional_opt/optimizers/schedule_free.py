@@ -138,7 +138,7 @@ def schedule_free_sgd(
     b1: Weight = 0.9,
     weight_decay: Rate | None = None,
     weight_lr_power: NonNegative = 2.0,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> schedule_free:
     """Gradient descent, schedule-free. See `schedule_free`, and `schedule_free_adamw` for the arguments.
 
@@ -161,7 +161,7 @@ def schedule_free_adamw(
     eps: NonNegative = 1e-8,
     weight_decay: Rate = 0.0,
     weight_lr_power: NonNegative = 2.0,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> schedule_free:
     """AdamW, schedule-free: z ← z − learning_rate · (g / (√v̂ + eps) + weight_decay · y). See `schedule_free`.
 

@@ -142,7 +142,7 @@ def scion(
     constrained: bool = True,
     ns_coeffs: Coefficients = PRESETS["standard"],
     ns_steps: PositiveInt = 5,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
 

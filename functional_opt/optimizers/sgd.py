@@ -1,12 +1,10 @@
 """Stochastic gradient descent, with momentum."""
 
-from typing import Any
-
 from ..schedules import Rate
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
-from ..value import Fraction, checked
+from ..value import DType, Fraction, checked
 
 
 @checked
@@ -14,9 +12,9 @@ def sgd(
     learning_rate: Rate,
     momentum: Fraction | None = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DType | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Gradient descent: w ← w − learning_rate · t with t ← g + momentum·t; t = g without momentum.
 

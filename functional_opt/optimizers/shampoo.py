@@ -213,7 +213,7 @@ def shampoo(
     mask: Mask | None = None,
     *,
     graft_eps: NonNegative = 1e-8,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Shampoo: m ← momentum·m + u; w ← w − learning_rate · (m + weight_decay · w). See `scale_by_shampoo`.
 

@@ -1,7 +1,5 @@
 """signSGD and Signum: steps of one length for every weight."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
@@ -10,7 +8,7 @@ from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import ema
-from ..value import Decay, checked
+from ..value import Decay, DType, checked
 
 
 @transformation
@@ -49,7 +47,11 @@ def sign_sgd(learning_rate: Rate) -> chain:
 
 @checked
 def signum(
-    learning_rate: Rate, beta: Decay = 0.9, accumulator_dtype: Any = None, *, state_dtype: Any = None
+    learning_rate: Rate,
+    beta: Decay = 0.9,
+    accumulator_dtype: DType | None = None,
+    *,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Signum: w ← w − learning_rate · sign(m), m ← beta·m + (1 − beta)·g.
 

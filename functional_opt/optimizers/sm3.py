@@ -76,7 +76,7 @@ class scale_by_sm3(GradientTransformation):
 
 
 @checked
-def sm3(learning_rate: Rate, momentum: Decay = 0.9, *, state_dtype: Any = None) -> chain:
+def sm3(learning_rate: Rate, momentum: Decay = 0.9, *, state_dtype: DType | None = None) -> chain:
     """SM3: w ← w − learning_rate · m, m the mean of Adagrad-like steps in little memory. See `scale_by_sm3`.
 
     Args:

@@ -157,7 +157,7 @@ def soap(
     max_precond_dim: PositiveInt = 10000,
     *,
     precondition_1d: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """SOAP: w ← w − learning_rate · (u + weight_decay · w), u Adam's in Shampoo's eigenbasis. See `scale_by_soap`.
 

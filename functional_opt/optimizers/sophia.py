@@ -14,7 +14,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, Positive, PositiveInt, Static, checked
+from ..value import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt, Static, checked
 
 HUTCHINSON = hutchinson_estimator_diag_hessian()
 
@@ -64,7 +64,7 @@ class scale_by_sophia(GradientTransformation):
     b2: Decay = 0.99
     eps: NonNegative = 1e-8
     gamma: NonNegative = 0.01
-    clip_threshold: Positive | None = 1.0
+    clip_threshold: PositiveBound | None = 1.0
     update_interval: PositiveInt = 10
     hessian_diagonal_fn: Transformation = HUTCHINSON
     mu_dtype: Static[DType | None] = None
@@ -120,14 +120,14 @@ def sophia(
     weight_decay: Rate = 1e-4,
     weight_decay_mask: Mask | None = None,
     gamma: NonNegative = 0.01,
-    clip_threshold: Positive | None = 1.0,
+    clip_threshold: PositiveBound | None = 1.0,
     update_interval: PositiveInt = 10,
     hessian_diagonal_fn: Transformation = HUTCHINSON,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     verbose: bool = False,
     print_win_rate_every_n_steps: Count = 0,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Sophia: w ← w − learning_rate · (clip(m̂ / max(gamma·h, eps)) + weight_decay · w). See `scale_by_sophia`.
 

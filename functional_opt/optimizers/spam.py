@@ -1,6 +1,6 @@
 """SPAM: Adam that bounds each gradient by its own second moment, and begins its moments anew now and then."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -12,7 +12,7 @@ from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, Positive, PositiveInt, Static, checked
+from ..value import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt, Static, checked
 
 
 class ScaleBySpamState(NamedTuple):
@@ -55,7 +55,7 @@ class scale_by_spam(GradientTransformation):
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: NonNegative = 1e-6
-    threshold: Positive = 5000.0
+    threshold: PositiveBound = 5000.0
     reset_interval: PositiveInt = 500
     warmup_steps: Count = 150
     settle_steps: Count = 20
@@ -95,11 +95,11 @@ def spam(
     weight_decay: Rate = 0.0,
     mask: Mask | None = None,
     *,
-    threshold: Positive = 5000.0,
+    threshold: PositiveBound = 5000.0,
     reset_interval: PositiveInt = 500,
     warmup_steps: Count = 150,
     settle_steps: Count = 20,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """SPAM: w ← w − learning_rate · (φ·c·m / (√v + eps) + weight_decay · w). See `scale_by_spam`.
 

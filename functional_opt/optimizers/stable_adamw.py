@@ -1,6 +1,6 @@
 """StableAdamW: AdamW whose step shrinks where a gradient outgrows its second moment."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def stable_adamw(
     weight_decay: Rate = 1e-2,
     mask: Mask | None = None,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """StableAdamW: w ← w − learning_rate / max(1, RMS) · (m / (√v + eps) + weight_decay · w).
 

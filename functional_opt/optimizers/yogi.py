@@ -1,7 +1,5 @@
 """Yogi: Adam whose second moment grows and shrinks by a share of the gradient, not of itself."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
@@ -69,7 +67,7 @@ def yogi(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-3,
     *,
-    state_dtype: Any = None,
+    state_dtype: DType | None = None,
 ) -> chain:
     """Yogi: w ← w − learning_rate · m̂ / (√v̂ + eps), v moved by a share of |g|². See `scale_by_yogi`.
 

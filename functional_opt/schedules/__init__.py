@@ -21,9 +21,11 @@ Steps are leaves like any number: to differentiate with respect to them, give th
 
 from typing import Any
 
+from .base import OrSchedule as OrSchedule
 from .base import Rate as Rate
 from .base import Schedule as Schedule
 from .base import as_schedule as as_schedule
+from .base import to_schedule as to_schedule
 from .decay import constant_schedule as constant_schedule
 from .decay import cosine_decay_schedule as cosine_decay_schedule
 from .decay import cosine_restarts_schedule as cosine_restarts_schedule

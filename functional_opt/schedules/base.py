@@ -13,6 +13,8 @@ from ..value import (
     Range,
     Scalar,
     Static,
+    described,
+    number,
     value,
 )
 
@@ -40,16 +42,33 @@ def as_schedule(name: str, x: Any) -> Any:
     return _Function(x) if callable(x) and not isinstance(x, Schedule | jax.Array) else x
 
 
-def _rate(name: str, x: Any) -> Any:
-    if isinstance(x, type):
-        raise TypeError(f"{name} must be a number or a schedule, got the class {x.__name__}; call it first")
-    if isinstance(x, str):
-        raise TypeError(f"{name} must be a number, a schedule or a function of the step, got {x!r} (str)")
-    x = as_schedule(name, x)
-    return x if isinstance(x, Schedule) else Range("[0, inf]").check(name, x)
+def to_schedule(name: str, x: Any) -> Schedule:
+    """A schedule as it is, a plain function as one; TypeError for all else."""
+    if isinstance(x, type) or not callable(x):
+        raise TypeError(f"{name} must be a schedule or a function of the step, got {described(x)}")
+    return as_schedule(name, x)
 
 
-Rate = Annotated[Scalar | Callable[[Any], Any], Convert(_rate)]
+class OrSchedule(Convert):
+    """Annotates a number in a range, a schedule, or a function of the step count: `OrSchedule(Range("[0, 1]"))`."""
+
+    def __init__(self, numbers: Range):
+        self.numbers = numbers
+        words = f"{numbers.interval}, a schedule or a function of the step"
+
+        def check(name: str, x: Any) -> Any:
+            if isinstance(x, type):
+                raise TypeError(f"{name} must be a number or a schedule, got the class {x.__name__}; call it first")
+            if callable(x) and not isinstance(x, jax.Array):
+                return as_schedule(name, x)
+            if number(x) is NotImplemented:
+                raise TypeError(f"{name} must be a {numbers.kind} in {words}, got {described(x)}")
+            return numbers.check(name, x)
+
+        super().__init__(check, f"{numbers!r}{words.removeprefix(numbers.interval)}")
+
+
+Rate = Annotated[Scalar | Callable[[Any], Any], OrSchedule(Range("[0, inf)"))]
 """A number ≥ 0, a schedule, or a function of the step count."""
 
 

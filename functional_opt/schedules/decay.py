@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ..value import (
     Count,
+    Limit,
     NonNegative,
     Positive,
     PositiveInt,
@@ -54,7 +55,7 @@ class polynomial_schedule(Schedule):
 
 
 def linear_schedule(
-    init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
+    init_value: Real, end_value: Real, transition_steps: PositiveInt, transition_begin: Count = 0
 ) -> polynomial_schedule:
     """From one value to another in a straight line: `polynomial_schedule` of power 1.
 
@@ -84,7 +85,7 @@ class exponential_decay(Schedule):
     decay_rate: Positive
     transition_begin: Count = 0
     staircase: Static[bool] = False
-    end_value: Real | None = None
+    end_value: Limit | None = None
 
     def __call__(self, count):
         p = periods(count, self.transition_begin, self.transition_steps, self.staircase)

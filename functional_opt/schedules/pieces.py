@@ -11,6 +11,7 @@ from ..value import (
     Count,
     Fraction,
     Integer,
+    Limit,
     Positive,
     PositiveInt,
     Range,
@@ -19,7 +20,7 @@ from ..value import (
     checked,
     value,
 )
-from .base import Schedule, as_schedule, constant, half_cosine, known, since
+from .base import Schedule, constant, half_cosine, known, since, to_schedule
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
 
@@ -30,12 +31,12 @@ def _pieces(name: str, x: Any) -> tuple:
     except (TypeError, ValueError) as e:
         raise TypeError(f"{name} must be a dict {{step: scale}}, got {x!r}") from e
     steps = [Integer("[0, inf)").check(f"a step in {name}", step) for step, _ in pairs]
-    scales = [Range("[0, inf]").check(f"{name}[{step}]", scale) for step, scale in pairs]
+    scales = [Range("[0, inf)").check(f"{name}[{step}]", scale) for step, scale in pairs]
     pairs = list(zip(steps, scales, strict=True))
     return tuple(sorted(pairs, key=lambda pair: pair[0]) if known(*(step for step, _ in pairs)) else pairs)
 
 
-Pieces = Annotated[Any, Convert(_pieces)]
+Pieces = Annotated[Any, Convert(_pieces, "{step: scale}")]
 """`{step: scale}`, in any order, scales ≥ 0; or pairs `(step, scale)`, which is how it is held."""
 
 
@@ -101,7 +102,7 @@ class join_schedules(Schedule):
     boundaries: tuple
 
     def __init__(self, schedules: Sequence[Callable[[Any], Any]], boundaries: Sequence[int]):
-        schedules = tuple(_schedule(f"schedules[{i}]", s) for i, s in enumerate(schedules))
+        schedules = tuple(to_schedule(f"schedules[{i}]", s) for i, s in enumerate(schedules))
         boundaries = tuple(Integer("[0, inf)").check(f"boundaries[{i}]", b) for i, b in enumerate(boundaries))
         if not schedules:
             raise ValueError("schedules must have at least one schedule, got none")
@@ -117,12 +118,6 @@ class join_schedules(Schedule):
         for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
             v = jnp.where(count < boundary, v, schedule(jnp.maximum(count - boundary, 0)))
         return v
-
-
-def _schedule(name: str, x: Any) -> Schedule:
-    if isinstance(x, type) or not callable(x):
-        raise TypeError(f"{name} must be a schedule or a function of the step, got {x!r}")
-    return as_schedule(name, x)
 
 
 @checked
@@ -169,7 +164,7 @@ def warmup_exponential_decay_schedule(
     decay_rate: Positive,
     transition_begin: Count = 0,
     staircase: bool = False,
-    end_value: Real | None = None,
+    end_value: Limit | None = None,
 ) -> join_schedules:
     """A linear warm-up, then `exponential_decay`, whose `transition_begin` counts from the end of the warm-up.
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import Tree, all_finite, cast_like, map_leaves, narrow, sums_of_squares, zeros_like
-from ..schedules import Schedule, as_schedule
+from ..schedules import OrSchedule, Schedule
 from ..slots import Counter, Exact, Number, States
-from ..value import Convert, DType, Integer, PositiveInt, Static
+from ..value import DType, Integer, PositiveInt, Static
 from .guard import update_if
 
 
@@ -30,11 +30,6 @@ class MultiStepsState(NamedTuple):
 
 ShouldSkipUpdateFunction = Callable[[Tree, jax.Array, Tree], tuple[jax.Array, Any]]
 """`f(updates, gradient_step, params) -> (skip, info)`; see `MultiSteps`."""
-
-
-def _steps(name: str, x: Any) -> Any:
-    x = as_schedule(name, x)
-    return x if isinstance(x, Schedule) else Integer("[1, inf)").check(name, x)
 
 
 @transformation
@@ -68,7 +63,7 @@ class MultiSteps(GradientTransformation):
     """
 
     opt: Transformation
-    every_k_schedule: Annotated[Any, Convert(_steps)]
+    every_k_schedule: Annotated[Any, OrSchedule(Integer("[1, inf)"))]
     use_grad_mean: Static[bool] = True
     should_skip_update_fn: Static[ShouldSkipUpdateFunction | None] = None
     accumulator_dtype: Static[DType] = "float32"

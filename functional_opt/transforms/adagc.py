@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import global_norm, map_leaves
 from ..slots import Counter, Number
-from ..value import Count, Decay, NonNegative
+from ..value import Bound, Count, Decay, NonNegative
 from .clip import norm_without_nans, shrink
 
 
@@ -47,7 +47,7 @@ class adagc(GradientTransformation):
 
     clips = True
     relative: NonNegative = 1.05
-    absolute: NonNegative = 1.0
+    absolute: Bound = 1.0
     decay: Decay = 0.98
     warmup_steps: Count = 100
 

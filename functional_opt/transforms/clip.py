@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .. import native
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
 from ..leaves import Tree, abs_sq, global_norm, map_leaves, safe_sqrt, sums_of_squares
-from ..value import NonNegative, Positive, Scalar, Static
+from ..value import Bound, NonNegative, PositiveBound, Scalar, Static
 
 AdaptiveGradClipState = ClipByGlobalNormState = ClipState = EmptyState
 """Optax's names of it in older scripts."""
@@ -26,7 +26,7 @@ class clip(GradientTransformation):
     """
 
     clips = True
-    max_delta: NonNegative
+    max_delta: Bound
 
     def init(self, params):
         return EmptyState()
@@ -55,7 +55,7 @@ class clip_by_norm(GradientTransformation):
     """
 
     clips = True
-    max_norm: NonNegative
+    max_norm: Bound
 
     def init(self, params):
         return EmptyState()
@@ -85,7 +85,7 @@ class clip_by_global_norm(GradientTransformation):
     """
 
     clips = True
-    max_norm: NonNegative
+    max_norm: Bound
 
     def init(self, params):
         return EmptyState()
@@ -116,7 +116,7 @@ class clip_by_block_rms(GradientTransformation):
     """
 
     clips = True
-    threshold: Positive
+    threshold: PositiveBound
 
     def init(self, params):
         return EmptyState()
@@ -151,7 +151,7 @@ class adaptive_grad_clip(GradientTransformation):
     """
 
     clips = True
-    clipping: NonNegative
+    clipping: Bound
     eps: NonNegative = 1e-3
     axis: Static[int | tuple[int, ...] | None] = None
 

@@ -49,11 +49,14 @@ def _frozen(kind: Any) -> Callable[[str, Any], Any]:
 
 
 def axes_of(axis: Any) -> tuple[int, ...]:
-    return (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
+        raise TypeError(f"an axis must be a whole number, got {axes!r}")
+    return axes
 
 
-MuonNumbers = Annotated[Any, Convert(_frozen(MuonDimensionNumbers))]
-GaLoreNumbers = Annotated[Any, Convert(_frozen(GaLoreDimensionNumbers))]
+MuonNumbers = Annotated[Any, Convert(_frozen(MuonDimensionNumbers), "tree of MuonDimensionNumbers")]
+GaLoreNumbers = Annotated[Any, Convert(_frozen(GaLoreDimensionNumbers), "tree of GaLoreDimensionNumbers")]
 """Dimension numbers for all leaves, a tree of them (or a prefix of one), or a function from params to one."""
 
 

@@ -10,9 +10,9 @@ from ..base import GradientTransformation, increment, needs_params, transformati
 from ..boxes import below, boxed_like, unboxed
 from ..leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
 from ..paths import MaskedNode
-from ..schedules import Schedule, as_schedule
+from ..schedules import OrSchedule, Schedule
 from ..slots import Counter, Number, Params
-from ..value import Convert, DType, Range, Scalar, Static
+from ..value import DType, Range, Scalar, Static
 
 
 def eval_params(state: Any, params: Tree) -> Tree:
@@ -69,11 +69,6 @@ def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
     return jax.tree.map(leaf, kept, params, *more, is_leaf=lambda x: is_nothing(x) or isinstance(x, MaskedNode))
 
 
-def _decay(name: str, x: Any) -> Any:
-    x = as_schedule(name, x)
-    return x if isinstance(x, Schedule) else Range("[0, 1)").check(name, x)
-
-
 class ParamsEmaState(NamedTuple):
     """`count`: steps done. `ema`: the running sum. `missing`: for each leaf, the weight that it has not got yet."""
 
@@ -114,7 +109,7 @@ class params_ema(GradientTransformation):
     (3.0, 4.0)
     """
 
-    decay: Annotated[Scalar, Convert(_decay)]
+    decay: Annotated[Scalar, OrSchedule(Range("[0, 1)"))]
     debias: Static[bool] = True
     accumulator_dtype: Static[DType | None] = None
 

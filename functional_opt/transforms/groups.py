@@ -91,7 +91,7 @@ def _settings(rules: Any) -> dict[str, dict[str, Any] | None]:
 
 
 def _factor(pattern: str, x: Any) -> Any:
-    return Range("[0, inf]").check(f"rules[{pattern!r}][{FACTOR!r}]", x)
+    return Range("[0, inf)").check(f"rules[{pattern!r}][{FACTOR!r}]", x)
 
 
 def _arguments(link: Any) -> set[str]:

@@ -13,9 +13,9 @@ import numpy as np
 
 from ..base import GradientTransformation, as_transformation, increment, transformation, zero_count
 from ..leaves import cast_like
-from ..schedules import as_schedule
+from ..schedules import to_schedule
 from ..slots import Counter, Number, States
-from ..value import Convert, DType, Static, _key, _Structure, by_value, checked, show, value
+from ..value import Convert, DType, Static, _key, _Structure, by_value, checked, show, unread, value
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
@@ -54,7 +54,7 @@ class WrappedSchedule:
     0.5
     """
 
-    schedule_fn: Annotated[Any, Convert(as_schedule)]
+    schedule_fn: Annotated[Any, Convert(to_schedule, "schedule")]
 
     def init(self) -> WrappedScheduleState:
         return WrappedScheduleState(zero_count())
@@ -144,7 +144,7 @@ class _Injected(GradientTransformation):
     numbers: dict[str, Any]
     others: Static[_Others]
     given: Static[tuple[str, ...]]
-    dtype: Static[Any] = None
+    dtype: Static[DType | None] = None
 
     def __post_init__(self):
         """Raises what the factory raises for these arguments."""
@@ -163,11 +163,17 @@ class _Injected(GradientTransformation):
                 kwargs[name] = x
         return as_transformation(self.factory(*args, **kwargs), "what inner_factory returns")
 
+    def _made_of_state(self, numbers: dict) -> GradientTransformation:
+        """The same at a step: the state's numbers are on a device, and the host does not wait for them."""
+        with unread():
+            return self.make(numbers)
+
     def init(self, params):
         states = {name: x.init() for name, x in self.numbers.items() if _is_schedule(x)}
         numbers = {name: x(states[name]) if name in states else x for name, x in self.numbers.items()}
         numbers = {name: jnp.asarray(x, self.dtype or float) for name, x in numbers.items()}
-        return InjectStatefulHyperparamsState(zero_count(), numbers, states, self.make(numbers).init(params))
+        inner = self._made_of_state(numbers).init(params)
+        return InjectStatefulHyperparamsState(zero_count(), numbers, states, inner)
 
     def update(self, updates, state, params=None, **extra):
         numbers, states = dict(state.hyperparams), {}
@@ -175,7 +181,7 @@ class _Injected(GradientTransformation):
             numbers[name] = self.numbers[name](s, **extra)
             states[name] = self.numbers[name].update(s, **extra)
         numbers = {name: jnp.asarray(x, self.dtype or float) for name, x in numbers.items()}
-        updates, inner = self.make(numbers).update(updates, state.inner_state, params, **extra)
+        updates, inner = self._made_of_state(numbers).update(updates, state.inner_state, params, **extra)
         inner = cast_like(inner, state.inner_state)
         return updates, InjectStatefulHyperparamsState(increment(state.count), numbers, states, inner)
 

@@ -8,7 +8,7 @@ import jax
 from .. import native
 from ..base import EmptyState, GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, map_leaves
-from ..schedules import Rate, Schedule, as_schedule
+from ..schedules import Rate, Schedule, to_schedule
 from ..slots import Counter
 from ..value import Convert, Real, Static
 
@@ -58,7 +58,7 @@ class scale_by_schedule(GradientTransformation):
     0.5
     """
 
-    step_size_fn: Annotated[Any, Convert(as_schedule)]
+    step_size_fn: Annotated[Any, Convert(to_schedule, "schedule")]
 
     def init(self, params):
         return ScaleByScheduleState(zero_count())

@@ -12,7 +12,7 @@ from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..slots import Counter, Exact, Number, States
 from ..state import get
-from ..value import Count, NonNegative, Range, Scalar, Static
+from ..value import Bound, Count, NonNegative, Range, Scalar, Static
 
 Shrink = Annotated[Scalar, Range("(0, 1)")]
 Grow = Annotated[Scalar, Range("[1, inf]")]
@@ -73,9 +73,9 @@ class scale_by_backtracking_linesearch(GradientTransformation):
     slope_rtol: NonNegative = 1e-4
     decrease_factor: Shrink = 0.8
     increase_factor: Grow = 1.5
-    max_learning_rate: NonNegative = 1.0
-    atol: NonNegative = 0.0
-    rtol: NonNegative = 0.0
+    max_learning_rate: Bound = 1.0
+    atol: Bound = 0.0
+    rtol: Bound = 0.0
     store_grad: Static[bool] = False
     verbose: Static[bool] = False
 

@@ -9,13 +9,18 @@ import numpy as np
 from ..base import EmptyState, GradientTransformation, transformation
 from ..leaves import Tree, is_nothing, map_leaves, paths
 from ..paths import AllParams, Frozen, PathRules, resolve_values
+from ..schedules import Schedule
 from ..value import Convert, Static
 
 _USUAL = "the last but one"
 
 
-def _is_shape(x: Any) -> bool:
+def _are_whole(x: Any) -> bool:
     return type(x) is tuple and all(type(n) is int for n in x)
+
+
+def _is_shape(x: Any) -> bool:
+    return _are_whole(x) and all(n >= 0 for n in x)
 
 
 def _shape(name: str, x: Any) -> tuple[int, ...] | None:
@@ -29,7 +34,7 @@ def _shape(name: str, x: Any) -> tuple[int, ...] | None:
 
 
 def _axes(name: str, x: Any) -> tuple[int, ...]:
-    if _is_shape(x):
+    if _are_whole(x):
         return x
     raise TypeError(f"{name} must be a tuple of axes such as (0,), got {x!r}")
 
@@ -42,11 +47,16 @@ def _shapes(name: str, x: Any) -> Any:
         return PathRules({pattern: _shape(f"{name}[{pattern!r}]", v) for pattern, v in x.rules})
     if isinstance(x, Frozen):
         return x
-    leaves, treedef = jax.tree.flatten(x, is_leaf=_is_shape)
+    refused = GradientTransformation | Schedule  # trees, but none of arrays
+    leaves, treedef = jax.tree.flatten(x, is_leaf=lambda n: _is_shape(n) or isinstance(n, refused))
     return Frozen(tuple(_shape(name, leaf) for leaf in leaves), treedef)
 
 
 def _fan_in(name: str, x: Any) -> PathRules:
+    if not isinstance(x, dict | PathRules):
+        raise TypeError(
+            f"{name} must be a dict from path patterns to axes such as {{'query/kernel': (0,)}}, got {x!r}"
+        )
     rules = x.rules if isinstance(x, PathRules) else tuple(x.items())
     return PathRules({pattern: _axes(f"{name}[{pattern!r}]", v) for pattern, v in rules})
 
@@ -89,9 +99,9 @@ class scale_by_mup(GradientTransformation):
     {'hidden': 0.25, 'in': 1.0, 'out': 0.25}
     """
 
-    base_params: Static[Annotated[Any, Convert(_shapes)]]
+    base_params: Static[Annotated[Any, Convert(_shapes, "tree of arrays or shapes, or path rules")]]
     optimizer: Static[Literal["adam", "sgd"]] = "adam"
-    fan_in: Static[Annotated[Any, Convert(_fan_in)] | None] = None
+    fan_in: Static[Annotated[Any, Convert(_fan_in, "{pattern: axes}")] | None] = None
 
     def init(self, params):
         self.multipliers(params)  # refuse shapes that do not fit before training starts
@@ -126,6 +136,10 @@ class scale_by_mup(GradientTransformation):
             fan_in = (-2,) if len(shape) > 1 else ()
         if not all(-len(shape) <= axis < len(shape) for axis in fan_in):
             raise ValueError(f"fan_in={fan_in} for params{path}, which has shape {shape}: there is no such axis")
+        if any(b == 0 != n for n, b in zip(shape, base, strict=True)):
+            raise ValueError(
+                f"params{path} has shape {shape}, the base model {base}: it cannot be wider than nothing"
+            )
         wider = [n / b if n != b else 1.0 for n, b in zip(shape, base, strict=True)]
         inputs = {axis % len(shape) for axis in fan_in}
         r_in = math.prod(w for i, w in enumerate(wider) if i in inputs)

@@ -19,7 +19,7 @@ def _to_key(name: str, x: Any) -> Any:
     raise TypeError(f"{name} must be an integer or a key of jax.random, got {x!r}")
 
 
-Key = Annotated[Any, Convert(_to_key)]
+Key = Annotated[Any, Convert(_to_key, "seed or key of jax.random")]
 """A seed, or a key of `jax.random.key` or `jax.random.PRNGKey`; None is the seed 0."""
 
 

@@ -62,7 +62,7 @@ def _is_row(x: Any) -> bool:
     return isinstance(x, tuple) and len(x) == 3 and not any(isinstance(number, tuple) for number in x)
 
 
-Coefficients = Annotated[Any, Convert(_coefficients)]
+Coefficients = Annotated[Any, Convert(_coefficients, "a preset's name, or rows of three numbers")]
 """Three numbers (a, b, c), as many rows of three as there are steps, or the name of a preset."""
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import map_leaves, narrow
 from ..slots import Counter, Number
-from ..value import Fraction, Integer, NonNegative, Range, Scalar
+from ..value import Bound, Fraction, Integer, NonNegative, Range, Scalar
 
 Whole = Annotated[Scalar, Integer("[0, inf)")]
 
@@ -58,7 +58,7 @@ class reduce_on_plateau(GradientTransformation):
     factor: Annotated[Scalar, Range("(0, 1)")] = 0.1
     patience: Whole = 10
     rtol: Fraction = 1e-4
-    atol: NonNegative = 0.0
+    atol: Bound = 0.0
     cooldown: Whole = 0
     accumulation_size: Annotated[Scalar, Integer("[1, inf)")] = 1
     min_scale: NonNegative = 0.0

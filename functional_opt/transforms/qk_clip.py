@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
 from ..leaves import Tree, is_nothing, map_leaves
 from ..paths import PathRules
-from ..value import Convert, Positive, Static
+from ..value import Convert, PositiveBound, Static
 
 
 def _powers(name: str, x: Any) -> PathRules:
@@ -52,8 +52,8 @@ class qk_clip(GradientTransformation):
     ([[-0.5], [0.0]], [[0.0], [0.0]])
     """
 
-    powers: Static[Annotated[Any, Convert(_powers)]]
-    threshold: Positive = 100.0
+    powers: Static[Annotated[Any, Convert(_powers, "{pattern: power}")]]
+    threshold: PositiveBound = 100.0
     head_axis: Static[int] = -2
 
     def init(self, params):

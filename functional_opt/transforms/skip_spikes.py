@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..leaves import global_norm
 from ..slots import Counter, States
-from ..value import Count, Positive, PositiveInt, Static
+from ..value import Count, PositiveBound, PositiveInt, Static
 from .guard import update_if
 from .rolling import quantile, record, rolling
 
@@ -48,7 +48,7 @@ class skip_spikes(GradientTransformation):
     """
 
     inner: Transformation
-    factor: Positive = 5.0
+    factor: PositiveBound = 5.0
     window: Static[PositiveInt] = 100
     warmup_steps: Count = 20
     max_consecutive_skips: Count = 10

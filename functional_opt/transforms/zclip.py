@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import map_leaves, narrow, safe_sqrt
 from ..slots import Counter, Number
-from ..value import Decay, Integer, Positive
+from ..value import Decay, Integer, Positive, PositiveBound
 from .clip import norm_without_nans
 
 
@@ -50,7 +50,7 @@ class zclip(GradientTransformation):
 
     clips = True
     decay: Decay = 0.97
-    z_threshold: Positive = 2.5
+    z_threshold: PositiveBound = 2.5
     warmup_steps: Annotated[int, Integer("[2, inf)")] = 25
     eps: Positive = 1e-6
 

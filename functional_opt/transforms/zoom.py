@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import Tree, cast_like, is_nothing, map_leaves, narrow, zeros_like
 from ..slots import Counter, Exact, Number, States
-from ..value import Count, NonNegative, Static
+from ..value import Bound, Count, NonNegative, Static
 from .linesearch import Grow, along, needs_loss, slope
 
 
@@ -108,12 +108,12 @@ class scale_by_zoom_linesearch(GradientTransformation):
     """
 
     max_linesearch_steps: Count
-    max_learning_rate: NonNegative | None = None
-    tol: NonNegative = 0.0
+    max_learning_rate: Bound | None = None
+    tol: Bound = 0.0
     increase_factor: Grow = 2.0
     slope_rtol: NonNegative = 1e-4
-    curv_rtol: NonNegative = 0.9
-    approx_dec_rtol: NonNegative | None = 1e-6
+    curv_rtol: Bound = 0.9
+    approx_dec_rtol: Bound | None = 1e-6
     stepsize_precision: NonNegative = 1e-5
     initial_guess_strategy: Static[Literal["one", "keep"]] = "keep"
     verbose: Static[bool] = False

@@ -11,6 +11,7 @@ from ...schedules import Schedule
 from ...transforms.chain import chain
 from ...transforms.learning_rate import scale_by_learning_rate
 from .base import EPSILON, Optimizer
+from .configs import as_arguments
 from .schedules import LearningRateSchedule
 
 
@@ -182,7 +183,7 @@ class Nadam(TwoMoments):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """As in `Optimizer`; the `decay` of a config is the momentum's, which Keras loses."""
-        config = dict(config)
+        config = as_arguments(cls, config)
         if config.get("dialect", cls.default_dialect) == "keras2" and "decay" in config:
             config["schedule_decay"] = config.pop("decay")
         return super().from_config(config, custom_objects)

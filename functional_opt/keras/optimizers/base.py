@@ -10,8 +10,10 @@ from typing import Any, Literal
 from ...base import GradientTransformation
 from ...transforms.chain import chain
 from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
+from ...value import unread
 from ..variable import Variable
 from . import schedules
+from .configs import as_arguments, within
 from .custom import Custom
 from .hyper import not_negative, present
 from .imperative import imperative
@@ -25,7 +27,7 @@ NO_RATE: Any = object()
 """The learning rate of an optimizer that has none."""
 Dialect = Literal["keras2", "keras3"]
 CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
-NOT_NEGATIVE = {*CLIPS, "weight_decay"}
+NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
 EPSILON = 1e-7
 """What Keras divides by at least, and what an epsilon of 0 or None means."""
 
@@ -169,13 +171,20 @@ class Optimizer(Custom):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None):
-        """The optimizer that `get_config` described, in its state before the first step."""
-        config = dict(config)
+        """The optimizer that `get_config` described, in its state before the first step.
+
+        Raises TypeError or ValueError naming the entry that the class cannot have.
+        """
+        config = as_arguments(cls, config)
         if "lr" in config:
             config["learning_rate"] = config.pop("lr")
         if isinstance(rate := config.get("learning_rate"), dict):
-            config["learning_rate"] = schedules.deserialize(rate, custom_objects)
-        return cls(**config)
+            with within("learning_rate"):
+                config["learning_rate"] = schedules.deserialize(rate, custom_objects)
+        optimizer = cls(**config)
+        if cls.__module__.startswith(__package__):
+            optimizer._numbers()  # whose transformation has ranges for what the constructor only keeps
+        return optimizer
 
     @staticmethod
     def from_transformation(tx: Any, name: str = "Optimizer", **kwargs: Any) -> "Optimizer":
@@ -194,9 +203,12 @@ class Optimizer(Custom):
         hyper = {name: present(x) for name, x in self._hyper.items()}
         if "learning_rate" in hyper and self._decays:
             hyper["learning_rate"] = decayed(hyper["learning_rate"], hyper["decay"])
+        with unread():  # checked when they were assigned; the host must not wait for them at every step
+            clips = chain(*(make(bound) for make, bound in self._clips() if bound is not None))
+            rule = self.transform(SimpleNamespace(**hyper))
         return Numbers(
-            clips=chain(*(make(bound) for make, bound in self._clips() if bound is not None)),
-            rule=self.transform(SimpleNamespace(**hyper)),
+            clips=clips,
+            rule=rule,
             learning_rate=hyper.get("learning_rate"),
             weight_decay=self.weight_decay,
             loss_scale=self.loss_scale_factor,

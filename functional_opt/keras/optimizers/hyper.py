@@ -9,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...schedules import Schedule, as_schedule
-from ...value import Range
+from ...value import Range, described, number
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from .step import of_step
 
-RANGES = {name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")} | {"momentum": Range("[0, 1]")}
+RANGES = {
+    **{name: Range("[0, inf)") for name in ("learning_rate", "decay")},
+    **{name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")},
+    "momentum": Range("[0, 1]"),
+}
 """What a number of that name must lie in, whichever class it is of."""
+ANY = Range("(-inf, inf)")
 
 
 class Hyperparameters:
@@ -30,15 +35,19 @@ class Hyperparameters:
     def _set_hyper(self, name: str, x: Any) -> None:
         """Makes or reassigns a hyperparameter.
 
-        Raises TypeError for what cannot be one, ValueError for a negative learning rate or decay, and for a decay of
-        a running mean outside [0, 1).
+        Raises TypeError for what cannot be one: text, a bool, a complex number, an array that has a shape, a class;
+        ValueError for an infinite number or NaN, a negative learning rate or decay, and for a decay of a running mean
+        outside [0, 1).
         """
-        if isinstance(x, str | bool) or x is None or not callable(x) and np.ndim(x):
-            raise TypeError(f"{name} must be a number, a schedule or a callable, got {x!r}")
-        if name in ("learning_rate", "decay"):
-            not_negative(name, x)
-        if name in RANGES and not callable(x) and not isinstance(x, Variable):
-            RANGES[name].check(name, x)
+        if isinstance(x, type):
+            raise TypeError(f"{name} must be a number, a schedule or a callable, got the class {x.__name__}; call it")
+        if not callable(x):
+            x = _as_array(x)
+            if number(x) is NotImplemented:
+                raise TypeError(f"{name} must be a number, a schedule or a callable, got {described(x)}")
+            if name in ("learning_rate", "decay"):
+                not_negative(name, x)
+            RANGES.get(name, ANY).check(name, x)
         known = self.__dict__.setdefault("_hyper", {})
         if callable(x) or isinstance(x, Variable):
             known[name] = x
@@ -108,10 +117,18 @@ def _takes_nothing(fn: Callable) -> bool:
 
 
 def not_negative(name: str, x: Any) -> None:
-    """TypeError for text, ValueError for a negative number; what is no number yet passes."""
-    if x is None or callable(x) or isinstance(x, Variable) or np.ndim(x):
+    """TypeError for what is no number, ValueError for a negative one; None and a callable pass."""
+    if x is None or callable(x):
         return
-    if isinstance(x, str | bytes):
-        raise TypeError(f"{name} must be a number, got {x!r}")
-    if not x >= 0:
-        raise ValueError(f"Expected {name} >= 0, received: {x}")
+    known = number(_as_array(x))
+    if known is NotImplemented:
+        raise TypeError(f"{name} must be a number, got {described(x)}")
+    if known is not None and not known >= 0:
+        raise ValueError(f"Expected {name} >= 0, received: {x if abs(known) < 2**128 else described(known)}")
+    Range("[0, inf]").check(name, x if known is None else known)
+
+
+def _as_array(x: Any) -> Any:
+    """A tensor of another library as an array of NumPy; anything else as it is."""
+    ours = isinstance(x, Variable | jax.Array | np.ndarray | np.generic)
+    return np.asarray(x) if not ours and hasattr(x, "__array__") else x

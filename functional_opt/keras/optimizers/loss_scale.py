@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ...transforms.loss_scale import next_scale
 from ..variable import Variable
 from .base import SHARED, Optimizer
+from .configs import within
 from .step import Step
 from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
@@ -177,4 +178,6 @@ class LossScaleOptimizer(Wrapper):
         from .serialization import deserialize
 
         inner, rest = needed(cls, "inner_optimizer", config)
-        return cls(deserialize(inner, custom_objects), **rest)
+        with within("inner_optimizer"):
+            inner = deserialize(inner, custom_objects)
+        return cls(inner, **rest)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...config.words import short
 from ..foreign import theirs
 from ..variable import Variable
 from .base import Optimizer
+from .configs import as_arguments, class_of, within
 from .step import Step
 from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
@@ -78,8 +80,17 @@ class OptimizerMap(MutableMapping):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> "OptimizerMap":
         from .serialization import deserialize
 
-        by_pattern = {p: deserialize(c, custom_objects) for p, c in config["optimizer_map"].items()}
-        return cls(deserialize(config["default_optimizer"], custom_objects), by_pattern)
+        config = as_arguments(cls, config, "default_optimizer", "optimizer_map")
+        if not isinstance(config["optimizer_map"], dict):
+            raise TypeError(
+                f"optimizer_map must be a dict from patterns to configs, got {short(config['optimizer_map'])}"
+            )
+        by_pattern = {}
+        for pattern, inner in config["optimizer_map"].items():
+            with within(f"optimizer_map[{short(pattern)}]"):
+                by_pattern[pattern] = deserialize(inner, custom_objects)
+        with within("default_optimizer"):
+            return cls(deserialize(config["default_optimizer"], custom_objects), by_pattern)
 
 
 class MultiOptimizer(Wrapper):
@@ -175,7 +186,10 @@ class MultiOptimizer(Wrapper):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         inner, rest = needed(cls, "optimizer_map", config)
-        return cls(OptimizerMap.from_config(inner["config"], custom_objects), **rest)
+        with within("optimizer_map"):
+            _, _, config = class_of(inner, {}, "an OptimizerMap")
+            inner = OptimizerMap.from_config(config, custom_objects)
+        return cls(inner, **rest)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ... import schedules as core
-from ...value import Scalar, value
+from ...config.words import short
+from ...value import Positive, Real, value
+from .configs import as_arguments, class_of, within
 
 
 class LearningRateSchedule:
@@ -129,10 +131,10 @@ class PolynomialDecay(LearningRateSchedule):
 class _cycle(core.Schedule):
     """A polynomial decay whose length is the next multiple of `steps` at every count."""
 
-    init_value: Scalar
-    end_value: Scalar
-    power: Scalar
-    steps: Scalar
+    init_value: Real
+    end_value: Real
+    power: Real
+    steps: Positive
 
     def __call__(self, count):
         multiple = jnp.maximum(1.0, jnp.ceil(count / self.steps))
@@ -222,13 +224,21 @@ def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
 def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> LearningRateSchedule:
     """The schedule that `serialize` described, or one of the older `{class_name, config}` format.
 
-    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, a dict by name.
+    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, a dict by name; TypeError or
+    ValueError, naming the entry, for a config that the class cannot have.
 
     >>> rate = deserialize(serialize(ExponentialDecay(0.1, 10, 0.5)))
     >>> type(rate).__name__, rate.decay_steps
     ('ExponentialDecay', 10)
     """
     known = _CLASSES | (custom_objects or {})
-    if config.get("class_name") not in known:
-        raise ValueError(f"Unknown learning-rate schedule {config.get('class_name')!r}; known are {sorted(known)}")
-    return known[config["class_name"]].from_config(config["config"])
+    cls, given = None, config.get("class_name") if isinstance(config, dict) else ""
+    if isinstance(given, str):
+        name, cls, inner = class_of(config, known, "a learning-rate schedule")
+    if cls is None:
+        raise ValueError(f"Unknown learning-rate schedule {short(given)}; known are {sorted(known)}")
+    with within(name):
+        schedule = cls.from_config(as_arguments(cls, inner))
+        if _CLASSES.get(name) is cls:
+            schedule.core()  # whose constructor looks at the numbers
+        return schedule

@@ -3,10 +3,12 @@
 from typing import Any
 
 from ...base import GradientTransformation
+from ...config.words import short
 from . import legacy
 from .adam import Adam, Adamax, AdamW, Nadam
 from .base import Optimizer
 from .composite import Muon, ScheduleFreeAdamW
+from .configs import class_of, within
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
 from .loss_scale import LossScaleOptimizer
 from .modern import Adafactor, Lamb, Lion
@@ -46,21 +48,21 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None =
         config: class_name, in any case, and config.
         custom_objects: classes of one's own, by name.
 
-    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, TypeError for no such dict.
+    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, TypeError for no such dict, and
+    either, naming the entry, for a config that the class cannot have.
 
     >>> deserialize({"class_name": "sgd", "config": {"learning_rate": 0.5}}).get_config()["learning_rate"]
     0.5
     """
-    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
-        raise TypeError(f"config must be a dict with a class_name, got {config!r}")
-    name, custom = config["class_name"], custom_objects or {}
+    custom = custom_objects or {}
+    name, cls, inner = class_of(config, custom, "an optimizer")
     by_lower_case = {known.lower(): c for known, c in CLASSES.items()}
-    cls = custom.get(config.get("registered_name") or name) or custom.get(name) or by_lower_case.get(name.lower())
-    if cls is None:
+    if cls is None and (cls := by_lower_case.get(name.lower())) is None:
         raise ValueError(
-            f"Unknown optimizer: {name!r}. Known are {sorted(CLASSES)} and custom_objects: {list(custom)}"
+            f"Unknown optimizer: {short(name)}. Known are {sorted(CLASSES)} and custom_objects: {list(custom)}"
         )
-    return cls.from_config(config.get("config", {}), custom_objects=custom)
+    with within(name):
+        return cls.from_config(inner, custom_objects=custom)
 
 
 def get(identifier: Any, **kwargs: Any) -> Optimizer:

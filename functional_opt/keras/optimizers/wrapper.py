@@ -11,6 +11,7 @@ from ...base import increment
 from ..foreign import all_ours, ours
 from ..variable import Variable
 from .base import Optimizer
+from .configs import as_arguments
 from .slots import Variables
 from .step import Step
 
@@ -185,7 +186,6 @@ def refuse_loss_scale(argument: str, optimizer: Optimizer) -> None:
 
 
 def needed(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """An entry of a config, and the others. ValueError if it is not there."""
-    if key not in config:
-        raise ValueError(f"{cls.__name__} needs {key!r} in its config, which has {sorted(config)}")
+    """An entry of a config, and the others. TypeError or ValueError as in `as_arguments`."""
+    config = as_arguments(cls, config, key)
     return config[key], {k: x for k, x in config.items() if k != key}
