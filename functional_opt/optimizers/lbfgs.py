@@ -40,8 +40,8 @@ class scale_by_lbfgs(GradientTransformation):
     newest: H ← (I − ρ·s·yᵀ)·H·(I − ρ·y·sᵀ) + ρ·s·sᵀ, starting with ⟨s, y⟩ / ‖y‖² of the newest pair (before
     there is one, min(1, 1 / ‖g‖)) times I. All leaves are one vector.
 
-    A pair counts if ⟨s, y⟩ > 0 by more than rounding, so that H stays positive definite. A change that cannot be told
-    from rounding (no weight has moved by more than its last digit, ⟨s, y⟩ underflows, a number is not finite) makes no
+    A pair counts if ⟨s, y⟩ > 0 by more than rounding, so that H stays positive definite. A change that cannot be
+    told from rounding (no weight has moved by more than its last digit, ⟨s, y⟩ underflows) or is not finite makes no
     pair: the memory stays as it is, and the next change is taken from the same point.
 
     Args:

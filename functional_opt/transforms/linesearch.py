@@ -67,8 +67,8 @@ class scale_by_backtracking_linesearch(GradientTransformation):
     >>> round(state[1].learning_rate.item(), 3), bool(f(w + u) < f(w))
     (0.21, True)
 
-    Differs from Optax: after a step of 0 the next guess is max_learning_rate (1 where that is infinite); there it is 0
-    for ever. Past convergence Optax takes steps uphill, which are rounding errors.
+    Differs from Optax: after a step of 0 the next guess is max_learning_rate (1 where that is infinite); there it
+    is 0 for ever. Past convergence Optax takes steps uphill, which are rounding errors.
     """
 
     max_backtracking_steps: Count
