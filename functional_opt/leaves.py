@@ -14,6 +14,8 @@ from jax import core
 Tree = Any
 """A pytree; its leaves are arrays, or None where there is nothing."""
 
+_FOREIGN = (int, float, complex, np.ndarray, np.generic)
+
 MANY = 32
 """So many leaves are worth a rule that is traced once for those that are alike."""
 
@@ -141,9 +143,11 @@ def _mismatch(first: Tree, second: Tree, first_name: str, second_name: str) -> s
 
 
 def widen(x: Any) -> Any:
-    """A 16-bit (or smaller) float as float32, anything else as it is."""
+    """A 16-bit (or smaller) float as float32, any other array as it is; a number, or NumPy's array, as JAX's."""
     dtype = jnp.result_type(x)
-    return jnp.asarray(x, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else x
+    if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
+        return jnp.asarray(x, jnp.float32)
+    return jnp.asarray(x) if isinstance(x, _FOREIGN) else x
 
 
 def widen_tree(tree: Tree, name: str) -> Tree:

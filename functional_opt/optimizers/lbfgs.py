@@ -1,18 +1,20 @@
 """L-BFGS: Newton's direction, from the last few changes of params and gradients."""
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import is_nothing, narrow, safe_sqrt, widen, zeros_like, zip_leaves
+from ..leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
 from ..schedules import Rate
 from ..slots import Counter, Exact, Number, Params
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.zoom import scale_by_zoom_linesearch
 from ..value import DType, PositiveInt, Static, checked
+from .curvature import largest, pair, times_inverse_hessian
 
 
 class ScaleByLBFGSState(NamedTuple):
@@ -36,12 +38,17 @@ class scale_by_lbfgs(GradientTransformation):
 
     With s a change of w, y the change of g that came with it and ρ = 1 / ⟨s, y⟩, from the oldest pair to the
     newest: H ← (I − ρ·s·yᵀ)·H·(I − ρ·y·sᵀ) + ρ·s·sᵀ, starting with ⟨s, y⟩ / ‖y‖² of the newest pair (before
-    there is one, min(1, 1 / ‖g‖)) times I. All leaves are one vector. A pair with ⟨s, y⟩ ≤ 0 is left out, so
-    that H stays positive definite.
+    there is one, min(1, 1 / ‖g‖)) times I. All leaves are one vector.
+
+    A pair counts if ⟨s, y⟩ > 0 by more than rounding, so that H stays positive definite. A change that cannot be
+    told from rounding (no weight has moved by more than its last digit, ⟨s, y⟩ underflows) or is not finite makes no
+    pair: the memory stays as it is, and the next change is taken from the same point.
 
     Args:
         memory_size: how many pairs are kept, ≥ 1.
         scale_init_precond: whether H starts as above; as I if not.
+        negative_curvature: "skip" leaves out pairs with ⟨s, y⟩ < 0; with "keep" they count, and H may lead uphill,
+            to a saddle point or a maximum, as Newton's method does.
         state_dtype: how everything is stored; the params' dtype, float32 for 16-bit params, if None.
 
     Raises ValueError without params.
@@ -56,11 +63,12 @@ class scale_by_lbfgs(GradientTransformation):
     >>> bool(jnp.abs(w).max() < 1e-6)
     True
 
-    Differs from Optax, which keeps pairs with ⟨s, y⟩ < 0: its direction may then lead uphill.
+    Differs from Optax, which keeps pairs with ⟨s, y⟩ < 0 and pairs of nothing but rounding errors.
     """
 
     memory_size: Static[PositiveInt] = 10
     scale_init_precond: Static[bool] = True
+    negative_curvature: Static[Literal["skip", "keep"]] = "skip"
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
@@ -76,67 +84,57 @@ class scale_by_lbfgs(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        zip_leaves(
-            (updates, params, state.params, state.updates), ("updates", "params", *["the optimizer state"] * 2)
-        )
-        trees = (updates, params, *state[1:5])
-        treedef, rows = zip_leaves(trees, ("updates", "params", *["the optimizer state"] * 4), same_shape=False)
+        count, first = increment(state.count), state.count == 0
+        slots = (state.params, state.updates)
+        _, *now = map_leaves(lambda g, w0, g0, w: (g, w, g), updates, *slots, read=(params,))
+        trees = (updates, *now, *slots, state.diff_params_memory, state.diff_updates_memory, params)
+        names = ("updates", *["the optimizer state"] * 6, "params")
+        treedef, rows = zip_leaves(trees, names, same_shape=False)
         there = [i for i, row in enumerate(rows) if not is_nothing(row[0])]
-        g, w, last_w, last_g, s, y = ([widen(rows[i][k]) for i in there] for k in range(6))
+        g, w, g1, w0, g0, s, y, like = ([jnp.asarray(rows[i][k]) for i in there] for k in range(8))
 
-        slot, some = (state.count - 1) % self.memory_size, state.count > 0
-        ds, dy = (
-            [jnp.where(some, a - b, 0.0) for a, b in zip(*pair, strict=True)] for pair in ((w, last_w), (g, last_g))
+        ds, dy = ([narrow(widen(a) - widen(b), a) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
+        new, rho = pair([*map(widen, ds)], [*map(widen, dy)]), jnp.asarray(state.weights_memory)
+        finite = jnp.isfinite(new.size_s) & jnp.isfinite(new.size_y)
+        nothing = first | ~finite | ~_moved(ds, w, like) | (new.size_s * new.size_y < _least(new.weight, rho))
+        usable = jnp.isfinite(new.weight) & jnp.isfinite(new.scale)
+        cosine = new.cosine if self.negative_curvature == "skip" else jnp.abs(new.cosine)
+        weight = jnp.where(usable & (cosine > jnp.finfo(cosine.dtype).eps), new.weight, 0.0)
+
+        slot = (state.count - 1) % self.memory_size
+        rows_of = (ds, dy, narrow(weight, rho))
+        s, y, rho = jax.lax.cond(
+            nothing,
+            lambda memory: jax.tree.map(lambda m: jnp.roll(m, 1, axis=0), memory),
+            lambda memory: jax.tree.map(lambda m, x: m.at[slot].set(x), memory, rows_of),
+            (s, y, rho),
         )
-        curvature = _dot(ds, dy)
-        weight = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1.0), 0.0)
-        s, y = ([m.at[slot].set(d) for m, d in zip(*pair, strict=True)] for pair in ((s, ds), (y, dy)))
-        rho = widen(state.weights_memory).at[slot].set(weight)
+        wide = [*map(widen, g)]
+        u = times_inverse_hessian(wide, s, y, rho, slot, self.scale_init_precond)
 
-        u = self._times_inverse_hessian(g, s, y, rho, slot)
-        columns = [[row[k] for row in rows] for k in range(6)]
-        for k, new in ((0, u), (2, w), (3, g), (4, s), (5, y)):
-            for i, x in zip(there, new, strict=True):
-                columns[k][i] = narrow(x, columns[1 if k == 0 else k][i])
-        updates, _, *trees = (treedef.unflatten(c) for c in columns)
-        names = ("params", "updates", "diff_params_memory", "diff_updates_memory")
-        weights = narrow(rho, state.weights_memory)
-        slots = dict(zip(names, trees, strict=True))
-        return updates, ScaleByLBFGSState(count=increment(state.count), weights_memory=weights, **slots)
-
-    def _times_inverse_hessian(self, g, s, y, rho, slot):
-        """H·g by the two-loop recursion: Nocedal & Wright 2006, algorithm 7.4."""
-        n = self.memory_size
-
-        def at(memory, i):
-            return [jax.lax.dynamic_index_in_dim(m, i, keepdims=False) for m in memory]
-
-        def backward(k, carry):
-            q, alphas, scale, found = carry
-            i = (slot - k) % n
-            alpha = rho[i] * _dot(at(s, i), q)
-            q = [a - alpha * b for a, b in zip(q, at(y, i), strict=True)]
-            squares, new = _dot(at(y, i), at(y, i)), rho[i] > 0
-            ratio = 1 / jnp.where(new, rho[i] * squares, 1.0)
-            return q, alphas.at[i].set(alpha), jnp.where(new & ~found, ratio, scale), found | new
-
-        def forward(k, r):
-            i = (slot + 1 + k) % n
-            beta = alphas[i] - rho[i] * _dot(at(y, i), r)
-            return [a + beta * b for a, b in zip(r, at(s, i), strict=True)]
-
-        norm = safe_sqrt(_dot(g, g))
-        first = jnp.where(norm > 1, 1 / jnp.where(norm > 1, norm, 1.0), 1.0)
-        start = (g, jnp.zeros_like(rho), jnp.asarray(first, rho.dtype), jnp.array(False))
-        q, alphas, scale, _ = jax.lax.fori_loop(0, n, backward, start)
-        if self.scale_init_precond:
-            q = [scale * a for a in q]
-        return jax.lax.fori_loop(0, n, forward, q)
+        taken = first | ~nothing | ~finite & jnp.isfinite(largest(wide))
+        w, g1 = ([jnp.where(taken, a, b) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
+        columns = [[row[k] for row in rows] for k in range(7)]
+        for k, results in ((0, u), (1, w), (2, g1), (5, s), (6, y)):
+            for i, x in zip(there, results, strict=True):
+                columns[k][i] = x
+        u, w, g1, _, _, s, y = (treedef.unflatten(column) for column in columns)
+        updates = map_leaves(lambda g, u: u, updates, read=(u,), params=params)
+        return updates, ScaleByLBFGSState(count, w, g1, s, y, rho)
 
 
-def _dot(a: list, b: list) -> jax.Array:
-    """⟨a, b⟩ over all leaves, real also where they are complex."""
-    return sum((jnp.sum((x.conj() * y).real) for x, y in zip(a, b, strict=True)), jnp.zeros([]))
+def _moved(ds: list, w: list, like: list) -> jax.Array:
+    """Whether any weight has moved by more than its last digit, in the dtype that it has in the params."""
+    moves = [
+        jnp.any(jnp.abs(widen(d)) > jnp.finfo(p.dtype).eps * jnp.abs(widen(x)))
+        for d, x, p in zip(ds, w, like, strict=True)
+    ]
+    return functools.reduce(jnp.logical_or, moves, jnp.array(False))
+
+
+def _least(weight: jax.Array, stored: jax.Array) -> float:
+    """The least ⟨s, y⟩ whose inverse, and the derivative of that, a float can hold."""
+    return max(float(jnp.finfo(weight.dtype).tiny) ** (2 / 3), 1 / float(jnp.finfo(stored.dtype).max))
 
 
 @checked
@@ -145,6 +143,8 @@ def lbfgs(
     memory_size: PositiveInt = 10,
     scale_init_precond: bool = True,
     linesearch: Transformation | None = scale_by_zoom_linesearch(20, initial_guess_strategy="one"),  # noqa: B008
+    *,
+    negative_curvature: Literal["skip", "keep"] | None = None,
 ) -> chain:
     """L-BFGS: w ← w − η · learning_rate · H·g, H as in `scale_by_lbfgs`, η found by a line search.
 
@@ -152,6 +152,8 @@ def lbfgs(
         learning_rate: a number ≥ 0, a schedule, a function of the count; None for 1, which suits a line search.
         memory_size, scale_init_precond: as in `scale_by_lbfgs`.
         linesearch: what finds η: `scale_by_zoom_linesearch`, `scale_by_backtracking_linesearch`; None for η = 1.
+        negative_curvature: as in `scale_by_lbfgs`; None for "skip" with a line search, which wants a way down, and
+            "keep" without one, which is the plain recursion.
 
     With a line search every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`, f the
     same function at all steps: gradients of other examples at each step make no curvature.
@@ -172,5 +174,7 @@ def lbfgs(
 
     Differs from Optax as `scale_by_lbfgs` and the line searches do.
     """
-    direction = scale_by_lbfgs(memory_size, scale_init_precond)
+    if negative_curvature is None:
+        negative_curvature = "keep" if linesearch is None else "skip"
+    direction = scale_by_lbfgs(memory_size, scale_init_precond, negative_curvature)
     return chain(direction, scale_by_learning_rate(learning_rate), linesearch or identity())

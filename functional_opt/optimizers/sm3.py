@@ -1,7 +1,7 @@
 """SM3: Adagrad that keeps one number for each index of an axis, not for each weight."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 

@@ -40,8 +40,9 @@ class scale_by_backtracking_linesearch(GradientTransformation):
 
     f(w + η·d) ≤ (1 + rtol)·f(w) + slope_rtol·η·⟨d, ∇f(w)⟩ + atol. The first guess is
     min(increase_factor · the η before, max_learning_rate), every other decrease_factor times the one before;
-    after max_backtracking_steps of them the last is taken as it is, or 0 if f is not finite there. The
-    transformation stands last in a chain, with a rate of 1 before it: `chain(sgd(1.0), ...)`.
+    after max_backtracking_steps of them the last is taken as it is, or 0 if f is not finite there, or is higher and
+    would be lower by less than its rounding error. The transformation stands last in a chain, with a rate of 1 before
+    it: `chain(sgd(1.0), ...)`.
 
     Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
     arguments that it takes, by name.
@@ -66,7 +67,8 @@ class scale_by_backtracking_linesearch(GradientTransformation):
     >>> round(state[1].learning_rate.item(), 3), bool(f(w + u) < f(w))
     (0.21, True)
 
-    Differs from Optax: after a step of 0 the next guess is max_learning_rate; there it is 0 for ever.
+    Differs from Optax: after a step of 0 the next guess is max_learning_rate (1 where that is infinite); there it
+    is 0 for ever. Past convergence Optax takes steps uphill, which are rounding errors.
     """
 
     max_backtracking_steps: Count
@@ -87,7 +89,7 @@ class scale_by_backtracking_linesearch(GradientTransformation):
     def update(self, updates, state, params=None, *, value=None, grad=None, value_fn=None, **extra):
         needs_params(params, self)
         f = needs_loss(self, value, grad, value_fn, extra)
-        down = slope(updates, grad)
+        down, noise = slope(updates, grad), rounding(value, grad, params)
         value = jnp.asarray(value, state.value.dtype)
         moved = along(updates, params)
 
@@ -105,22 +107,28 @@ class scale_by_backtracking_linesearch(GradientTransformation):
 
         before = jnp.where(state.learning_rate > 0, state.learning_rate, jnp.inf)
         guess = jnp.asarray(jnp.minimum(self.increase_factor * before, self.max_learning_rate), before.dtype)
+        guess = jnp.where(jnp.isfinite(guess), guess, 1.0)
         start = (jnp.zeros([], jnp.int32), guess, guess, value, jnp.full_like(value, jnp.inf))
         tried, _, rate, new, error = jax.lax.while_loop(goes_on, attempt, start)
-        rate, new = jnp.where(jnp.isfinite(new), rate, 0.0), jnp.where(jnp.isfinite(new), new, value)
+        hidden = (error > 0) & (new >= value) & (rate * jnp.abs(down) <= noise)
+        moves = jnp.isfinite(new) & ~hidden
+        rate, new = jnp.where(moves, rate, 0.0), jnp.where(moves, new, value)
         if self.verbose:
             jax.debug.print("learning_rate={} decrease_error={} num_linesearch_steps={}", rate, error, tried)
-        new_grad = cast_like(jax.grad(f)(moved(rate)), state.grad) if self.store_grad else None
-        updates = map_leaves(lambda u: rate * u, updates, params=params)
+        updates = scaled(updates, rate, params)
+        new_grad = None
+        if self.store_grad:
+            new_grad = cast_like(jax.tree.map(jnp.conj, jax.grad(f)(along(updates, params)(1.0))), state.grad)
         info = BacktrackingLinesearchInfo(tried, error)
         return updates, ScaleByBacktrackingLinesearchState(rate, new, new_grad, info)
 
 
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
-    """`jax.value_and_grad`, taken from the state of a line search where that has them.
+    """The loss and its gradient, taken from the state of a line search where that has them, else computed.
 
     The result is called with a state: `value_and_grad(params, *args, state=state, **kwargs)`. Only for a loss that
-    is the same function at every step.
+    is the same function at every step. The gradient is the one that `update` takes, uphill: of complex params the
+    conjugate of what `jax.value_and_grad` gives.
 
     Raises ValueError for a state without a loss and its gradient, KeyError for one with several.
 
@@ -130,6 +138,8 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     >>> value, grad = value_and_grad_from_state(f)(w, state=tx.init(w))
     >>> value.item(), grad.item()
     (1.0, 2.0)
+
+    Differs from Optax for complex params, where the gradient has yet to be conjugated.
     """
 
     def value_and_grad(params, *args, state, **kwargs):
@@ -141,7 +151,8 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
             )
 
         def compute():
-            return cast_like(jax.value_and_grad(value_fn)(params, *args, **kwargs), (value, grad))
+            new, new_grad = jax.value_and_grad(value_fn)(params, *args, **kwargs)
+            return cast_like((new, jax.tree.map(jnp.conj, new_grad)), (value, grad))
 
         return jax.lax.cond(jnp.isfinite(value), lambda: (value, grad), compute)
 
@@ -168,6 +179,23 @@ def along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
         return map_leaves(lambda u, w: w + rate * u, filled, read=(params,), params=params)
 
     return moved
+
+
+def scaled(updates: Tree, rate: jax.Array, params: Tree) -> Tree:
+    """A step size times a direction, in the params' dtypes; a step size of 0 gives zeros, whatever the direction."""
+    return map_leaves(lambda u: jnp.where(rate == 0, jnp.zeros_like(u), rate * u), updates, params=params)
+
+
+def rounding(value: Any, grad: Tree, params: Tree) -> jax.Array:
+    """How far a computed loss may be off: 4·(ε·|f| + Σ ε·|∂f/∂w|·|w|), as if every weight had been rounded."""
+    _, rows = zip_leaves((grad, params), ("grad", "params"))
+    terms = [_eps(w) * jnp.sum(jnp.abs(widen(g)) * jnp.abs(widen(w))) for g, w in rows if not is_nothing(g)]
+    return 4 * sum(terms, _eps(value) * jnp.abs(widen(value)))
+
+
+def _eps(x: Any) -> float:
+    dtype = jnp.result_type(x)
+    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
 
 
 def slope(updates: Tree, grad: Tree) -> jax.Array:

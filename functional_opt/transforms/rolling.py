@@ -25,9 +25,9 @@ def rolling(window: int) -> Rolling:
 
 def record(past: Rolling, x: jax.Array) -> Rolling:
     """With one more number, unless that is not finite."""
-    seen = jnp.isfinite(x)
-    place = past.count % past.history.size
-    history = past.history.at[place].set(narrow(jnp.where(seen, x, past.history[place]), past.history))
+    seen, history = jnp.isfinite(x), jnp.asarray(past.history)
+    place = past.count % history.size
+    history = history.at[place].set(narrow(jnp.where(seen, x, history[place]), history))
     return Rolling(jnp.where(seen, increment(past.count), past.count), history)
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, cast_like, is_nothing, map_leaves, narrow, zeros_like
+from ..leaves import Tree, cast_like, is_nothing, narrow, safe_sqrt, zeros_like
 from ..slots import Counter, Exact, Number, States
 from ..value import Bound, Count, NonNegative, Static
-from .linesearch import Grow, along, needs_loss, slope
+from .linesearch import Grow, along, needs_loss, rounding, scaled, slope
 
 
 class ZoomLinesearchInfo(NamedTuple):
@@ -73,8 +73,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
     known, or the middle, takes the place of one of its ends. Where φ(η) ≤ φ(0) + approx_dec_rtol·|φ(0)|, so that
     rounding hides the decrease, φ'(η) ≤ (2·slope_rtol − 1)·φ'(0) + tol will do instead of it. If no step found
     meets both conditions, the best one with sufficient decrease found in the interval is taken, or the last one
-    before there was an interval; if there is none, the last one tried, or 0 if the loss is not finite there. The
-    transformation stands last in a chain, with a rate of 1 before it.
+    before there was an interval; if there is none, the last one tried, or 0 if the loss is not finite there, or is
+    higher and would be lower by less than its rounding error. The transformation stands last in a chain, with a rate
+    of 1 before it.
 
     Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
     arguments that it takes, by name. `value_and_grad_from_state` saves computing f(w) and ∇f(w) again.
@@ -103,8 +104,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
     >>> state[1].learning_rate.item(), (w + u).item()
     (0.125, 0.0)
 
-    Differs from Optax, which may step to where the loss is −∞, whose `info` has the errors of the last step tried
-    and not of that taken, and which refuses extra arguments that f does not take.
+    Differs from Optax, which may step to where the loss is −∞, or uphill by rounding errors past convergence, whose
+    `info` has the errors of the last step tried and not of that taken, and which refuses extra arguments that f does
+    not take. After a step of 0 the first η tried is 1; there it is 0 for ever with "keep".
     """
 
     max_linesearch_steps: Count
@@ -119,15 +121,15 @@ class scale_by_zoom_linesearch(GradientTransformation):
     verbose: Static[bool] = False
 
     def init(self, params):
-        unknown = jnp.full([], jnp.inf, float)
-        info = ZoomLinesearchInfo(jnp.zeros([], jnp.int32), unknown, unknown)
-        return ScaleByZoomLinesearchState(jnp.ones([]), unknown, zeros_like(params), info)
+        value, *errors = (jnp.full([], jnp.inf, float) for _ in range(3))
+        info = ZoomLinesearchInfo(jnp.zeros([], jnp.int32), *errors)
+        return ScaleByZoomLinesearchState(jnp.ones([]), value, zeros_like(params), info)
 
     def update(self, updates, state, params=None, *, value=None, grad=None, value_fn=None, **extra):
         needs_params(params, self)
         f = needs_loss(self, value, grad, value_fn, extra)
         dtype = state.value.dtype
-        move = along(updates, params)
+        move, noise = along(updates, params), rounding(value, grad, params)
 
         def phi(rate):
             new, grad = jax.value_and_grad(f)(move(rate))
@@ -136,9 +138,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
 
         zero = jnp.zeros([], dtype)
         start = _Point(zero, jnp.asarray(value, dtype), jnp.asarray(slope(updates, grad), dtype))
-        guess = (
-            jnp.ones_like(zero) if self.initial_guess_strategy == "one" else jnp.asarray(state.learning_rate, dtype)
-        )
+        guess = jnp.ones_like(zero)
+        if self.initial_guess_strategy == "keep":
+            guess = jnp.where(state.learning_rate > 0, jnp.asarray(state.learning_rate, dtype), guess)
 
         def goes_on(search):
             return ~search.ended & (search.tried < self.max_linesearch_steps)
@@ -157,13 +159,15 @@ class scale_by_zoom_linesearch(GradientTransformation):
         last, safe = search.last, search.safe
         done = (last.decrease_error <= self.tol) & (last.curvature_error <= self.tol)
         best = _where(done | ~(safe.decrease_error <= self.tol), last, safe)
-        best = _where(jnp.isfinite(best.point.value), best, nowhere)
+        gain = best.point.rate * abs(start.slope)
+        hidden = (best.decrease_error > self.tol) & (best.point.value >= start.value) & (gain <= noise)
+        best = _where(jnp.isfinite(best.point.value) & ~hidden, best, nowhere)
         rate, new, _ = best.point
         info = ZoomLinesearchInfo(search.tried, best.decrease_error, best.curvature_error)
         if self.verbose:
             self._tell(start, rate, info)
-        updates = map_leaves(lambda u: rate * u, updates, params=params)
-        return updates, ScaleByZoomLinesearchState(narrow(rate, state.learning_rate), new, best.grad, info)
+        state = ScaleByZoomLinesearchState(narrow(rate, state.learning_rate), new, best.grad, info)
+        return scaled(updates, rate, params), state
 
     def _bounded(self, rate):
         return rate if self.max_learning_rate is None else jnp.minimum(rate, self.max_learning_rate)
@@ -234,14 +238,21 @@ def _between(low: _Point, high: _Point, third: _Point) -> jax.Array:
 def _parabola_minimum(low: _Point, high: _Point) -> jax.Array:
     """Of the one through both values, with the slope at `low`. NaN or infinite if there is none."""
     width = high.rate - low.rate
-    curvature = (high.value - low.value - low.slope * width) / width**2
-    return low.rate - low.slope / (2 * curvature)
+    fall = low.slope * width
+    return low.rate - width * fall / (2 * (high.value - low.value - fall))
 
 
 def _cubic_minimum(low: _Point, high: _Point, third: _Point) -> jax.Array:
-    """Of the one through all three values, with the slope at `low`: equation 3.59's. NaN if there is none."""
-    b, c = high.rate - low.rate, third.rate - low.rate
-    over_b, over_c = ((p.value - low.value - low.slope * x) / x**2 for p, x in ((high, b), (third, c)))
-    cube = (over_b - over_c) / (b - c)
-    square = over_b - cube * b
-    return low.rate + (-square + jnp.sqrt(square**2 - 3 * cube * low.slope)) / (3 * cube)
+    """Of the one through all three values, with the slope at `low`: equation 3.59's. NaN if there is none.
+
+    In units of the way from `low` to `high`, and of the largest coefficient: no power of a short way underflows.
+    """
+    width = high.rate - low.rate
+    fall, t = low.slope * width, (third.rate - low.rate) / width
+    over_one, over_t = high.value - low.value - fall, (third.value - low.value - fall * t) / t / t
+    cube = (over_one - over_t) / (1 - t)
+    square = over_one - cube
+    size = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(abs(cube), abs(square)), abs(fall)))
+    cube, square, fall = (x / size for x in (cube, square, fall))
+    root = safe_sqrt(square**2 - 3 * cube * fall)
+    return low.rate + width * (root - square) / (3 * cube)
