@@ -91,7 +91,7 @@ def microbatch(
                 f"argnums and argnames must name arguments of the call, got {missing[0]!r} in a call with "
                 f"{len(args)} positional arguments and the keywords {sorted(kwargs)}"
             )
-        batches = {key: _Batch(key, inputs[key], axis) for key, axis in zip(keys, axes, strict=True)}
+        batches = {key: Rows(f"argument {key!r}", inputs[key], axis) for key, axis in zip(keys, axes, strict=True)}
         n = _number(batches, size)
         n_real = n if num_real_microbatches is None else num_real_microbatches
         if isinstance(n_real, int | np.integer) and not 0 <= n_real <= n:
@@ -102,17 +102,7 @@ def microbatch(
             now = {**inputs, **{key: batch.part(inputs[key], i) for key, batch in batches.items()}}
             return fun(*(now[j] for j in range(len(args))), **{k: now[k] for k in kwargs})
 
-        closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that fun is traced
-        rules = _spread(accumulator, shapes, n, n_real)
-
-        def step(i, carries):
-            xs = jaxpr_as_fun(closed)(jnp.asarray(i, jnp.int32))
-            return [rule.update(c, x, i) for rule, c, x in zip(rules, carries, xs, strict=True)]
-
-        carries = [rule.init(s) for rule, s in zip(rules, closed.out_avals, strict=True)]
-        carries = jax.lax.fori_loop(0, n_real, step, _settled(carries, step, closed.out_avals))
-        results = [rule.finalize(c) for rule, c in zip(rules, carries, strict=True)]
-        return jax.tree.structure(shapes).unflatten(results)
+        return looped(part, n, accumulator, n_real)
 
     return run
 
@@ -235,12 +225,28 @@ def micro_grad(
     return run
 
 
-class _Batch:
+def looped(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
+    """Joins `part(0)` ... `part(n − 1)`, or the first `n_real` of them, by an accumulator or a tree of them."""
+    n_real = n if n_real is None else n_real
+    closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that it is traced
+    rules = _spread(accumulator, shapes, n, n_real)
+
+    def step(i, carries):
+        xs = jaxpr_as_fun(closed)(jnp.asarray(i, jnp.int32))
+        return [rule.update(c, x, i) for rule, c, x in zip(rules, carries, xs, strict=True)]
+
+    carries = [rule.init(s) for rule, s in zip(rules, closed.out_avals, strict=True)]
+    carries = jax.lax.fori_loop(0, n_real, step, _settled(carries, step, closed.out_avals))
+    results = [rule.finalize(c) for rule, c in zip(rules, carries, strict=True)]
+    return jax.tree.structure(shapes).unflatten(results)
+
+
+class Rows:
     """An argument with a batch axis: a tree whose leaves have the rows along one axis."""
 
-    def __init__(self, key: Any, tree: Tree, axis: int):
+    def __init__(self, name: str, tree: Tree, axis: int = 0):
         leaves, self.treedef = jax.tree.flatten(tree)
-        self.names = [f"argument {key!r}{path}" for path in paths(tree)]
+        self.names = [f"{name}{path}" for path in paths(tree)]
         self.leaves, self.axes = [], []
         for x, name in zip(leaves, self.names, strict=True):
             x = as_array(x, lambda name=name: name)
@@ -258,7 +264,8 @@ class _Batch:
         for x, axis, name in zip(self.leaves, self.axes, self.names, strict=True):
             if size % (devices := parts(x, axis)):
                 raise ValueError(
-                    f"microbatch_size={size} must be divisible by the {devices} devices that have the rows of {name}"
+                    f"micro-batches of {size} rows cannot be split among the {devices} devices that have the rows of "
+                    f"{name}: make it a multiple of {devices}"
                 )
             cut.append(x.reshape(*x.shape[:axis], size, n, *x.shape[axis + 1 :]))
         return cut
@@ -271,7 +278,7 @@ class _Batch:
         return self.treedef.unflatten(some)
 
 
-def _number(batches: dict[Any, _Batch], size: int) -> int:
+def _number(batches: dict[Any, Rows], size: int) -> int:
     """How many micro-batches of a size there are in a batch."""
     found = {rows: name for batch in batches.values() for rows, name in zip(batch.rows(), batch.names, strict=True)}
     if len(found) != 1:
