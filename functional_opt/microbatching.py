@@ -1,4 +1,4 @@
-"""microbatch, micro_vmap, micro_grad: a function of a batch, computed on one small part after the other."""
+"""microbatch, micro_vmap, micro_grad: compute a function of a batch on one small part after the other."""
 
 import enum
 from collections.abc import Callable, Sequence
@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
-from .leaves import Tree, narrow, widen
+from .leaves import Tree, as_array, narrow, parts, paths, typed_as, varying, widen
 
 
 @dataclass(frozen=True)
 class Accumulator:
-    """How the results x₀, x₁ ... of micro-batches become one, leaf by leaf.
+    """Makes one result of those of the micro-batches, x₀, x₁ ..., leaf by leaf.
 
-    `init(shape and dtype of x₀)` gives a carry, `update(carry, x, i)` the next one, `finalize(carry)` the result;
-    `aggregate(x)` makes one of the rows of a micro-batch, for `micro_vmap`.
+    `init(s)` gives a carry, where `s` has the shape and dtype of x₀; `update(carry, x, i)` gives the next one and
+    `finalize(carry)` the result. `aggregate(x)` joins the rows of one micro-batch, for `micro_vmap`.
     """
 
     init: Callable[[Any], Any]
@@ -26,7 +28,7 @@ class Accumulator:
 
 
 class AccumulationType(enum.Enum):
-    """The mean, the sum, or the results one after another along axis 0. RUNNING_MEAN is MEAN here."""
+    """The mean, the sum, or all results along axis 0, in the batch's order. RUNNING_MEAN is MEAN here."""
 
     MEAN = 1
     SUM = 2
@@ -44,9 +46,12 @@ def microbatch(
     in_axes: int | Sequence[int] = 0,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """`fun` on one micro-batch after the other, the results accumulated: less memory, the same numbers.
+    """Runs `fun` on one micro-batch after the other and accumulates the results: less memory, the same numbers.
 
-    Sums and means of 16-bit results are taken in float32. Micro-batch i is the i-th run of rows.
+    Micro-batches interleave: of k micro-batches, number i has rows i, i + k, i + 2k ... So a batch whose rows
+    are split among devices stays where it is, and every device works on its own rows: let `microbatch_size` be
+    a multiple of the number of devices. Concatenated rows come out in the batch's order. Sums and means of
+    16-bit results are taken in float32.
 
     Args:
         fun: any function.
@@ -57,51 +62,47 @@ def microbatch(
         num_real_microbatches: how many are computed, if not all; may be traced. Means are over these, rows
             of the others are zero.
 
-    Raises ValueError where the size does not divide the batch, or arguments have batches of different sizes.
+    Raises ValueError if the rows of the batch are not divisible by the size, the size by the devices of an explicit
+    sharding, or if arguments have batches of different sizes or none.
 
     >>> f = microbatch(lambda x: (x + 1, jnp.sum(x)), 0, 2, (AccumulationType.CONCAT, AccumulationType.SUM))
     >>> rows, total = f(jnp.arange(4))
     >>> rows.tolist(), total.item()
     ([1, 2, 3, 4], 6)
+
+    Differs from Optax: `MEAN` with `num_real_microbatches` is over these, not over all, and takes integers.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
-    keys = (*numbers, *names)
-    axes = (in_axes,) * len(keys) if isinstance(in_axes, int) else tuple(in_axes)
-    if len(axes) != len(keys):
-        raise ValueError(f"in_axes must be one axis, or one for each of {keys}, got {in_axes!r}")
+    axes = (in_axes,) * len(numbers + names) if isinstance(in_axes, int) else tuple(in_axes)
+    if len(axes) != len(numbers + names):
+        raise ValueError(f"in_axes must be one axis, or one for each of {(*numbers, *names)}, got {in_axes!r}")
+    size = microbatch_size
+    if size is None:
+        return fun
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"microbatch_size must be a positive integer or None, got {size!r}")
 
     def run(*args, **kwargs):
-        size = microbatch_size
-        if size is None:
-            return fun(*args, **kwargs)
-        inputs = {**dict(enumerate(args)), **kwargs}
-        batches = [(k, a, _move(inputs[k], a, 0)) for k, a in zip(keys, axes, strict=True)]
-        rows = {x.shape[0] for x in jax.tree.leaves([x for _, _, x in batches])}
-        if len(rows) != 1 or min(rows) % size:
-            got = " and ".join(map(str, sorted(rows)))
-            raise ValueError(f"microbatch_size={size} must divide the rows of the batch, got {got}")
-        n = rows.pop() // size
+        inputs: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        keys = [i + len(args) if isinstance(i, int) and i < 0 else i for i in (*numbers, *names)]
+        if missing := [key for key in keys if key not in inputs]:
+            raise ValueError(
+                f"argnums and argnames must name arguments of the call, got {missing[0]!r} in a call with "
+                f"{len(args)} positional arguments and the keywords {sorted(kwargs)}"
+            )
+        batches = {key: Rows(f"argument {key!r}", inputs[key], axis) for key, axis in zip(keys, axes, strict=True)}
+        n = _number(batches, size)
         n_real = n if num_real_microbatches is None else num_real_microbatches
+        if isinstance(n_real, int | np.integer) and not 0 <= n_real <= n:
+            raise ValueError(f"num_real_microbatches must be between 0 and {n}, the number there is, got {n_real}")
+        inputs |= {key: batch.split(n, size) for key, batch in batches.items()}
 
         def part(i):
-            now = dict(inputs)
-            for k, a, x in batches:
-                now[k] = _move(jax.tree.map(lambda y: _rows(y, i, size), x), 0, a)
+            now = {**inputs, **{key: batch.part(inputs[key], i) for key, batch in batches.items()}}
             return fun(*(now[j] for j in range(len(args))), **{k: now[k] for k in kwargs})
 
-        shapes = jax.eval_shape(part, 0)
-        rules = _spread(accumulator, shapes, n, n_real)
-        treedef = jax.tree.structure(shapes)
-        structs = jax.tree.leaves(shapes)
-
-        def step(i, carries):
-            xs = jax.tree.leaves(part(i))
-            return [rule.update(c, x, i) for rule, c, x in zip(rules, carries, xs, strict=True)]
-
-        carries = [rule.init(s) for rule, s in zip(rules, structs, strict=True)]
-        carries = jax.lax.fori_loop(0, n_real, step, carries)
-        return treedef.unflatten([rule.finalize(c) for rule, c in zip(rules, carries, strict=True)])
+        return looped(part, n, accumulator, n_real)
 
     return run
 
@@ -116,9 +117,10 @@ def micro_vmap(
     accumulator: Any = AccumulationType.CONCAT,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """`jax.vmap`, on one micro-batch after the other, with sums or means over the batch if asked for.
+    """Maps `fun` as `jax.vmap` does, one micro-batch after the other; joins results by sums or means if asked.
 
     Args:
+        fun: a function of one example; keyword arguments are mapped along axis 0.
         in_axes: as in `jax.vmap`, an axis or None for each argument.
         out_axes: 0, nothing else.
         vmap_fn: what maps a micro-batch: `f(fun, in_axes, out_axes)`.
@@ -130,21 +132,27 @@ def micro_vmap(
     if out_axes != 0:
         raise ValueError(f"out_axes must be 0, got {out_axes!r}")
 
-    def run(*args):
+    def run(*args, **kwargs):
         axes = (in_axes,) * len(args) if isinstance(in_axes, int) else tuple(in_axes)
         mapped = vmap_fn(fun, axes, 0)
 
-        def rows(*args):
-            out = mapped(*args)
+        def rows(*args, kwargs):
+            out = mapped(*args, **kwargs)
             rules = _spread(accumulator, out, 1, 1)
             leaves = [rule.aggregate(x) for rule, x in zip(rules, jax.tree.leaves(out), strict=True)]
             return jax.tree.structure(out).unflatten(leaves)
 
         numbers = tuple(i for i, a in enumerate(axes) if a is not None)
-        batched = tuple(a for a in axes if a is not None)
+        batched = (*(a for a in axes if a is not None), 0)
         return microbatch(
-            rows, numbers, microbatch_size, accumulator, in_axes=batched, num_real_microbatches=num_real_microbatches
-        )(*args)
+            rows,
+            numbers,
+            microbatch_size,
+            accumulator,
+            argnames="kwargs",
+            in_axes=batched,
+            num_real_microbatches=num_real_microbatches,
+        )(*args, kwargs=kwargs)
 
     return run
 
@@ -178,7 +186,7 @@ def micro_grad(
     metrics_fn: Callable = _nothing,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """Gradients of each example, transformed and then accumulated: clipped ones, their squares ...
+    """Transforms the gradients of each example and accumulates them: clipped ones, their squares ...
 
     Args:
         fun, has_aux, argnums: as in `jax.value_and_grad`.
@@ -217,20 +225,89 @@ def micro_grad(
     return run
 
 
-def _move(tree: Tree, source: int, destination: int) -> Tree:
-    return jax.tree.map(lambda x: jnp.moveaxis(x, source, destination), tree)
+def looped(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
+    """Joins `part(0)` ... `part(n − 1)`, or the first `n_real` of them, by an accumulator or a tree of them."""
+    n_real = n if n_real is None else n_real
+    closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that it is traced
+    rules = _spread(accumulator, shapes, n, n_real)
+
+    def step(i, carries):
+        xs = jaxpr_as_fun(closed)(jnp.asarray(i, jnp.int32))
+        return [rule.update(c, x, i) for rule, c, x in zip(rules, carries, xs, strict=True)]
+
+    carries = [rule.init(s) for rule, s in zip(rules, closed.out_avals, strict=True)]
+    carries = jax.lax.fori_loop(0, n_real, step, _settled(carries, step, closed.out_avals))
+    results = [rule.finalize(c) for rule, c in zip(rules, carries, strict=True)]
+    return jax.tree.structure(shapes).unflatten(results)
 
 
-def _rows(x: jax.Array, i: Any, size: int) -> jax.Array:
-    """The i-th run of `size` rows."""
-    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+class Rows:
+    """An argument with a batch axis: a tree whose leaves have the rows along one axis."""
+
+    def __init__(self, name: str, tree: Tree, axis: int = 0):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        self.names = [f"{name}{path}" for path in paths(tree)]
+        self.leaves, self.axes = [], []
+        for x, name in zip(leaves, self.names, strict=True):
+            x = as_array(x, lambda name=name: name)
+            if not -x.ndim <= axis < x.ndim:
+                raise ValueError(f"{name} must have a batch axis {axis}, got shape {x.shape}")
+            self.leaves.append(jnp.asarray(x))
+            self.axes.append(axis % x.ndim)
+
+    def rows(self) -> list[int]:
+        return [x.shape[axis] for x, axis in zip(self.leaves, self.axes, strict=True)]
+
+    def split(self, n: int, size: int) -> list[jax.Array]:
+        """Gives each leaf two axes in place of that of the batch: (size, n). Row i + n j of the batch is (j, i)."""
+        cut = []
+        for x, axis, name in zip(self.leaves, self.axes, self.names, strict=True):
+            if size % (devices := parts(x, axis)):
+                raise ValueError(
+                    f"micro-batches of {size} rows cannot be split among the {devices} devices that have the rows of "
+                    f"{name}: make it a multiple of {devices}"
+                )
+            cut.append(x.reshape(*x.shape[:axis], size, n, *x.shape[axis + 1 :]))
+        return cut
+
+    def part(self, leaves: list[jax.Array], i: Any) -> Tree:
+        """Takes micro-batch i of what `split` made."""
+        some = [
+            jax.lax.dynamic_index_in_dim(x, i, a + 1, keepdims=False) for x, a in zip(leaves, self.axes, strict=True)
+        ]
+        return self.treedef.unflatten(some)
+
+
+def _number(batches: dict[Any, Rows], size: int) -> int:
+    """How many micro-batches of a size there are in a batch."""
+    found = {rows: name for batch in batches.values() for rows, name in zip(batch.rows(), batch.names, strict=True)}
+    if len(found) != 1:
+        got = " and ".join(f"{rows} ({name})" for rows, name in sorted(found.items())) or "no array"
+        raise ValueError(f"the arguments with a batch axis must have the same number of rows, got {got}")
+    rows = min(found)
+    if rows == 0 or rows % size:
+        raise ValueError(f"the rows of the batch must be divisible by microbatch_size={size}, got {rows}")
+    return rows // size
+
+
+def _settled(carries: list, step: Callable, results: Sequence[Any]) -> list:
+    """Gives the carries the types that a step gives them: an explicit sharding, or varying in `shard_map`."""
+    for _ in range(2):  # the second round for what the first makes of other carries
+        if not any(varying(x) or any(x.sharding.spec) for x in results):
+            break
+        after = jax.make_jaxpr(step)(np.int32(0), carries).out_avals
+        leaves, treedef = jax.tree.flatten(carries)
+        if len(after) == len(leaves):
+            carries = treedef.unflatten([typed_as(x, like) for x, like in zip(leaves, after, strict=True)])
+    return carries
 
 
 def _spread(accumulator: Any, tree: Tree, n: int, n_real: Any) -> list[Accumulator]:
     """An accumulator for every leaf of a result."""
     is_rule = lambda x: isinstance(x, Accumulator | AccumulationType)  # noqa: E731
-    treedef = jax.tree.structure(accumulator, is_leaf=is_rule)
-    rules = jax.tree.leaves(accumulator, is_leaf=is_rule)
+    rules, treedef = jax.tree.flatten(accumulator, is_leaf=is_rule)
+    if wrong := [rule for rule in rules if not is_rule(rule)]:
+        raise TypeError(f"accumulator must be made of AccumulationType and Accumulator, got {wrong[0]!r}")
     return [
         rule if isinstance(rule, Accumulator) else _accumulator(rule, n, n_real)
         for rule, part in zip(rules, treedef.flatten_up_to(tree), strict=True)
@@ -238,23 +315,35 @@ def _spread(accumulator: Any, tree: Tree, n: int, n_real: Any) -> list[Accumulat
     ]
 
 
+def _at(x: Any) -> int:
+    """The axis of the micro-batches in what CONCAT gathers: behind that of the rows, as in the batch."""
+    return min(x.ndim, 1)
+
+
 def _accumulator(kind: AccumulationType, n: int, n_real: Any) -> Accumulator:
     if kind is AccumulationType.CONCAT:
 
         def start(s):
-            return jnp.zeros((n, *s.shape), s.dtype)
+            zeros = jnp.expand_dims(typed_as(jnp.zeros(s.shape, s.dtype), s), _at(s))
+            return jnp.broadcast_to(zeros, (*s.shape[: _at(s)], n, *s.shape[_at(s) :]))
 
-        return Accumulator(start, lambda c, x, i: c.at[i].set(x), lambda c: c.reshape(-1, *c.shape[2:]), _same)
+        def put(c, x, i):
+            return jax.lax.dynamic_update_index_in_dim(c, x, i, _at(x))
+
+        def join(c):
+            return c.reshape(-1, *c.shape[2:])
+
+        return Accumulator(start, put, join, _same)
     mean = kind is not AccumulationType.SUM
 
     def zero(s):
-        like = jnp.zeros(s.shape, s.dtype)
+        like = typed_as(jnp.zeros(s.shape, s.dtype), s)
         like = like / 1 if mean else like
         return jnp.asarray(widen(like)), jnp.zeros([], like.dtype)
 
     def finalize(carry):
         total, like = carry
-        return narrow(total / n_real if mean else total, like)
+        return narrow(total / jnp.maximum(n_real, 1) if mean else total, like)
 
     def aggregate(x):
         return narrow((jnp.mean if mean else jnp.sum)(widen(x), axis=0), x / 1 if mean else x)

@@ -24,6 +24,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "slots": 2,
     "state": 2,
     "schedules": 2,
+    "train_step": 3,
     "transforms": 3,
     "optimizers": 4,
     "tree": 5,

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import Tree, map_leaves, map_with_path
+from ..leaves import Tree, map_leaves, map_with_path, varying
 from ..value import Static
 
 
@@ -62,8 +62,3 @@ class aggregate(GradientTransformation):
                 )
 
         map_with_path(check, updates)
-
-
-def varying(x: jax.Array) -> frozenset[str]:
-    """The axes over which `shard_map` knows that an array differs; none where it does not keep track."""
-    return getattr(getattr(jax.typeof(x), "mat", None), "varying", frozenset())
