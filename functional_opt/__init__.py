@@ -219,6 +219,7 @@ from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_sched
 from .schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from .schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from .schedules.base import ScalarOrSchedule as ScalarOrSchedule
+from .transforms import codes as codes
 from .transforms.accumulate import ApplyEvery as ApplyEvery
 from .transforms.accumulate import MultiSteps as MultiSteps
 from .transforms.accumulate import MultiStepsState as MultiStepsState
