@@ -220,6 +220,7 @@ from .schedules import warmup_exponential_decay_schedule as warmup_exponential_d
 from .schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from .schedules.base import ScalarOrSchedule as ScalarOrSchedule
 from .train_step import make_train_step as make_train_step
+from .transforms import codes as codes
 from .transforms.accumulate import ApplyEvery as ApplyEvery
 from .transforms.accumulate import MultiSteps as MultiSteps
 from .transforms.accumulate import MultiStepsState as MultiStepsState

@@ -16,6 +16,7 @@ from .transforms.decay import add_decayed_weights
 from .transforms.learning_rate import scale, scale_by_learning_rate, scale_by_schedule
 from .transforms.moments import ema, trace
 from .transforms.nesting import children
+from .transforms.quantize import quantize_state
 from .transforms.select import masked, partition
 
 
@@ -186,6 +187,17 @@ def _schedules(tx, rows, params, steps):
                 yield Note("warning", "schedule_that_ended", row.path, message)
 
 
+def _kept_slots(tx, rows, params, steps):
+    places, treedef = jax.tree_util.tree_flatten_with_path(params)
+    for row in rows:
+        if not isinstance(row.link, quantize_state):
+            continue
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
+        seen = [x if name in row.seen else None for name, (_, x) in zip(names, places, strict=True)]
+        if kept := row.link.kept(treedef.unflatten(seen)):
+            yield Note("hint", "kept_slots", row.path, f"{row.path} stores as they are: {', '.join(kept)}")
+
+
 def _values(rate: Any, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
     """What a rate is worth at up to 512 steps, first and last ones among them; None where it cannot be told."""
     counts = np.unique(np.concatenate([np.arange(min(steps, 16)), np.linspace(0, steps - 1, 496).astype(int)]))
@@ -205,4 +217,5 @@ RULES = (
     _odd_masks,
     _schedules,
     _decay_of_vectors,
+    _kept_slots,
 )

@@ -14,7 +14,7 @@ declared, such as the state of another library, they report as that.
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -39,35 +39,37 @@ class Slot:
             - "number": rates, norms, metrics and flags, a few for the optimizer or for a leaf;
             - "key": a key of `jax.random`, or its data;
             - "states": states of other transformations, which declare their own.
+        bits: the fewest bits an element may be stored in. `quantize_state` reaches the slots that allow its own, and
+            `state_dtype` those that allow 16.
 
-    A "signed" or "unsigned" slot may be stored in fewer bits: `quantize_state` and `state_dtype` reach these alone.
-
-    >>> Slot("unsigned").compressible, Slot("params").compressible
-    (True, False)
+    >>> Slot("unsigned", bits=4)
+    Slot(kind='unsigned', bits=4)
+    >>> Slot("velocity")
+    Traceback (most recent call last):
+    ValueError: kind must be one of signed, unsigned, params, exact, counter, number, key, states, got 'velocity'
     """
 
     kind: Kind
+    bits: int = 32
 
     def __post_init__(self):
         if self.kind not in typing.get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(typing.get_args(Kind))}, got {self.kind!r}")
 
-    @property
-    def compressible(self) -> bool:
-        """Whether it may be stored in fewer bits."""
-        return self.kind in ("signed", "unsigned")
 
+SIGNED, UNSIGNED = Slot("signed", bits=4), Slot("unsigned", bits=4)
 
-Signed = Annotated[Tree, Slot("signed")]
-Unsigned = Annotated[Tree, Slot("unsigned")]
+Signed = Annotated[Tree, SIGNED]
+Unsigned = Annotated[Tree, UNSIGNED]
+Signed16 = Annotated[Tree, Slot("signed", bits=16)]
+Unsigned16 = Annotated[Tree, Slot("unsigned", bits=16)]
+"""For slots that codes would spoil: two whose difference is taken, and sums that the params are computed from."""
 Params = Annotated[Tree, Slot("params")]
 Exact = Annotated[Tree, Slot("exact")]
 Counter = Annotated[Any, Slot("counter")]
 Number = Annotated[Any, Slot("number")]
 RandomKey = Annotated[Any, Slot("key")]
 States = Annotated[Any, Slot("states")]
-
-SIGNED, UNSIGNED, PARAMS, EXACT, COUNTER, NUMBER, KEY, STATES = map(Slot, typing.get_args(Kind))
 
 
 @functools.cache
@@ -103,39 +105,39 @@ class Place(typing.NamedTuple):
         return jax.tree_util.keystr(self.path)
 
 
-def slots_of(state: Any) -> Iterator[Place]:
+def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[Place]:  # noqa: B006, it is not changed
     """The declared fields of a state, and each leaf that no declaration covers, in the order of the leaves.
+
+    Args:
+        state: any state.
+        named: what fields and keys of that name hold, where their container declares nothing.
 
     >>> from functional_opt import adam
     >>> [(place.name, place.slot.kind) for place in slots_of(adam(0.1).init({"w": 0.0}))]
     [('[0].count', 'counter'), ('[0].mu', 'signed'), ('[0].nu', 'unsigned')]
     """
-    found = []
-    map_slots(found.append, state)
+    found: list[Place] = []
+    map_slots(found.append, state, named)
     return iter(found)
 
 
-def map_slots(fn: Callable[[Place], Any], state: Any) -> Any:
+def map_slots(fn: Callable[[Place], Any], state: Any, named: Mapping[str, Slot] = {}) -> Any:  # noqa: B006, likewise
     """The state with `fn(place)` in place of each declared field and of each leaf that no declaration covers.
 
     >>> from functional_opt import adam
-    >>> kinds = map_slots(lambda place: place.slot.kind, adam(0.1).init({"w": 0.0}))
-    >>> kinds[0]
+    >>> map_slots(lambda place: place.slot.kind, adam(0.1).init({"w": 0.0}))[0]
     ScaleByAdamState(count='counter', mu='signed', nu='unsigned')
     """
-    return _map(fn, state, ())
+    return _map(fn, state, named, ())
 
 
-def _map(fn: Callable[[Place], Any], node: Any, path: tuple) -> Any:
-    if not declared(type(node)):
-        below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: bool(declared(type(x))))
-        return treedef.unflatten([_of(fn, x, (*path, *keys)) for keys, x in below])
-    fields = {}
-    for name, x in zip(node._fields, node, strict=True):
-        slot, there = declared(type(node)).get(name), (*path, jax.tree_util.GetAttrKey(name))
-        fields[name] = _map(fn, x, there) if slot in (None, STATES) else fn(Place(there, slot, x))
-    return type(node)(**fields)
-
-
-def _of(fn: Callable[[Place], Any], x: Any, path: tuple) -> Any:
-    return _map(fn, x, path) if declared(type(x)) else fn(Place(path, None, x))
+def _map(fn: Callable[[Place], Any], node: Any, named: Mapping[str, Slot], path: tuple) -> Any:
+    below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return fn(Place(path, None, node))
+    slots, results = declared(type(node)) or named, []
+    for keys, x in below:
+        slot, there = slots.get(getattr(keys[0], "name", getattr(keys[0], "key", ""))), (*path, *keys)
+        inner = slot is None or slot.kind == "states"
+        results.append(_map(fn, x, named, there) if inner else fn(Place(there, slot, x)))
+    return treedef.unflatten(results)

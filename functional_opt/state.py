@@ -5,9 +5,12 @@ The arrays of a state of nnx are in variables: what is read is without them, wha
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import DictKey, SequenceKey, keystr
 
 from .boxes import boxed_like, unboxed
@@ -80,11 +83,31 @@ def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
     >>> set(adam(1e-3).init({"w": 0.0}), count=3)[0].count
     3
     """
-    for key in kwargs:
-        if not get_all_with_path(tree, key, filtering):
+    for key, new in kwargs.items():
+        found = get_all_with_path(tree, key, filtering)
+        for path, old in found:
+            _refuse_floats_for_codes(path, old, new)
+        if not found:
             there = sorted({str(names[0]) for path, names, _ in _nodes(tree) if path and _is_named(path[-1])})
             raise KeyError(f"there is no field {key!r}; there are {there}")
     return _set(tree, (), (), kwargs, filtering)
+
+
+def _refuse_floats_for_codes(path: Path, old: Tree, new: Tree) -> None:
+    """Raises ValueError where floats would be stored as codes of `quantize_state`."""
+    before, after = (jax.tree.flatten(tree) for tree in (old, new))
+    pairs = zip(before[0], after[0], strict=True) if before[1] == after[1] else product(before[0], after[0])
+    for x, y in pairs:
+        if _dtype(x) in (np.int8, np.uint8) and jnp.issubdtype(_dtype(y), jnp.inexact):
+            raise ValueError(
+                f"{keystr(path)} holds codes ({_dtype(x)}), and what is to be stored there is {_dtype(y)}: set it in "
+                "the floats of tx.decode(state), and store these with tx.encode, tx the quantize_state; see "
+                "functional_opt.codes for single arrays"
+            )
+
+
+def _dtype(x: Any) -> Any:
+    return getattr(x, "dtype", np.dtype(type(x)) if isinstance(x, int | float) else np.dtype(object))
 
 
 def _children(node: Any) -> list[tuple[Any, str, Any]]:

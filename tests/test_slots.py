@@ -39,6 +39,6 @@ def test_every_array_of_a_state_is_declared(case):
     for place in slots_of(state):
         assert place.slot is not None, f"{place.name} is not declared"
         for x in jax.tree.leaves(place.value):
-            if place.slot.compressible and x.dtype in (jnp.int8, jnp.uint8):  # codes
+            if place.slot.bits <= 8 and x.dtype in (jnp.int8, jnp.uint8):  # codes
                 continue
             assert jnp.issubdtype(x.dtype, DTYPES.get(place.slot.kind, jnp.generic)), f"{place.name} is {x.dtype}"

@@ -8,7 +8,7 @@ from ..base import GradientTransformation, needs_params, transformation
 from ..leaves import copy_of, full_like, map_leaves, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
-from ..slots import Params, Signed, Unsigned
+from ..slots import Params, Signed16, Unsigned16
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -20,10 +20,10 @@ class COCOBState(NamedTuple):
     """`init_particles`: w₀. `cumulative_gradients`: θ. `scale`: L. `subgradients`: G. `reward`: R."""
 
     init_particles: Params
-    cumulative_gradients: Signed
-    scale: Unsigned
-    subgradients: Unsigned
-    reward: Unsigned
+    cumulative_gradients: Signed16
+    scale: Unsigned16
+    subgradients: Unsigned16
+    reward: Unsigned16
 
 
 @transformation

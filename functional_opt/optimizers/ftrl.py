@@ -8,7 +8,7 @@ from ..base import GradientTransformation, increment, needs_params, transformati
 from ..leaves import abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import known, rate_at
-from ..slots import Counter, Signed, Unsigned
+from ..slots import Counter, Signed16, Unsigned16
 from ..value import DType, NonNegative, Range, Scalar, Static
 
 
@@ -16,8 +16,8 @@ class FtrlState(NamedTuple):
     """`count`: steps done. `accumulator`: Σ|g|². `linear`: the sum z of gradients and proximal terms."""
 
     count: Counter
-    accumulator: Unsigned
-    linear: Signed
+    accumulator: Unsigned16
+    linear: Signed16
 
 
 @transformation

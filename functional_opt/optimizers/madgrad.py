@@ -8,7 +8,7 @@ from ..base import GradientTransformation, increment, needs_params, transformati
 from ..leaves import abs_sq, copy_of, map_leaves, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
-from ..slots import Counter, Params, Signed, Unsigned
+from ..slots import Counter, Params, Signed16, Unsigned16
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..value import Decay, DType, NonNegative, Static, checked
@@ -18,8 +18,8 @@ class MadgradState(NamedTuple):
     """`count`: steps done. `grad_sum_sq`: Σλ|g|². `s`: Σλg. `x0`: the params at the start."""
 
     count: Counter
-    grad_sum_sq: Unsigned
-    s: Signed
+    grad_sum_sq: Unsigned16
+    s: Signed16
     x0: Params
 
 

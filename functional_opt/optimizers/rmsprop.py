@@ -9,7 +9,7 @@ from .. import native
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import abs_sq, full_like, map_leaves, zeros_like
 from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
+from ..slots import Counter, Signed16, Unsigned, Unsigned16
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
@@ -79,16 +79,16 @@ class scale_by_rms(GradientTransformation):
 class ScaleByRStdDevState(NamedTuple):
     """`mu`, `nu`: running means of g and |g|²."""
 
-    mu: Signed
-    nu: Unsigned
+    mu: Signed16
+    nu: Unsigned16
 
 
 class ScaleByRStdDevWithCountState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g and |g|²."""
 
     count: Counter
-    mu: Signed
-    nu: Unsigned
+    mu: Signed16
+    nu: Unsigned16
 
 
 @transformation

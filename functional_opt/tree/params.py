@@ -26,7 +26,8 @@ def map_params(
         state: the state.
         rest: trees of the structure of the params, such as their shardings.
         transform_non_params: what is done to the other leaves; nothing if None.
-        is_leaf: as in `jax.tree.map`. Leaves that a mask leaves out stay `MaskedNode()`, unless it is True of them.
+        is_leaf: as in `jax.tree.map`. Leaves that a mask leaves out stay `MaskedNode()`, and None stays None, unless
+            it is True of them.
 
     >>> from functional_opt import adam
     >>> state = adam(0.1).init({"w": 1.0})
@@ -35,15 +36,18 @@ def map_params(
     """
     places = getattr(initable, "init", initable)(AllParams())
 
-    def ends(x):
-        return isinstance(x, MaskedNode) or (is_leaf is not None and is_leaf(x))
+    def given(x):
+        return is_leaf is not None and is_leaf(x)
+
+    def nothing(x):
+        return x is None or isinstance(x, MaskedNode)
 
     def leaf(x, *others):
-        return x if isinstance(x, MaskedNode) and not (is_leaf is not None and is_leaf(x)) else f(x, *others)
+        return x if nothing(x) and not given(x) else f(x, *others)
 
     def part(place, x):
         if isinstance(place, AllParams):
-            return jax.tree.map(leaf, x, *rest, is_leaf=ends)
+            return jax.tree.map(leaf, x, *rest, is_leaf=lambda x: nothing(x) or given(x))
         return x if transform_non_params is None else jax.tree.map(transform_non_params, x)
 
     return jax.tree.map(part, places, state, is_leaf=lambda x: isinstance(x, AllParams))

@@ -1,18 +1,23 @@
 """quantize_state: the error of codes of blocks, what is never lost, bytes, and training."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx, serialization
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.sharding import PartitionSpec
 
 import functional_opt as fo
+from functional_opt.slots import Signed, Unsigned
 from functional_opt.state import get
+
+from ..helpers import assert_close
 
 BLOCK = 4
 SHAPES = [(), (1,), (4,), (7,), (3, 8), (5, 3), (2, 3, 5), (64, 5), (0, 4)]
@@ -20,8 +25,8 @@ each_width = pytest.mark.parametrize("bits", [8, 4])
 
 
 class Slots(NamedTuple):
-    mu: Any
-    nu: Any
+    mu: Signed
+    nu: Unsigned
 
 
 @fo.transformation
@@ -103,7 +108,7 @@ def test_small_leaves_and_params_in_the_state_are_left_alone():
     assert get(state, "nu")["bias"].dtype == get(state, "z")["kernel"].dtype == "float32"
 
 
-def test_own_names_of_second_moments():
+def test_slots_that_are_not_declared():
     @fo.transformation
     class own(fo.GradientTransformation):
         def init(self, params):
@@ -112,9 +117,23 @@ def test_own_names_of_second_moments():
         def update(self, updates, state, params=None, **extra):
             return updates, state
 
-    for unsigned, dtype in (((), "int8"), (("mine",), "uint8")):
-        tx = fo.quantize_state(own(), min_size=0, unsigned=unsigned)
-        assert tx.init(jnp.ones(8)).inner_state["mine"].dtype == dtype
+    params = {"w": jnp.ones(8)}
+    for names, dtype in (({}, "float32"), ({"unsigned": ("mine",)}, "uint8"), ({"signed": ("mine",)}, "int8")):
+        tx = fo.quantize_state(own(), min_size=0, **names)
+        assert tx.init(params).inner_state["mine"]["w"].dtype == dtype
+    (note,) = [x for x in fo.explain(fo.quantize_state(own(), min_size=0), params).notes if x.rule == "kept_slots"]
+    assert "['mine']['w'] (not declared)" in note.message
+
+
+def test_another_library_s_slots():
+    tx = fo.quantize_state(optax.adam(0.1), min_size=0, unsigned=("nu",), signed=("mu",))
+    params = {"w": jnp.arange(8.0), "b": None}
+    state = tx.init(params)
+    assert (state.inner_state[0].mu["w"].dtype, state.inner_state[0].nu["w"].dtype) == ("int8", "uint8")
+    updates, _ = tx.update(params, state, params)
+    np.testing.assert_allclose(updates["w"][1:], -0.1, rtol=1e-5)
+    places = fo.tree.map_params(tx, lambda _: "param", state)
+    assert places.scale == ({"w": "param", "b": None},) * 2
 
 
 def test_codes_are_sharded_as_the_params():
@@ -153,3 +172,87 @@ def test_trains_as_float32_does():
 def test_refuses_other_widths(bits):
     with pytest.raises(ValueError, match="bits must be 8 or 4"):
         fo.quantize_state(fo.adam(0.1), bits)
+
+
+# The state: plain arrays, codes and scales together
+
+
+def stepped(tx, params):
+    return tx.update(params, tx.init(params), params)[1]
+
+
+@each_width
+def test_state_of_nnx_is_the_same(bits):
+    """Also of leaves that are None, small, or so many elements that nnx's containers used to replace the scales."""
+    tx = fo.quantize_state(fo.adam(0.1), bits, min_size=4096)
+    model = nnx.Linear(64, 65, use_bias=False, rngs=nnx.Rngs(0))
+    model.scale = nnx.Param(jnp.ones(3))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(params)
+
+    def loss(model):
+        return 0.05 * (jnp.sum(model.kernel**2) + jnp.sum(model.scale**2))
+
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(lambda x: 0.1 * x, params), state, params)
+        params = fo.apply_updates(params, updates)
+        optimizer.update(model, nnx.grad(loss)(model))
+    assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params, rtol=1e-6)
+
+
+@each_width
+def test_state_survives_maps_and_bytes(bits):
+    params = {"w": jnp.linspace(-1, 1, 5 * 67).reshape(5, 67), "b": jnp.ones(3), "none": None}
+    tx = fo.quantize_state(fo.chain(fo.masked(fo.adam(0.1), {"w": True, "b": False, "none": True})), bits, min_size=9)
+    state = stepped(tx, params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    restored = serialization.from_bytes(tx.init(params), serialization.to_bytes(state))
+    mapped = jax.tree.map(np.asarray, state)
+    for other in (restored, mapped):
+        assert jax.tree.structure(other) == jax.tree.structure(state)
+        assert_close(tx.update(params, other, params), tx.update(params, state, params))
+
+
+def test_encode_and_decode_are_inverse():
+    params = {"w": jnp.linspace(-1, 1, 64), "b": jnp.ones(3)}
+    tx = fo.quantize_state(fo.adamw(0.1), min_size=9)
+    state = stepped(tx, params)
+    floats = tx.decode(state)
+    assert jax.tree.structure(floats) == jax.tree.structure(tx.inner.init(params))
+    assert_close(tx.encode(floats), state)
+
+
+def test_refuses_states_that_are_not_its_own():
+    params = {"w": jnp.linspace(-1, 1, 64)}
+    tx = fo.quantize_state(fo.adam(0.1), min_size=9)
+    state = stepped(tx, params)
+    codes, moments = state.inner_state, tx.decode(state)
+    wide = fo.tree.set(codes, mu={"w": jnp.zeros(64, jnp.int32)})
+    cases = [
+        (moments, "needs the QuantizeState that its init made, got a tuple"),
+        (state._replace(scale=()), r"scales for each of \[0\].mu, \[0\].nu, got 0"),
+        (
+            state._replace(scale=({"w": None}, state.scale[1])),
+            r"\[0\].mu\['w'\] has codes \(int8\) without their scale",
+        ),
+        (state._replace(inner_state=moments), r"\[0\].mu\['w'\]: codes of 8 bits must be int8 .* got float32"),
+        (state._replace(inner_state=wide), "got int32"),
+        (state._replace(scale=({"w": {"scale": 1.0}}, state.scale[1])), "has a dict in place of its scale"),
+        (state._replace(scale=({"x": state.scale[0]["w"]}, state.scale[1])), "mu and its scale are not alike"),
+    ]
+    for other, message in cases:
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, other, params)
+    with pytest.raises(TypeError, match="got a QuantizeState"):
+        tx.encode(state)
+
+
+def test_set_refuses_floats_for_codes():
+    params = {"w": jnp.linspace(-1, 1, 64), "b": jnp.ones(3)}
+    tx = fo.quantize_state(fo.adam(0.1), min_size=9)
+    state = stepped(tx, params)
+    with pytest.raises(ValueError, match=r"mu holds codes \(int8\).*tx.encode"):
+        fo.tree.set(state, mu=params)
+    assert fo.tree.set(state, mu=state.inner_state[0].mu, count=3).inner_state[0].count == 3
+    decoded = tx.decode(tx.encode(fo.tree.set(tx.decode(state), mu=params)))
+    np.testing.assert_allclose(decoded[0].mu["w"], params["w"], atol=1 / 127)

@@ -41,6 +41,22 @@ INLINE int32_t nearest(float x) {  // of a small x
 
 // The last bits of a code, whatever number was not finite: the others are those of another row.
 INLINE uint32_t four_bits(int32_t code) { return static_cast<uint32_t>(code) & 15u; }
+// The codes of 8 bits, as in transforms/codes.py: equal steps of 1/64 from 1/8 on, below it OCTAVE codes an octave.
+template <int32_t LEVELS, int32_t OCTAVE>
+struct Codes {
+  static constexpr int32_t EIGHTH = 0x3e000000, STEP = (1 << 23) / OCTAVE, EVEN = LEVELS - 64, LEAST = LEVELS - 56;
+  static INLINE float decoded(int32_t c) {
+    const float even = static_cast<float>(c - EVEN) * (1 / 64.0f), octaves = of_bits((c - LEAST) * STEP + EIGHTH);
+    return c >= LEAST ? even : c > 0 ? octaves : 0.0f;
+  }
+  static INLINE int32_t code(float y) {  // of 0 ≤ y ≤ 1
+    const int32_t bits = static_cast<int32_t>(bits_of(y));
+    const float even = 64 * y + EVEN, octaves = static_cast<float>(bits - EIGHTH) * (1.0f / STEP) + LEAST;
+    return nearest(std::max((bits >= EIGHTH ? even : octaves) - 1e-3f, 0.0f));
+  }
+};
+using Signed = Codes<127, 4>;
+using Unsigned = Codes<255, 5>;
 
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, UINT8, INT4, UINT4 };  // numbered as KINDS in link.py
 
@@ -91,17 +107,14 @@ INLINE float* read(const Array& x, const Span& span, float* block) {
     case INT8: {
       const int8_t* from = static_cast<const int8_t*>(x.data) + span.begin;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
-        const float c = from[i] * (1 / 127.0f);
-        block[i] = c * std::fabs(c) * a;
+        const int32_t c = from[i];
+        block[i] = std::copysign(Signed::decoded(c < 0 ? -c : c), static_cast<float>(c)) * a;
       }
       return block;
     }
     case UINT8: {
       const uint8_t* from = static_cast<const uint8_t*>(x.data) + span.begin;
-      VECTORIZE for (int64_t i = 0; i < n; ++i) {
-        const float c = from[i] * (1 / 255.0f), squared = c * c;
-        block[i] = squared * squared * a;
-      }
+      VECTORIZE for (int64_t i = 0; i < n; ++i) block[i] = Unsigned::decoded(from[i]) * a;
       return block;
     }
     case INT4: {
@@ -150,14 +163,16 @@ INLINE void write(const Array& x, const Span& span, const float* block) {
     }
     case INT8: {
       int8_t* to = static_cast<int8_t*>(x.data) + span.begin;
-      VECTORIZE for (int64_t i = 0; i < n; ++i)
-        to[i] = static_cast<int8_t>(nearest(std::copysign(std::sqrt(std::fabs(block[i]) * by) * 127, block[i])));
+      VECTORIZE for (int64_t i = 0; i < n; ++i) {
+        const int32_t c = Signed::code(std::fabs(block[i]) * by);
+        to[i] = static_cast<int8_t>(block[i] < 0 ? -c : c);
+      }
       break;
     }
     case UINT8: {
       uint8_t* to = static_cast<uint8_t*>(x.data) + span.begin;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
-        const int32_t c = nearest(std::sqrt(std::sqrt(std::fabs(block[i]) * by)) * 255);
+        const int32_t c = Unsigned::code(std::fabs(block[i]) * by);
         to[i] = static_cast<uint8_t>(std::max(c, static_cast<int32_t>(block[i] > 0)));
       }
       break;

@@ -1,0 +1,94 @@
+"""codes: what encoding guarantees for every element, and that codes and scales are all there is to know."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from functional_opt import codes
+
+SHAPES = [(), (7,), (5, 3), (3, 3, 40), (64, 300), (64, 1, 33), (128, 16, 17)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def stored(x, bits, block_size, signed):
+    encoded = codes.encode(x, bits, block_size, signed)
+    return encoded, codes.decode(*encoded, bits, signed)
+
+
+def spread(decades, n=4096):
+    """Numbers of sizes that differ by so many decades, the largest 1.
+
+    With the borders between octaves, and between equal steps and octaves, among them.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([[1.0], 10.0 ** rng.uniform(-decades, 0, n - 65), 2.0 ** -np.arange(64)])
+    return (sizes * rng.choice([-1, 1], n)).astype(np.float32)
+
+
+def test_8_bits_signed():
+    x = spread(8)
+    (c, scale), y = stored(x, 8, x.size, True)
+    error, size = np.abs(y - x), np.abs(x)
+    assert c.dtype == jnp.int8 and scale.tolist() == [1.0]
+    assert np.all(error <= 1 / 127)
+    assert np.all(error[size >= 7e-7] <= 0.1251 * size[size >= 7e-7])
+    assert np.all(np.abs(y[size < 7e-7]) <= 7.2e-7)
+    assert np.all(y * x >= 0)
+
+
+def test_8_bits_unsigned():
+    v = np.abs(spread(14))
+    (c, _), y = stored(v, 8, v.size, False)
+    error = np.abs(y - v)
+    assert c.dtype == jnp.uint8 and np.all(y > 0)
+    assert np.all(error <= 1 / 127)
+    assert np.all(error[v >= 2e-13] <= 0.1001 * v[v >= 2e-13])
+    assert np.all(y[v < 2e-13] <= 2.2e-13)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_4_bits(signed):
+    x = spread(4) if signed else np.abs(spread(4))
+    (c, _), y = stored(x, 4, x.size, signed)
+    assert c.dtype == jnp.uint8 and c.size == x.size // 2
+    assert np.all(np.abs(y - x) <= (1 / 7 if signed else 1 / 16))
+    assert np.all(y > 0) or signed
+
+
+def test_a_mean_without_gradients_decays_to_zero():
+    x = spread(8)
+
+    @jax.jit
+    def decayed(x):
+        last = x.at[0].set(0)
+        return jax.lax.fori_loop(0, 220, lambda _, m: stored((0.9 * m).at[0].set(1.0), 8, 4096, True)[1], last)
+
+    assert np.all(np.asarray(decayed(jnp.asarray(x)))[1:] == 0)
+
+
+@pytest.mark.parametrize("bits, signed", [(8, True), (4, True), (4, False)])
+def test_codes_and_scales_know_the_shape(bits, signed):
+    for i, shape in enumerate(SHAPES):
+        x = jnp.asarray(np.abs(np.random.default_rng(i).standard_normal(shape)), jnp.float32)
+        (c, scale), y = stored(x, bits, None, signed)
+        assert y.shape == shape and scale.ndim == len(shape) and c.size <= x.size
+        (again, same), z = stored(y, bits, None, signed)
+        for first, second in ((c, again), (scale, same), (y, z)):
+            np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "c, scale, message",
+    [
+        (jnp.zeros(8, jnp.uint8), jnp.ones(1), "must be int8 with a scale of float32, got uint8"),
+        (jnp.zeros(8, jnp.int8), jnp.ones(1, jnp.float16), "with a scale of float16"),
+        (jnp.zeros((4, 8), jnp.int8), jnp.ones((2, 1)), r"shape \(4, 8\) and scales of shape \(2, 1\)"),
+        (jnp.zeros((4, 8), jnp.int8), jnp.ones(4), "not of the same array"),
+    ],
+)
+def test_refuses_what_are_no_codes(c, scale, message):
+    with pytest.raises(ValueError, match=message):
+        codes.decode(c, scale)
