@@ -20,6 +20,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "base": 2,
     "paths": 2,
     "state": 2,
+    "state_check": 1,
     "schedules": 2,
     "transforms": 3,
     "optimizers": 4,
