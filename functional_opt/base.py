@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from . import native
 from .leaves import Tree, add, cast_like, is_nothing, paths, zip_leaves
+from .state_check import CACHED, checks_state, state_class
 from .value import Convert, Static, show, value
 
 transformation = value
@@ -49,11 +50,19 @@ class GradientTransformation:
     A class says what `explain` and `with_metrics` are to know of it: `preconditions = True`, that updates are of one
     size whatever the gradients' (a rule with second moments, or a sign), `clips = True`, that it bounds them,
     `in_turn = True`, that what one transformation within it gives goes to the next.
+
+    Where a subclass's `init` makes a state of a class of its own (a NamedTuple, say), `update` raises ValueError for
+    a state of any other class, such as that of another transformation.
     """
 
     preconditions = False
     clips = False
     in_turn = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in {"update", "as_kernel"} & vars(cls).keys():
+            setattr(cls, name, checks_state(vars(cls)[name]))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         return object.__new__(cast(type[Self], _Pair) if cls is GradientTransformation else cls)
@@ -72,6 +81,14 @@ class GradientTransformation:
     def as_kernel(self, state: Any, params: Tree) -> tuple[native.Link, ...] | None:
         """What the native kernels need to do the same as `update`, in its order; None if they cannot."""
         return None
+
+    def _state_class(self) -> type | None:
+        """The class that `update` holds its state to; None for anything."""
+        return state_class(self)
+
+    def __getstate__(self):
+        """For pickle and copy: the fields, without what is remembered of them."""
+        return {name: x for name, x in self.__dict__.items() if name != CACHED}
 
     def __iter__(self):
         return iter((self.init, self.update))
@@ -116,6 +133,9 @@ class _Pair(GradientTransformation):
         takes_params = inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _POSITIONAL for kind in kinds) > 2
         updates, new_state = self.update_fn(updates, state, *([params] if takes_params else []), **extra)
         return updates, cast_like(new_state, state)
+
+    def _state_class(self):
+        return None  # two functions of somebody else's: `init` is not called but by the user
 
     def __repr__(self):
         return f"GradientTransformation({show(self.init_fn)}, {show(self.update_fn)})"

@@ -55,7 +55,16 @@ def map_leaves(
             results = (None, *row[1:n])
         else:
             _check_inexact(row[0], lambda i=i: _path(updates, i))
-            results = fn(*map(widen, row[: n + len(read)]))
+            try:
+                results = fn(*map(widen, row[: n + len(read)]))
+            except (TypeError, ValueError) as e:
+                if same_shape or n == 1:
+                    raise
+                kept = [np.shape(x) for x in row[1:n]]
+                raise ValueError(
+                    f"updates{_path(updates, i)} has shape {np.shape(row[0])}, which the optimizer state there "
+                    f"does not fit, of shapes {kept}; if that is of other params, start from tx.init(params): {e}"
+                ) from e
             results = results if slots else (results,)
             targets = (row[-1] if like else row[0], *row[1:n])
             results = [narrow(x, to) for x, to in zip(results, targets, strict=True)]

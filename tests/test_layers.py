@@ -23,6 +23,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "paths": 2,
     "slots": 2,
     "state": 2,
+    "state_check": 1,
     "schedules": 2,
     "train_step": 3,
     "transforms": 3,

@@ -11,6 +11,7 @@ from ..base import EmptyState, GradientTransformation, Transformation, _Pair, in
 from ..leaves import Tree, abs_sq, as_array, cast_like, is_nothing, map_leaves, paths, widen_tree, zeros_like
 from ..slots import Counter, Exact, Number
 from ..state import NamedTupleKey, get
+from ..state_check import wrong_state
 from ..transforms.chain import identity
 from ..transforms.guard import update_if
 from ..transforms.stateless import stateless
@@ -85,6 +86,8 @@ class process(GradientTransformation):
         return tuple(tx.init(params) for tx in (self.preprocessor, self.aggregator, self.postprocessor))
 
     def update(self, updates, state, params=None, **extra):
+        if not (isinstance(state, tuple) and len(state) == 3):
+            raise ValueError(wrong_state(type(self).__name__, "a tuple of 3 states", state))
         pre, agg, post = state
         like = updates if params is None else params
         updates, params = widen_tree(updates, "updates"), widen_tree(params, "params")

@@ -86,6 +86,12 @@ class scale_by_galore(GradientTransformation):
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
         old = treedef.flatten_up_to(state.projector)
         views = [None if is_nothing(g) else view for g, view in zip(leaves, self._views(updates), strict=True)]
+        for i, (g, x, view) in enumerate(zip(leaves, old, views, strict=True)):
+            if view is not None and jnp.shape(x) != (shape := view.projector_shape(self.rank)):
+                raise ValueError(
+                    f"updates{paths(updates, is_nothing)[i]} has shape {jnp.shape(g)} and a projector of {shape}, "
+                    f"but the optimizer state has one of {jnp.shape(x)} there"
+                )
         g = [x if view is None else view.matrix(widen(x)) for x, view in zip(leaves, views, strict=True)]
 
         def decompose():
@@ -141,6 +147,9 @@ class _View:
         if self.left:
             return rows[:, None] + of_rank, of_rank[:, None] + columns
         return columns[:, None] + of_rank, rows[:, None] + of_rank
+
+    def projector_shape(self, rank: int) -> tuple[int, int]:
+        return self.shape[0 if self.left else 1], min(rank, *self.shape)
 
     def matrix(self, g: jax.Array) -> jax.Array:
         g = whole(g)  # a decomposition needs it all

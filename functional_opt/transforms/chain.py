@@ -5,6 +5,7 @@ from typing import Any
 from .. import native
 from ..base import EmptyState, GradientTransformation, as_transformation, transformation
 from ..leaves import Tree, cast_like, widen_tree
+from ..state_check import wrong_state
 from ..value import Static, show
 
 
@@ -70,6 +71,9 @@ class chain(GradientTransformation):
     def as_kernel(self, state, params):
         return native.links_in_turn(self.transforms, state, params)
 
+    def _state_class(self):
+        return None  # a tuple, whose length `update` checks
+
     def __repr__(self):
         return f"chain({', '.join(map(show, self.transforms))})"
 
@@ -109,7 +113,7 @@ class named_chain(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         if not (isinstance(state, dict) and state.keys() == set(self.names)):
-            raise ValueError(_wrong_state("named_chain", f"a dict with the keys {self.names}", state))
+            raise ValueError(wrong_state("named_chain", f"a dict with the keys {self.names}", state))
 
         def pure(updates, state, params):
             states = tuple(state[name] for name in self.names)
@@ -121,6 +125,9 @@ class named_chain(GradientTransformation):
     def as_kernel(self, state, params):
         return native.links_in_turn(self.transforms, tuple(state[name] for name in self.names), params)
 
+    def _state_class(self):
+        return None  # a dict, whose keys `update` checks
+
     def __repr__(self):
         pairs = zip(self.names, self.transforms, strict=True)
         return f"named_chain({', '.join(f'({name!r}, {show(t)})' for name, t in pairs)})"
@@ -128,7 +135,7 @@ class named_chain(GradientTransformation):
 
 def _in_turn(transforms: tuple, updates: Tree, states: Any, params: Tree, extra: dict) -> tuple[Tree, tuple]:
     if not (isinstance(states, tuple) and len(states) == len(transforms)):
-        raise ValueError(_wrong_state("chain", f"a tuple of {len(transforms)} states", states))
+        raise ValueError(wrong_state("chain", f"a tuple of {len(transforms)} states", states))
     like = updates if params is None else params
     updates, params = widen_tree(updates, "updates"), widen_tree(params, "params")
     new_states = []
@@ -136,8 +143,3 @@ def _in_turn(transforms: tuple, updates: Tree, states: Any, params: Tree, extra:
         updates, state = t.update(updates, state, params, **extra)
         new_states.append(state)
     return cast_like(updates, like), tuple(new_states)
-
-
-def _wrong_state(who: str, expected: str, got: Any) -> str:
-    got = f"{type(got).__name__} of {len(got)}" if isinstance(got, tuple | dict) else type(got).__name__
-    return f"{who}.update: the state must be {expected}, as init makes it; got {got}"

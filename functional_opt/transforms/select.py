@@ -9,6 +9,7 @@ from ..base import EmptyState, GradientTransformation, Transformation, as_transf
 from ..leaves import Tree, map_leaves, paths
 from ..paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
 from ..slots import States
+from ..state_check import wrong_state
 from ..value import Static
 
 
@@ -99,6 +100,9 @@ class partition(GradientTransformation):
         return PartitionState(states)
 
     def update(self, updates, state, params=None, **extra):
+        if not (isinstance(state.inner_states, dict) and state.inner_states.keys() == self.transforms.keys()):
+            expected = f"a PartitionState with the labels {[*self.transforms]}"
+            raise ValueError(wrong_state("partition", expected, state.inner_states))
         labels = self._labels(updates if params is None else params)
         new_updates, states = updates, {}
         for label, tx in self.transforms.items():

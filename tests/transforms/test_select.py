@@ -166,5 +166,8 @@ def test_a_mask_by_path_inside_a_partition_may_name_leaves_of_other_groups():
 
 def test_the_state_of_another_optimizer_is_refused():
     params = {"w": jnp.ones(2)}
-    with pytest.raises(ValueError, match="the state has no step count"):
+    with pytest.raises(ValueError, match=r"scale_by_adam.update: .* must be a ScaleByAdamState\(count, mu, nu\)"):
         adam(0.1).update(params, sgd(0.1).init(params), params)
+    tx, other = (partition({label: sgd(0.1)}, label) for label in "ab")
+    with pytest.raises(ValueError, match=r"the state must be a PartitionState with the labels \['a'\], .* \['b'\]"):
+        tx.update(params, other.init(params), params)
