@@ -69,8 +69,12 @@ def reduced(jaxpr: Any, used: Sequence[bool], keep_arguments: bool) -> tuple[Any
 
 def is_alone(x: jax.Array) -> bool:
     """Returns whether an array is of one device: varies over no axis of a mesh, and is sharded over none."""
-    aval = jax.typeof(x)
-    return not getattr(aval, "vma", None) and aval.sharding.mesh.empty
+    try:
+        aval = jax.typeof(x)
+        return not getattr(aval, "vma", None) and aval.sharding.mesh.empty
+    except AttributeError as e:
+        turn_off(f"JAX {jax.__version__} has another interface for shardings: {e}")
+        return False
 
 
 def _with_arguments(closed: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from .switch import reason, turn_off, why_not
+from .switch import reason, trying, turn_off, why_not
 
 STEP, SUMS_OF_SQUARES = "functional_opt_step", "functional_opt_sums_of_squares"
 NEWTON_SCHULZ = "functional_opt_newton_schulz"
@@ -129,8 +129,9 @@ def _run_checks() -> None:
 
     def run():
         try:
-            for check in _checks:
-                check()
+            with trying():
+                for check in _checks:
+                    check()
         except BaseException as e:
             raised.append(e)
 

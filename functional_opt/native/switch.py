@@ -12,7 +12,12 @@ _lock = threading.Lock()
 
 
 def turn_off(reason: str, warn: bool = True) -> None:
-    """Leaves all work to XLA from now on. The first call warns of its reason; later ones change nothing."""
+    """Leaves all work to XLA from now on. The first call warns of its reason; later ones change nothing.
+
+    Raises RuntimeError with the reason instead inside `trying()`.
+    """
+    if getattr(_here, "trying", False):
+        raise RuntimeError(reason)
     with _lock:
         first = not _reason
         if first:
@@ -33,6 +38,16 @@ def why_not() -> str | None:
     if getattr(_here, "off", False):
         return "inside native.disabled()"
     return reason()
+
+
+@contextmanager
+def trying() -> Iterator[None]:
+    """Makes reasons to turn the kernels off errors on this thread, for the one who tries them to see."""
+    _here.trying = True
+    try:
+        yield
+    finally:
+        _here.trying = False
 
 
 @contextmanager

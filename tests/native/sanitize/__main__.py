@@ -28,7 +28,10 @@ def why_not(sanitizers: str, folder: Path) -> str | None:
         return "there is no C++ compiler"
     source = folder / "empty.cc"
     source.write_text("int main() {}\n")
-    for command in [cxx, f"-fsanitize={sanitizers}", str(source), "-o", str(folder / "empty")], [str(folder / "empty")]:
+    for command in (
+        [cxx, f"-fsanitize={sanitizers}", str(source), "-o", str(folder / "empty")],
+        [str(folder / "empty")],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return f"the runtime of -fsanitize={sanitizers} is missing: {done.stderr.strip()[-200:]}"

@@ -132,7 +132,8 @@ struct Case {
   // One argument is made to be of another size, block, dtype or number; false where this one has none to change.
   bool spoil(Random& random) {
     if (!leaves || !args.buffers[0].element_count()) return false;
-    switch (random.below(6)) {
+    const int64_t way = coded && random.one_in(2) ? 4 + random.below(2) : random.below(4);
+    switch (way) {
       case 0: code[0] = static_cast<int32_t>(OPS + random.below(3)); return true;
       case 1: kinds.push_back(FLOAT32); return true;
       case 2: args.buffers[leaves].shape[0] += 2; return true;
