@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,17 +88,16 @@ def structs(tree: Any) -> Any:
 
 def assert_same_types(actual: Any, expected: Any) -> None:
     """Same structure, shapes, dtypes and weak types, so that one can take the other's place in a scan."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        kinds = [(jnp.shape(z), jnp.result_type(z), getattr(z, "weak_type", False)) for z in (x, y)]
-        assert kinds[0] == kinds[1], f"{jax.tree_util.keystr(path)}: {kinds[0]}, expected {kinds[1]}"
+    chex.assert_trees_all_equal_shapes_and_dtypes(structs(actual), structs(expected))
+    weak = [jax.tree.map(lambda x: getattr(x, "weak_type", False), tree) for tree in (actual, expected)]
+    chex.assert_trees_all_equal(*weak)
 
 
 def assert_close(actual: Any, expected: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Same structure, and leaves that agree; equal ones by default."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(_numbers(x), _numbers(y), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+    numbers = [jax.tree.map(_numbers, tree) for tree in (actual, expected)]
+    chex.assert_trees_all_close(*numbers, rtol=rtol, atol=atol)
 
 
 def _numbers(x: Any) -> np.ndarray:
@@ -109,5 +109,4 @@ def _numbers(x: Any) -> np.ndarray:
 
 def assert_finite(tree: Any) -> None:
     """No leaf has an inf or NaN."""
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        assert np.all(np.isfinite(_numbers(x))), f"{jax.tree_util.keystr(path)}: {x}"
+    chex.assert_tree_all_finite(jax.tree.map(_numbers, tree))
