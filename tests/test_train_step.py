@@ -1,5 +1,6 @@
 """make_train_step: the numbers of a step by hand, one compile, buffers that are reused, micro-batches, meshes."""
 
+import contextlib
 import functools
 import re
 
@@ -53,12 +54,9 @@ STEP = fo.make_train_step(loss_fn)
 def test_the_numbers_of_a_step_by_hand(k):
     step = STEP if k == 1 else fo.make_train_step(loss_fn, accumulate=k)
     assert_close(run(step, CLIPPED), run(jax.jit(by_hand), CLIPPED), rtol=2e-5, atol=1e-6)
-    ours = run(step, optax.adamw(0.01))
-    assert_close(ours[0], run(jax.jit(functools.partial(foreign, optax.adamw(0.01))), fo.adamw(0.01))[0], rtol=1e-4)
-
-
-def foreign(tx, _, params, state, x, y):
-    return by_hand(tx, params, tuple(state), x, y) if False else by_hand(fo.adamw(0.01), params, state, x, y)
+    assert_close(
+        run(step, optax.adamw(0.01))[0], run(STEP, fo.adamw(0.01, weight_decay=1e-4))[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_compile_for_all_numbers():
@@ -86,7 +84,7 @@ def test_buffers_are_reused(tx, kernels):
     params = {f"w{i}": jnp.ones((64, 64)) for i in range(4)}
     state = tx.init(params)
     step = fo.make_train_step(lambda p, x: sum(jnp.mean((x @ w) ** 2) for w in p.values()))
-    with native.disabled() if not kernels else jax.numpy_dtype_promotion("standard"):
+    with contextlib.nullcontext() if kernels else native.disabled():
         compiled = step.lower(tx, params, state, jnp.ones((2, 64))).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory.alias_size_in_bytes == nbytes((params, state))
@@ -95,7 +93,7 @@ def test_buffers_are_reused(tx, kernels):
         assert memory.temp_size_in_bytes < 1.2 * nbytes(params)  # the gradients
         assert not re.search(r"= f32\[64,64\]\S* copy\(", text)
     else:
-        assert memory.temp_size_in_bytes < 1.9 * nbytes(params)
+        assert memory.temp_size_in_bytes < 2.1 * nbytes(params)  # XLA alone copies for lion and for clipping
 
 
 def test_donation():
@@ -131,30 +129,27 @@ def test_aux_is_stacked_by_micro_batch():
         np.testing.assert_array_equal(aux["largest"], cut.max((-1, -2)))
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_what_rules_need_of_the_loss(k):
-    """A line search, Polyak's step, a plateau, Sophia and SAM get the loss, its gradient, and both as functions."""
-    step = fo.make_train_step(loss_fn, accumulate=k)
-    sam = fo.sam(fo.sgd(0.1), fo.chain(fo.normalize(), fo.sgd(0.05)), opaque_mode=True)
-    rules = fo.lbfgs(), fo.polyak_sgd(), fo.chain(fo.sgd(0.1), fo.reduce_on_plateau()), fo.sophia(0.01), sam
-    for tx in rules:
-        _, _, losses = run(step, tx)
-        assert losses[-1] < losses[0], tx
-    params = make_params()
+SEARCH = fo.chain(fo.sgd(1.0), fo.scale_by_backtracking_linesearch(15))
+SAM = fo.sam(fo.sgd(0.1), fo.chain(fo.normalize(), fo.sgd(0.05)), opaque_mode=True)
+RULES = {"search": SEARCH, "polyak": fo.polyak_sgd(), "sophia": fo.sophia(0.01), "sam": SAM}
+
+
+@pytest.mark.parametrize("tx", RULES.values(), ids=RULES.keys())
+def test_what_rules_need_of_the_loss(tx):
+    """The loss of this batch, its gradient, and both as functions of the params, also over micro-batches."""
     f = functools.partial(loss_fn, x=X, y=Y)
-    tx = fo.lbfgs()
+    params = make_params()
     value, grad = jax.value_and_grad(f)(params)
-    updates, _ = tx.update(grad, tx.init(params), params, value=value, grad=grad, value_fn=f)
-    assert_close(run(step, tx, 1)[0], fo.apply_updates(params, updates), rtol=1e-4, atol=1e-6)
+    extra = dict(value=value, grad=grad, value_fn=f, obj_fn=f, grad_fn=lambda p, i: jax.grad(f)(p))
+    updates, _ = tx.update(grad, tx.init(params), params, **extra)
+    found, _, _ = run(fo.make_train_step(loss_fn, accumulate=2), tx, 1)
+    assert_close(found, fo.apply_updates(params, updates), rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_of_16_bits_are_averaged_in_float32():
     step = fo.make_train_step(lambda w, x: jnp.sum(w) * jnp.mean(x), accumulate=512)
     w = jnp.zeros(2, "bfloat16")
-    w, _, loss = step(fo.sgd(-1.0), w, fo.sgd(-1.0).init(w), jnp.ones((512, 1), "bfloat16")) if False else (
-        *step(fo.sgd(1.0), w, fo.sgd(1.0).init(w), jnp.ones((512, 1), "bfloat16"))[:2],
-        None,
-    )
+    w, _, _ = step(fo.sgd(1.0), w, fo.sgd(1.0).init(w), jnp.ones((512, 1), "bfloat16"))
     assert w.dtype == jnp.bfloat16 and w.tolist() == [-1, -1]
 
 
@@ -197,34 +192,46 @@ def test_in_a_scan():
     assert_close((params, state, list(losses)), run(STEP, tx), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("where", ["params replicated", "params sharded", "slots sharded"])
-def test_a_batch_on_a_mesh_stays_where_it_is(where, kind):
-    if (where, kind) == ("slots sharded", AxisType.Explicit):
-        pytest.skip("an explicit sharding of slots is that of their leaf")
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
-    put = lambda tree, *spec: jax.tree.map(  # noqa: E731
-        lambda x: jax.device_put(x, NamedSharding(mesh, P(*spec[: x.ndim]))), tree
-    )
+LAYOUTS = {  # of a and b, and of their slots
+    "params replicated": ((P(), P()), (P(), P())),
+    "params sharded": ((P(None, "d"), P("d")), (P(None, "d"), P("d"))),
+    "slots sharded": ((P(), P()), (P(None, "d"), P("d"))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_on_a_mesh_stay_where_they_are(layout):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    of_params, of_slots = ({"a": a, "b": b} for a, b in LAYOUTS[layout])
+    put = lambda tree, specs: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
     tx, step = fo.adamw(0.01), fo.make_train_step(loss_fn, accumulate=2)
-    params = {"a": make_params()["a"], "b": make_params()["b"]}
-    expected = by_hand(tx, params, tx.init(params), X, Y)
-    if kind is AxisType.Explicit and where == "params sharded":
-        pytest.skip("the loss would have to say how its products are sharded")
-    with jax.set_mesh(mesh):
-        params = put(params, *([None, "d"] if where == "params sharded" else []))
-        params = {**params, "b": put(make_params()["b"], *(["d"] if where == "params sharded" else []))}
-        state = tx.init(params)
-        if where == "slots sharded":
-            state = jax.tree.map(lambda x: put(x, *(["d"] if x.shape == (8, 3) else [None, "d"])), state)
-        before = jax.tree.map(lambda x: x.sharding.spec, (params, state))
-        batch = put((X, Y), "d")
-        compiled = step.lower(tx, params, state, *batch).compile()
-        assert "all-gather" not in COLLECTIVE.findall(compiled.as_text()) or where != "params replicated"
-        *trained, loss = step(tx, params, state, *batch)
-    assert jax.tree.map(lambda x: x.sharding.spec, tuple(trained)) == before
+    state = tx.init(make_params())
+    expected = by_hand(tx, make_params(), state, X, Y)
+    params = put(make_params(), of_params)
+    slots = state[0]._replace(
+        count=put(state[0].count, P()), mu=put(state[0].mu, of_slots), nu=put(state[0].nu, of_slots)
+    )
+    state = (slots, *state[1:])
+    before = jax.tree.map(lambda x: x.sharding, (params, state))
+    batch = put((X, Y), (P("d"), P("d")))
+    text = step.lower(tx, params, state, *batch).compile().as_text()
+    *trained, loss = step(tx, params, state, *batch)
+    assert jax.tree.map(lambda x: x.sharding, tuple(trained)) == before
     assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
     assert_close((*trained, loss), expected, rtol=1e-4, atol=1e-6)
+    if layout == "params replicated":
+        assert set(COLLECTIVE.findall(text)) == {"all-reduce"}
+
+
+def test_a_batch_with_explicit_sharding():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    tx = fo.adamw(0.01)
+    expected = by_hand(tx, make_params(), tx.init(make_params()), X, Y)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(make_params(), NamedSharding(mesh, P()))
+        batch = jax.device_put((X, Y), NamedSharding(mesh, P("d")))
+        out = fo.make_train_step(loss_fn, accumulate=2)(tx, params, tx.init(params), *batch)
+    assert_close(out, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +247,10 @@ def test_a_batch_on_a_mesh_stays_where_it_is(where, kind):
         (lambda: call(K3, X[:3], Y[:6]), "same number of rows, got .*3, 6.* and .*6, 3"),
         (lambda: call(K3, 1.0), "same number of rows, got none with rows"),
         (lambda: call(fo.make_train_step(lambda p: (p["a"].sum(), 1))), "got a tuple of 2; .* has_aux=True"),
-        (lambda: call(fo.make_train_step(lambda p: p["a"].sum(), True)), r"must return \(loss, aux\), as has_aux=True"),
+        (
+            lambda: call(fo.make_train_step(lambda p: p["a"].sum(), True)),
+            r"must return \(loss, aux\), as has_aux=True",
+        ),
         (lambda: call(fo.make_train_step(lambda p: None)), r"must return a scalar, got None"),
         (lambda: call(fo.make_train_step(lambda p: p["a"].sum() * 1j)), "real floating scalar, got dtype complex64"),
         (lambda: STEP(fo.adam(0.1), {"n": jnp.arange(2)}, (), X, Y), "params must have a floating or complex array"),
