@@ -70,6 +70,17 @@ def test_characters(examples, tmp_path, monkeypatch):
     assert (tmp_path / "characters.png").stat().st_size > 10_000
 
 
+def test_model_libraries(examples):
+    for library in ("sklearn", "flax", "equinox"):
+        pytest.importorskip(library)
+    import model_libraries
+
+    results = model_libraries.main(epochs=10)
+    assert len(results) == 2
+    for accuracy, losses in results.values():
+        assert accuracy > 0.9 and losses[-1] < 0.2 < 2 < losses[0], (accuracy, losses[0], losses[-1])
+
+
 def test_the_readme():
     """Its blocks run one after the other, as they stand."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
