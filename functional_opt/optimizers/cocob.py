@@ -13,7 +13,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import DType, Positive, Static, checked
-from .distance import dot
+from .distance import dot, over
 
 
 class COCOBState(NamedTuple):
@@ -69,7 +69,7 @@ class scale_by_cocob(GradientTransformation):
             total = total + size
             reward = jnp.maximum(reward - dot(w - w0, g), 0.0)
             theta = theta - g
-            bet = theta / (scale * jnp.maximum(total + scale, self.alpha * scale)) * (scale + reward)
+            bet = over(theta, scale) * over(scale + reward, jnp.maximum(total + scale, self.alpha * scale))
             return w0 - w + bet, theta, scale, total, reward
 
         _, *slots = state

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, narrow, zeros_like
+from ..leaves import abs_sq, map_leaves, narrow, safe_sqrt, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..slots import Counter, Number, Signed, Unsigned
@@ -77,14 +77,14 @@ class dadapt_adamw(GradientTransformation):
         (b1, b2), b3 = self.betas, self.betas[1] ** 0.5
         t, d = increment(state.count), state.estim_lr
         rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        gain = total(lambda g, s, v: dot(g, s / (jnp.sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq)
+        gain = total(lambda g, s, v: dot(g, s / (safe_sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq)
         r = b3 * state.numerator_weighted + (1 - b3) * rate * gain
 
         def leaf(g, m, v, s, w):
             m = b1 * m + (1 - b1) * rate * g
             v = b2 * v + (1 - b2) * abs_sq(g)
             s = b3 * s + (1 - b3) * rate * g
-            return -m / (jnp.sqrt(v) + self.eps) - rate * self.weight_decay * w, m, v, s
+            return -m / (safe_sqrt(v) + self.eps) - rate * self.weight_decay * w, m, v, s
 
         slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         updates, m, v, s = map_leaves(leaf, updates, *slots, read=(params,), params=params)

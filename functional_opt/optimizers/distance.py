@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..leaves import Tree, is_nothing, safe_sqrt, widen, zip_leaves
 from ..value import Convert, Range
+from .curvature import largest
 
 
 def _decays(name: str, x: Any) -> tuple:
@@ -31,6 +32,18 @@ def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
     return jnp.sum(jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums])) if sums else jnp.zeros([])
 
 
+def size_of(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
+    """A size S, the largest element of `tree` where there is an update, at least `least`; constant to the derivative.
+
+    Sums of |x / S|² do not overflow, and S does not spoil what is divided by S².
+
+    >>> size_of({"w": jnp.ones(2), "b": None}, {"w": jnp.array([-8.0, 3.0]), "b": jnp.array(9.0)}).item()
+    8.0
+    """
+    _, rows = zip_leaves((updates, tree), ("updates", "params"))
+    return jnp.maximum(largest([widen(x) for u, x in rows if not is_nothing(u)]), least)
+
+
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     """The real part of x̄·y, element by element: its sum is the inner product of x and y as real vectors."""
     return (x.conj() * y).real
@@ -42,6 +55,12 @@ def over_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
     return jnp.where(root > 0, x / jnp.where(root > 0, root, 1.0), 0.0)
 
 
-def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+def over(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y for y ≥ 0, and 0 where y = 0."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
+
+
+def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y of two sums, y ≥ 0, and 0 where y is 0 or has lost what was in it to underflow."""
+    least = jnp.finfo(y.dtype).tiny / jnp.finfo(y.dtype).eps
+    return over(x, jnp.where(y > least, y, 0.0))

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
 from ..slots import Counter, Number, Params, States
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
-from .distance import dot, total
+from .distance import dot, size_of, total
 
 
 class MechanicState(NamedTuple):
@@ -82,8 +82,17 @@ class mechanize(GradientTransformation):
         wide, wide_params = widen_tree(updates, "updates"), widen_tree(params, "params")
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 
-        decay = self.weight_decay * jnp.sum(state.s) * global_norm(updates) / (global_norm(params) + self.eps)
-        h = total(lambda g, delta, w: dot(delta, g + decay * w), updates, state.delta, params)
+        size, most = (
+            size_of(updates, updates),
+            float(jnp.finfo(state.s.dtype).max) ** 0.5 / 1000,
+        )  # sums of h² stay finite
+        norm = size * safe_sqrt(total(lambda g: abs_sq(g / size), updates))
+        decay = self.weight_decay * jnp.sum(state.s) * norm / (global_norm(params) + self.eps)
+
+        def gain(g, delta, w):
+            return jnp.clip(dot(delta, g + decay * w), -most, most)
+
+        h = jnp.clip(total(gain, updates, state.delta, params), -most, most)
         beta = 1 - 0.1 ** jnp.arange(1.0, self.num_betas + 1)
         r = beta * state.r - state.s * jnp.clip(h, -state.m, state.m)
         m = jnp.maximum(beta * state.m, jnp.abs(h) + self.eps)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, narrow, zeros_like
+from ..leaves import abs_sq, map_leaves, narrow, safe_sqrt, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..slots import Counter, Number, Signed, Unsigned
 from ..value import Decay, DType, NonNegative, Positive, Real, Static
-from .distance import dot, ratio, total
+from .distance import dot, ratio, size_of, total
 
 
 class MomoState(NamedTuple):
@@ -43,16 +43,27 @@ def needs_value(value: Any, who: GradientTransformation) -> jax.Array:
 
 
 def _step_size(
-    tx: Any, rate: Any, share: Any, height: jax.Array, slope: jax.Array, norm: jax.Array, lower_bound: jax.Array
+    tx: Any,
+    rate: Any,
+    share: Any,
+    height: jax.Array,
+    slope: jax.Array,
+    size: jax.Array,
+    square: jax.Array,
+    lower_bound: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """τ and the next lower bound: `height` is f̄ − γ, `slope` ⟨d, w⟩, `share` the weight that d's mean has so far."""
+    """τ and the next lower bound.
+
+    `height` is f̄ − γ, `slope` ⟨d, w⟩, `share` the weight that d's mean has so far, size² · `square` is ‖d‖².
+    """
     damp, low = 1 + rate * tx.weight_decay, lower_bound
     if tx.adapt_lower_bound:
         least = (damp * height + slope) / (damp * share)
         low = jnp.where(least < low, jnp.maximum(least / 2, tx.lower_bound), low)
-    tau = jnp.minimum(rate / share, ratio(jnp.maximum(damp * (height - share * low) + slope, 0.0), norm))
+    most = ratio(jnp.maximum(damp * (height - share * low) + slope, 0.0), square) / size / size
+    tau = jnp.minimum(rate / share, most)
     if tx.adapt_lower_bound:
-        low = jnp.maximum((height + slope - tau * norm / 2) / share, tx.lower_bound)
+        low = jnp.maximum((height + slope - tau * size * square * size / 2) / share, tx.lower_bound)
     return tau, narrow(low, lower_bound)
 
 
@@ -102,8 +113,9 @@ class momo(GradientTransformation):
         gamma = b * state.gamma + (1 - b) * total(dot, updates, params)
         updates, d = map_leaves(lambda g, d: (g, b * d + (1 - b) * g), updates, state.exp_avg)
         slope = total(lambda g, d, w: dot(d, w), updates, d, params)
-        norm = total(lambda g, d: abs_sq(d), updates, d)
-        tau, low = _step_size(self, rate, 1.0, f - gamma, slope, norm, state.lb)
+        size = size_of(updates, d)
+        square = total(lambda g, d: abs_sq(d / size), updates, d)
+        tau, low = _step_size(self, rate, 1.0, f - gamma, slope, size, square, state.lb)
         shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
 
         def leaf(g, d, w):
@@ -166,12 +178,13 @@ class momo_adam(GradientTransformation):
             return g, b1 * d + (1 - b1) * g, b2 * v + (1 - b2) * abs_sq(g)
 
         def by(v):
-            return jnp.sqrt(v / (1 - b2**t)) + self.eps
+            return safe_sqrt(v / (1 - b2**t)) + self.eps
 
         updates, d, v = map_leaves(moments, updates, state.exp_avg, state.exp_avg_sq)
         slope = total(lambda g, d, w: dot(d, w), updates, d, params)
-        norm = total(lambda g, d, v: abs_sq(d) / by(v), updates, d, v)
-        tau, low = _step_size(self, rate, 1 - b1**t, f - gamma, slope, norm, state.lb)
+        size = size_of(updates, d)
+        square = total(lambda g, d, v: abs_sq(d / size) / by(v), updates, d, v)
+        tau, low = _step_size(self, rate, 1 - b1**t, f - gamma, slope, size, square, state.lb)
         shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
 
         def leaf(g, d, v, w):

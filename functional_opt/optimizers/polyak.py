@@ -5,11 +5,12 @@ from typing import Literal
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import map_leaves, sums_of_squares, widen
+from ..leaves import abs_sq, map_leaves, widen
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Bound, NonNegative, Real, Static, checked
+from .distance import size_of, total
 
 Variant = Literal["sps", "sps+"]
 
@@ -49,10 +50,11 @@ class scale_by_polyak(GradientTransformation):
         gap = widen(jnp.asarray(value)) - self.f_min
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0.0)
-        size = jnp.sum(sums_of_squares(updates))
-        some = size > 0
-        step = jnp.minimum(gap / jnp.where(some, size + self.eps, 1.0), self.max_learning_rate)
-        step = jnp.where(some, step, 0.0)
+        size = size_of(updates, updates)
+        square = total(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
+        some = square > 0
+        step = gap / size / size / jnp.where(some, square + self.eps / size / size, 1.0)
+        step = jnp.where(some, jnp.minimum(step, self.max_learning_rate), 0.0)
         return map_leaves(lambda g: step * g, updates, params=params), state
 
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, map_leaves, narrow, zeros_like
+from ..leaves import abs_sq, copy_of, map_leaves, narrow, safe_sqrt, zeros_like
 from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..slots import Counter, Number, Params, Signed, Unsigned
 from ..value import Decay, DType, NonNegative, Positive, Static
-from .distance import Betas, dot, ratio, total
+from .distance import Betas, dot, over, ratio, total
 
 
 class ProdigyState(NamedTuple):
@@ -98,7 +98,7 @@ class prodigy(GradientTransformation):
         d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total(jnp.abs, s)))
 
         def leaf(g, m, v, w):
-            return -rate * (m / (jnp.sqrt(v) + d * self.eps) + self.weight_decay * w)
+            return -rate * (over(m, safe_sqrt(v) + d * self.eps) + self.weight_decay * w)
 
         updates = map_leaves(leaf, updates, read=(m, v, params), params=params)
         scalars = {"estim_lr": d, "numerator_weighted": r}
