@@ -63,7 +63,8 @@ Signed = Annotated[Tree, SIGNED]
 Unsigned = Annotated[Tree, UNSIGNED]
 Signed16 = Annotated[Tree, Slot("signed", bits=16)]
 Unsigned16 = Annotated[Tree, Slot("unsigned", bits=16)]
-"""For slots that codes would spoil: two whose difference is taken, and sums that the params are computed from."""
+Exact16 = Annotated[Tree, Slot("exact", bits=16)]
+"""For slots that codes would spoil: two whose difference is taken, sums that the params are computed from, bases."""
 Params = Annotated[Tree, Slot("params")]
 Exact = Annotated[Tree, Slot("exact")]
 Counter = Annotated[Any, Slot("counter")]
@@ -132,9 +133,9 @@ def map_slots(fn: Callable[[Place], Any], state: Any, named: Mapping[str, Slot] 
 
 
 def _map(fn: Callable[[Place], Any], node: Any, named: Mapping[str, Slot], path: tuple) -> Any:
-    below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    if jax.tree_util.treedef_is_leaf(treedef):
+    if jax.tree_util.all_leaves([node]):
         return fn(Place(path, None, node))
+    below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     slots, results = declared(type(node)) or named, []
     for keys, x in below:
         slot, there = slots.get(getattr(keys[0], "name", getattr(keys[0], "key", ""))), (*path, *keys)

@@ -36,7 +36,8 @@ class scale_by_cocob(GradientTransformation):
     Args:
         alpha: the first step is 1/alpha, > 0.
         eps: L at the start, > 0.
-        state_dtype: how the state is stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: how θ, L, G and R are stored; the params' dtype, float32 for 16-bit params, if None, which
+            w₀ always has.
 
     Raises ValueError without params.
 
@@ -53,7 +54,7 @@ class scale_by_cocob(GradientTransformation):
 
     def init(self, params):
         return COCOBState(
-            init_particles=copy_of(params, self.state_dtype),
+            init_particles=copy_of(params),
             cumulative_gradients=zeros_like(params, self.state_dtype),
             scale=full_like(params, self.eps, self.state_dtype, real=True),
             subgradients=zeros_like(params, self.state_dtype, real=True),

@@ -10,7 +10,7 @@ from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
-from ..slots import Counter, Exact, Signed
+from ..slots import Counter, Exact16, Signed16
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
@@ -27,8 +27,8 @@ class ScaleByDionState(NamedTuple):
     """`count`: steps done. `mu`: the momentum M, and in it what no update had. `q`: Q, (inputs, rank)."""
 
     count: Counter
-    mu: Signed
-    q: Exact
+    mu: Signed16
+    q: Exact16
 
 
 @transformation

@@ -12,7 +12,7 @@ from ..base import GradientTransformation, Transformation, increment, transforma
 from ..leaves import Tree, is_nothing, map_leaves, paths, whole, widen, zeros_like, zip_leaves
 from ..paths import Mask
 from ..schedules import Rate
-from ..slots import Counter, Exact, States
+from ..slots import Counter, Exact16, States
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
@@ -26,7 +26,7 @@ class GaLoreState(NamedTuple):
 
     count: Counter
     base_optimizer_state: States
-    projector: Exact
+    projector: Exact16
 
 
 @transformation

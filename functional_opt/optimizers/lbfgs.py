@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
 from ..leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
 from ..schedules import Rate
-from ..slots import Counter, Exact, Number, Params
+from ..slots import Counter, Exact, Exact16, Number, Params
 from ..transforms.chain import chain, identity
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.zoom import scale_by_zoom_linesearch
@@ -27,8 +27,8 @@ class ScaleByLBFGSState(NamedTuple):
     count: Counter
     params: Params
     updates: Exact
-    diff_params_memory: Exact
-    diff_updates_memory: Exact
+    diff_params_memory: Exact16
+    diff_updates_memory: Exact16
     weights_memory: Number
 
 
@@ -49,7 +49,8 @@ class scale_by_lbfgs(GradientTransformation):
         scale_init_precond: whether H starts as above; as I if not.
         negative_curvature: "skip" leaves out pairs with ⟨s, y⟩ < 0; with "keep" they count, and H may lead uphill,
             to a saddle point or a maximum, as Newton's method does.
-        state_dtype: how everything is stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: how the changes are stored; the params' dtype, float32 for 16-bit params, if None, which
+            the last w and g always have.
 
     Raises ValueError without params.
 
@@ -79,8 +80,9 @@ class scale_by_lbfgs(GradientTransformation):
             return jnp.broadcast_to(jnp.asarray(p), shape)
 
         memory = jax.tree.map(stacked, params)
-        w, g, s, y = (zeros_like(tree, self.state_dtype) for tree in (params, params, memory, memory))
-        return ScaleByLBFGSState(zero_count(), w, g, s, y, jnp.zeros(self.memory_size, self.state_dtype or float))
+        w, g = (zeros_like(params) for _ in range(2))
+        s, y = (zeros_like(memory, self.state_dtype) for _ in range(2))
+        return ScaleByLBFGSState(zero_count(), w, g, s, y, jnp.zeros(self.memory_size))
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)

@@ -44,7 +44,8 @@ class prodigy(GradientTransformation):
         estim_lr_coef: a factor of the estimate, > 0; change this one first.
         weight_decay: decoupled, ≥ 0.
         safeguard_warmup: whether s takes d for γ, so that a warm-up does not make the estimate too large.
-        state_dtype: how m, v, s and w₀ are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: how m, v and s are stored; the params' dtype, float32 for 16-bit params, if None, which
+            w₀ always has.
 
     Raises ValueError without params.
 
@@ -73,7 +74,7 @@ class prodigy(GradientTransformation):
             exp_avg=zeros_like(params, self.state_dtype),
             exp_avg_sq=zeros_like(params, self.state_dtype, real=True),
             grad_sum=zeros_like(params, self.state_dtype),
-            params0=copy_of(params, self.state_dtype),
+            params0=copy_of(params),
             estim_lr=jnp.asarray(self.estim_lr0, float),
             numerator_weighted=jnp.zeros([]),
             count=zero_count(),

@@ -132,8 +132,9 @@ def test_codes(make, bits, block_size):
         assert_close(ours[0], pure[0], 8)
         for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(pure[1]), strict=True):
             assert x.dtype == y.dtype
-            differ = np.asarray(x, "float32") != np.asarray(y, "float32")
-            assert differ.mean() < 1e-3 and differ.sum() <= 0.001 * x.size
+            x, y = (np.asarray(z, "float32") for z in (x, y))
+            differ = np.abs(x - y) > 2**-15 * np.abs(y)  # of a scale the last bit that is kept may be another
+            assert differ.sum() <= 0.001 * x.size
 
 
 @built
