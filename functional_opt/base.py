@@ -175,14 +175,15 @@ def needs_params(params: Tree, who: GradientTransformation) -> None:
 
 
 def increment(count: jax.Array) -> jax.Array:
-    """`count + 1`, staying at the largest int32.
+    """`count + 1`, staying at the largest number of its dtype.
 
     >>> int(increment(jnp.int32(2**31 - 1))) == 2**31 - 1
     True
     """
     if not hasattr(count, "dtype"):  # a tuple's method: the state is another one, without this field
         raise ValueError("the state has no step count: it is not the one that this transformation's init made")
-    return jnp.where(count < jnp.iinfo(count.dtype).max, count + 1, count)
+    count = count if isinstance(count, jax.Array) else jnp.asarray(count)
+    return jnp.where(count < count.dtype.type(jnp.iinfo(count.dtype).max), count + 1, count)
 
 
 def zero_count() -> jax.Array:

@@ -21,7 +21,7 @@ def safe_increment(count: Any) -> jax.Array:
         largest = jnp.finfo(count.dtype).max
     else:
         raise TypeError(f"count must be an integer or a float, got {count.dtype}")
-    return jnp.where(count < largest, count + jnp.ones_like(count), count)
+    return jnp.where(count < count.dtype.type(largest), count + jnp.ones_like(count), count)
 
 
 safe_int32_increment = safe_increment

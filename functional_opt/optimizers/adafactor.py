@@ -50,7 +50,7 @@ class scale_by_factored_rms(GradientTransformation):
     Args:
         factored: False gives no leaf factors.
         decay_rate: the exponent of d.
-        step_offset: steps that do not count in t, for tuning a trained model further.
+        step_offset: steps that do not count in t, which stays 1 for as many; for tuning a trained model further.
         min_dim_size_to_factor: a leaf has factors if two of its axes are as long as this.
         epsilon: ≥ 0.
         decay_rate_fn: d as another function of the step, from 0, and decay_rate.
@@ -96,7 +96,7 @@ class scale_by_factored_rms(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         if params is not None:
             zip_leaves((updates, params), ("updates", "params"))
-        d = self.decay_rate_fn(jnp.asarray(state.count) - self.step_offset, self.decay_rate)
+        d = self.decay_rate_fn(jnp.maximum(state.count - self.step_offset, 0), self.decay_rate)
 
         def leaf(g, r, c, v):
             squares, axes = abs_sq(g) + self.epsilon, self._axes(g.shape)
@@ -106,7 +106,8 @@ class scale_by_factored_rms(GradientTransformation):
             i, j = axes
             r = d * r + (1 - d) * jnp.mean(squares, j)
             c = d * c + (1 - d) * jnp.mean(squares, i)
-            of_row = jax.lax.rsqrt(r / jnp.mean(r, i - (i > j), keepdims=True))
+            mean = jnp.mean(r, i - (i > j), keepdims=True)
+            of_row = jnp.where(mean < jnp.inf, jax.lax.rsqrt(r / mean), 0.0)  # no step where |g|² overflowed
             return g * jnp.expand_dims(of_row, j) * jnp.expand_dims(jax.lax.rsqrt(c), i), r, c, v
 
         slots = (state.v_row, state.v_col, state.v)

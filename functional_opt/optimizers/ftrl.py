@@ -29,10 +29,12 @@ class ftrl(GradientTransformation):
 
     The updates are the new weights less the old, so this stands last in a chain, without
     `scale_by_learning_rate`. A weight whose gradients have all been 0 becomes 0 at the first step: what it
-    started with is not part of z.
+    started with is not part of z. A step with α = 0, as at the ends of many schedules, changes nothing but the count,
+    and one with a |g|² that float32 cannot hold nothing of that element. z is in units of 1/α: where α falls, the
+    weights fall with it.
 
     Args:
-        learning_rate: a number > 0, a schedule that stays > 0, or a function of the count.
+        learning_rate: a number > 0, a schedule, or a function of the count.
         learning_rate_power: ≤ 0; −1/2 is the paper's, 0 a constant rate.
         initial_accumulator_value: what n starts with, ≥ 0.
         l1, l2: strengths of the two penalties, ≥ 0. With a positive l1 weights come to rest at 0.
@@ -69,16 +71,20 @@ class ftrl(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        alpha = rate_at(self.learning_rate, state.count)
+        rate = rate_at(self.learning_rate, state.count)
+        moves = rate != 0
+        alpha = jnp.where(moves, rate, 1.0)
 
         def leaf(g, n, z, w):
-            before, n = n**-self.learning_rate_power, n + abs_sq(g)
-            after = n**-self.learning_rate_power
-            z = z + g + 2 * self.l2_shrinkage * w - (after - before) / alpha * w
+            n_new = n + abs_sq(g)
+            before, after = n**-self.learning_rate_power, n_new**-self.learning_rate_power
+            z_new = z + g + 2 * self.l2_shrinkage * w - (after - before) / alpha * w
             curvature = (after + self.beta) / alpha + 2 * self.l2
-            chosen = (jnp.abs(z) > self.l1) & (curvature > 0)
-            new = (self.l1 * jnp.sign(z) - z) / jnp.where(chosen, curvature, 1.0)
-            return jnp.where(chosen, new, 0.0) - w, n, z
+            chosen = (jnp.abs(z_new) > self.l1) & (curvature > 0)
+            new = (self.l1 * jnp.sign(z_new) - z_new) / jnp.where(chosen, curvature, 1.0)
+            step = moves & (n_new < jnp.inf)
+            u = jnp.where(step, jnp.where(chosen, new, 0.0) - w, 0.0)
+            return u, jnp.where(step, n_new, n), jnp.where(step, z_new, z)
 
         updates, *slots = map_leaves(leaf, updates, state.accumulator, state.linear, read=(params,), params=params)
         return updates, FtrlState(increment(state.count), *slots)

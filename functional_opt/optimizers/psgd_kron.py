@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from ..base import GradientTransformation, increment, transformation, zero_count
@@ -42,7 +43,8 @@ class scale_by_psgd_kron(GradientTransformation):
 
         Q_k ← Q_k − precond_lr · triu(A_k·A_kᴴ − B_k·B_kᴴ) · Q_k / ‖A_k·A_kᴴ + B_k·B_kᴴ‖.
 
-    That happens at a part of the steps, drawn at random. u is scaled down to a root mean square of max_update_rms.
+    That happens at a part of the steps, drawn at random, and not where what Q is fitted to is all 0. The product of
+    the factors' largest elements is held within 1e±18. u is scaled down to a root mean square of max_update_rms.
 
     Args:
         b1: decay of the mean, in [0, 1).
@@ -108,12 +110,17 @@ class scale_by_psgd_kron(GradientTransformation):
             factors = list(q[: len(shape)])
             seen = u if self.momentum_into_precond_update else whole(g).reshape(shape)
             probes = jax.random.rademacher(probe, shape, "float32")
-            factors = jax.lax.cond(due, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
+            fitting = due & jnp.any(seen != 0)  # zeros say nothing of the slope: Q would grow for ever
+            factors = jax.lax.cond(fitting, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
+            size = _nonzero(jnp.max(jnp.abs(u)))
+            u = u / size
             for k, factor in enumerate(factors):
                 u = _times(factor.conj() if factor.ndim == 1 else factor.conj().T, _times(factor, u, k), k)
             if self.max_update_rms is not None:
-                rms = safe_sqrt(jnp.mean(abs_sq(u)))
-                u = u * jnp.minimum(1, self.max_update_rms / jnp.maximum(rms, 1e-12))
+                most = _nonzero(jnp.max(jnp.abs(u)))
+                rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
+                size = jnp.minimum(size, self.max_update_rms / _nonzero(rms))
+            u = u * size
             return placed_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
 
         updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
@@ -135,7 +142,8 @@ def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
 
 def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
     """One step of all factors."""
-    a, b = g, probes.astype(g.dtype)
+    size = jnp.max(jnp.abs(g))
+    a, b = g / size, probes.astype(g.dtype)
     for k, factor in enumerate(q):
         a = _times(factor, a, k)
         if factor.ndim == 1:
@@ -144,6 +152,8 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
             rows = jnp.moveaxis(b, k, 0)
             solved = solve_triangular(factor, rows.reshape(len(rows), -1), trans="C")
             b = jnp.moveaxis(solved.reshape(rows.shape), 0, k)
+    of_a, of_b = (_nonzero(jnp.max(jnp.abs(x))) for x in (a, b))  # squares may overflow, and only the ratio matters
+    a, b = a / of_a * jnp.minimum(1, of_a / of_b * size), b / of_b * jnp.minimum(1, of_b / of_a / size)
     new = []
     for k, factor in enumerate(q):
         if factor.ndim == 1:
@@ -153,8 +163,14 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
             aa, bb = gram(a, k), gram(b, k)
             new.append(factor - rate * jnp.triu(aa - bb) / _largest(aa + bb) @ factor)
     sizes = [jnp.max(jnp.abs(factor)) for factor in new]
-    mean = jnp.exp(sum(jnp.log(size) for size in sizes) / len(sizes))
+    most = np.log(1e18)
+    mean = jnp.exp(jnp.clip(sum(jnp.log(size) for size in sizes), -most, most) / len(sizes))
     return [(factor * (mean / size)).astype(old.dtype) for factor, size, old in zip(new, sizes, q, strict=True)]
+
+
+def _nonzero(x: jax.Array) -> jax.Array:
+    """A number ≥ 0 to divide by, 1 in place of 0."""
+    return jnp.where(x == 0, 1.0, x)
 
 
 def _largest(a: jax.Array) -> jax.Array:

@@ -44,13 +44,14 @@ class ScheduleFreeState(NamedTuple):
 class schedule_free(GradientTransformation):
     """Moves z by an optimizer and averages it: x ← (1 − c)·x + c·z; the params are y = b1·x + (1 − b1)·z.
 
-    c = a / Σa, the sum over all steps, with a = (largest learning rate so far)^weight_lr_power. Gradients are
-    taken at the params y; what is to be evaluated is x: see `schedule_free_eval_params`.
+    c = a / Σa, the sum over all steps, with a = (largest learning rate so far)^weight_lr_power; the rate of the step
+    that moved z is one of these, and c is 0 as long as all were 0. Gradients are taken at the params y; evaluate x,
+    which `schedule_free_eval_params` gives.
 
     Args:
         base_optimizer: a gradient transformation, without momentum of its own.
         learning_rate: its learning rate, which weighs the average: a number ≥ 0, a schedule, or a function of
-            the count, here from 1.
+            the count, from 0 as for any optimizer.
         b1: how much of x there is in the params, in (0, 1].
         weight_lr_power: ≥ 0; 0 weighs all steps alike.
         state_dtype: how z is stored; the params' dtype, float32 for 16-bit params, if None.
@@ -68,8 +69,9 @@ class schedule_free(GradientTransformation):
     >>> w.item(), state.z.item(), schedule_free_eval_params(state, w).item()
     (-0.75, -1.0, -0.5)
 
-    Differs from Optax: sums are kept in float32 whatever the params' dtype. z starts as a copy of the params;
-    as zeros where these are only shapes.
+    Differs from Optax, which weighs a step by the learning rate of the step after it: here, as in the authors' code
+    (facebookresearch/schedule_free), by its own. Sums are kept in float32 whatever the params' dtype. z starts as a
+    copy of the params; as zeros where these are only shapes.
     """
 
     base_optimizer: Transformation
@@ -91,7 +93,7 @@ class schedule_free(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         b1 = self.b1
-        max_lr = jnp.maximum(state.max_lr, rate_at(self.learning_rate, state.step_count))
+        max_lr = jnp.maximum(state.max_lr, rate_at(self.learning_rate, state.step_count - 1))
         weight = max_lr**self.weight_lr_power
         total = state.weight_sum + weight
         c = weight / jnp.where(total == 0, 1.0, total)

@@ -12,7 +12,7 @@ from ..schedules import Rate
 from ..slots import Counter, Exact, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import absent, along, gram, slots_by_axis, sum_of_slices
+from ..transforms.kronecker import absent, along, gram, slots_by_axis, sum_of_slices, unless_overflown
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.moments import trace
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
@@ -118,7 +118,8 @@ class scale_by_shampoo(GradientTransformation):
             u = blocks = _into_blocks(whole(g), self.block_size)
             for k in range(g.ndim):
                 old = matrices[k] if beta is None else beta * matrices[k]
-                matrices[k] = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
+                sums = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
+                matrices[k] = unless_overflown(sums, matrices[k])
                 roots[k] = jax.lax.cond(
                     anew,
                     lambda a, _, p=2 * g.ndim: _inverse_root(a / correction, p, self.eps).astype(a.dtype),

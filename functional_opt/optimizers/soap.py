@@ -12,7 +12,7 @@ from ..schedules import Rate
 from ..slots import Counter, Exact, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
+from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices, unless_overflown
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
 
@@ -101,7 +101,7 @@ class scale_by_soap(GradientTransformation):
             u: Any = m / (1 - self.b1**t) / (jnp.sqrt(v / (1 - self.b2**t)) + self.eps)
             for k in axes:
                 u = along(q[k], u, k)
-                gg[k] = (beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype)
+                gg[k] = unless_overflown((beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype), gg[k])
             u = jnp.where(first, jnp.zeros_like(u), u)
             m, v = (jnp.where(first, old, x.astype(old.dtype)) for x, old in ((m, m0), (v, v0)))
             if axes:

@@ -89,7 +89,8 @@ class scale_by_sophia(GradientTransformation):
             return u, m, h
 
         def estimate():
-            wide = widen_tree(updates, "updates"), state.hessian_fn_state, widen_tree(params, "params")
+            grads = jax.tree.map(lambda g: None if is_nothing(g) else g, updates)
+            wide = widen_tree(grads, "updates"), state.hessian_fn_state, widen_tree(params, "params")
             h, inner = self.hessian_diagonal_fn.update(*wide, **extra)
             nu = map_leaves(lambda e, h: (e, self.b2 * h + (1 - self.b2) * e.real), h, state.nu)[1]
             return nu, cast_like(inner, state.hessian_fn_state)

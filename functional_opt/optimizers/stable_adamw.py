@@ -70,7 +70,7 @@ class scale_by_stable_adamw(GradientTransformation):
         def leaf(g, m, v, w):
             m = (1 - new1) * m + new1 * g
             v = (1 - new2) * v + new2 * abs_sq(g)
-            rms = safe_sqrt(jnp.mean(abs_sq(g) / jnp.maximum(v, self.eps**2)))
+            rms = safe_sqrt(jnp.mean(abs_sq(g / jnp.maximum(jnp.sqrt(v), self.eps))))
             return (m / (jnp.sqrt(v) + self.eps) + rate * w) / jnp.maximum(1.0, rms), m, v
 
         read = (self._decaying(updates, params),)

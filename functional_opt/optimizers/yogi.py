@@ -53,7 +53,9 @@ class scale_by_yogi(GradientTransformation):
 
         def leaf(g, m, v):
             m = b1 * m + (1 - b1) * g
-            v = v - (1 - b2) * jnp.sign(v - abs_sq(g)) * abs_sq(g)
+            squares = abs_sq(g)
+            up = jnp.where(squares < v, -squares, squares)
+            v = v + (1 - b2) * jnp.where(squares == v, 0.0, up)  # also where both have overflowed
             return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t) + self.eps_root) + self.eps), m, v
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)

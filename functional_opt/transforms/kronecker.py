@@ -58,6 +58,17 @@ def gram(x: jax.Array, k: int) -> jax.Array:
     return jnp.tensordot(x, x.conj(), (others, others))
 
 
+def unless_overflown(new: jax.Array, old: jax.Array) -> jax.Array:
+    """New matrices, (..., n, n), but the old one for each of which some element is not finite.
+
+    A gradient so large that its products overflow says nothing of directions, and must not stay for ever.
+
+    >>> unless_overflown(jnp.full((1, 1), jnp.inf), jnp.ones((1, 1))).tolist()
+    [[1.0]]
+    """
+    return jnp.where(jnp.all(jnp.isfinite(new), (-2, -1), keepdims=True), new, old)
+
+
 def along(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
     """The matrix `a` times every vector of `x` along axis k.
 

@@ -4,6 +4,7 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..base import (
     GradientTransformation,
@@ -28,8 +29,16 @@ class LookaheadParams(NamedTuple):
 
     @classmethod
     def init_synced(cls, params: Tree) -> Self:
-        """Both of them `params`."""
-        return cls(params, params)
+        """Both of them `params`, each in buffers of its own, so that a jitted step may be given them to reuse.
+
+        >>> LookaheadParams.init_synced({"w": jnp.ones([])})
+        LookaheadParams(fast={'w': Array(1., dtype=float32)}, slow={'w': Array(1., dtype=float32)})
+        """
+
+        def copy(x):
+            return x.copy() if isinstance(x, jax.Array | np.ndarray) else x
+
+        return cls(jax.tree.map(copy, params), jax.tree.map(copy, params))
 
     def eval_params(self, params: Tree) -> Tree:
         """The slow params. See `functional_opt.eval_params`."""

@@ -108,7 +108,7 @@ OPTIMIZERS = [
     case("muon-rms", fo.muon, optax.contrib.muon, leaf.muon, "consistent_rms", learning_rate=0.1, consistent_rms=0.2),
     case("schedule_free_sgd", fo.schedule_free_sgd, SF_SGD, leaf.schedule_free_sgd, "b1", learning_rate=0.2),
     case("schedule_free_adamw", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, learning_rate=0.1),
-    case("schedule_free_adamw-warm", fo.schedule_free_adamw, SF_ADAMW, leaf.schedule_free_adamw, SF, **WARM),
+    case("schedule_free_adamw-warm", fo.schedule_free_adamw, None, leaf.schedule_free_adamw, SF, **WARM),
     *compose.OPTIMIZERS,
     *classic.OPTIMIZERS,
     *data.OPTIMIZERS,

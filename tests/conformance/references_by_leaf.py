@@ -84,14 +84,14 @@ def schedule_free_sgd(w, grads, learning_rate, b1=0.9, weight_decay=0.0, weight_
 
 
 def schedule_free_adamw(w, grads, learning_rate, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0) -> Run:
-    """Defazio et al. 2024, algorithm 1, v corrected and the rate of the weights one step ahead."""
+    """Defazio et al. 2024, algorithm 1, v corrected; as in the authors' code c is 0 until a rate is not."""
     x, z, v, total, largest = w, w, np.zeros_like(w), 0.0, 0.0
     for t, g in enumerate(grads, 1):
-        rate, ahead = (learning_rate * min(1.0, s / warmup_steps if warmup_steps else 1.0) for s in (t - 1, t))
+        rate = learning_rate * min(1.0, (t - 1) / warmup_steps if warmup_steps else 1.0)
         v = b2 * v + (1 - b2) * g**2
         z = z - rate * (g / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * w)
-        largest = max(largest, ahead)
+        largest = max(largest, rate)
         total += largest**2
-        x = x + largest**2 / total * (z - x)
+        x = x + (largest**2 / total if total else 0.0) * (z - x)
         w = (1 - b1) * z + b1 * x
         yield w

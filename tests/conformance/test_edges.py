@@ -1,15 +1,19 @@
-"""Degenerate input, for every transformation: wrong states, zero, huge and tiny gradients, rates of 0, empty leaves."""
+"""Degenerate input, for every transformation: wrong states, zero, huge and tiny gradients, rates of 0, no elements."""
 
+import inspect
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import functional_opt as fo
+from functional_opt.value import value
 
 from ..helpers import assert_same_types, at, make_grads, make_params
-from .cases import each_plain_case
+from .cases import OPTIMIZERS, PLAIN, each_plain_case
 
 OTHERS = fo.chain(fo.scale_by_amsgrad(), fo.scale_by_schedule(lambda count: 0.1), fo.trace(0.9), fo.scale(0.1))
 OTHER_PARAMS = {"dense": {"bias": jnp.ones(5), "kernel": jnp.ones((4, 3))}, "scale": jnp.ones(())}
@@ -40,3 +44,68 @@ def test_the_state_of_other_params_is_refused_by_path(case):
         assert re.search(path, str(e))
     else:
         assert_same_types(after, own)  # what was of another shape is not read
+
+
+@value
+class table(fo.schedules.Schedule):
+    """A schedule that is a leaf: its values in turn, the last for ever."""
+
+    values: Any
+
+    def __call__(self, count):
+        return self.values[jnp.minimum(count, len(self.values) - 1)]
+
+
+N = 8
+ONES = np.ones(N, np.float32)
+GRADIENTS = {  # sizes in turn, over and over
+    "zero": (1500, 0 * ONES),
+    "late": (N, np.float32([0, 0, 1, 1, 0, 1, 0, 1])),
+    "huge": (N, np.float32([1e30, -1e30, 1e30, 0, 1e30, 1, -1e30, 1e30])),
+    "tiny": (N, np.float32([1e-40, -1e-38, 1e-30, 1e-40, 0, 1e-20, -1e-40, 1e-40])),
+    "mixed": (N, np.float32([1, 1e30, 1, 1e-40, -1, 1e30, 0, 1])),
+}
+RATES = {
+    "rate 0": 0 * ONES,
+    "warm-up": np.float32([0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+    "to 0": np.float32([1, 0.75, 0.5, 0.25, 0.1, 0, 0, 0]),
+}
+PATTERN = {"w": jnp.float32([[1, -2], [0, 0.5], [3, 1]]), "b": jnp.float32([-1, 0]), "none": jnp.zeros((0, 3))}
+START = {"w": jnp.float32([[1, 2], [-1, 0.5], [3, 1]]), "b": jnp.float32([2, -1]), "none": jnp.zeros((0, 3))}
+RULES = [case for case in OPTIMIZERS if case in PLAIN]
+
+
+@jax.jit
+def steps(tx, n, sizes, start):
+    """Params after n steps, whether all were finite, and the largest that an update has been."""
+    extra = {"n": np.zeros((), jax.dtypes.float0)}  # the gradient of a whole number
+
+    def step(t, carry):
+        params, state, finite = carry
+        # as if from elsewhere: XLA would take (size·0)² for size²·0
+        grads = jax.lax.optimization_barrier(jax.tree.map(lambda x: sizes[t % N] * x, PATTERN))
+        updates, state = tx.update(grads | extra, state, params)
+        finite &= fo.leaves.all_finite((updates, fo.apply_updates(params, updates)))
+        return fo.apply_updates(params, updates), state, finite
+
+    start = start | {"n": jnp.int32(3)}
+    params, _, finite = jax.lax.fori_loop(0, n, step, (start, tx.init(start), jnp.array(True)))
+    return params, finite
+
+
+@pytest.mark.parametrize("case", RULES, ids=repr)
+def test_degenerate_numbers(case):
+    """Zero gradients for long, then others; such as float32 cannot square; rates of 0; leaves without elements."""
+    scheduled = "learning_rate" in inspect.signature(case.make).parameters
+    rate = case.numbers.get("learning_rate") or 0.1
+
+    def run(values, n, sizes):
+        try:
+            tx = case.tx(learning_rate=table(rate * values)) if scheduled else case.tx()
+        except TypeError:
+            tx = case.tx()
+        return steps(tx, n, sizes, START)
+
+    bad = [name for name, (n, sizes) in GRADIENTS.items() if not run(ONES, n, sizes)[1]]
+    bad += [name for name, rates in RATES.items() if scheduled and not run(rates, 20, GRADIENTS["late"][1])[1]]
+    assert not bad

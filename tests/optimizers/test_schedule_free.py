@@ -79,3 +79,26 @@ def test_z_is_a_copy():
 def test_b1_is_a_share_of_the_mean(b1):
     with pytest.raises(ValueError, match=r"b1 must be in \(0, 1\]"):
         fo.schedule_free_adamw(b1=b1)
+
+
+@pytest.mark.parametrize("rates", [[0.25, 0.5, 0.75, 1.0, 1.0], [1.0, 0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 1.0, 0.5, 0.0]])
+def test_a_step_weighs_by_the_rate_that_moved_it(rates):
+    """facebookresearch/schedule_free, in numbers: gradients of 1, b1 = 0.9, weights of rates squared."""
+
+    def schedule(count):
+        return jnp.array(rates)[count]
+
+    tx, w = fo.schedule_free(fo.sgd(schedule), schedule, b1=0.9), jnp.array(1.0)
+    state = tx.init(w)
+    x = z = 1.0
+    largest = total = 0.0
+    for rate in rates:
+        updates, state = tx.update(jnp.array(1.0), state, w)
+        w = fo.apply_updates(w, updates)
+        largest = max(largest, rate)
+        total += largest**2
+        z -= rate
+        c = largest**2 / total if total else 0.0
+        x = (1 - c) * x + c * z
+        assert_close([fo.schedule_free_eval_params(state, w), w], [x, 0.9 * x + 0.1 * z], rtol=1e-5)
+    assert float(state.max_lr) == max(rates)
