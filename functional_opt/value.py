@@ -157,11 +157,20 @@ def value(cls: type[T]) -> type[T]:
         return x
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    _values.add(cls)
     for method in (_repr, _eq, _hash):
         name = f"_{method.__name__}__"
         if name not in vars(cls):
             setattr(cls, name, method)
     return cls
+
+
+_values: set[type] = set()
+
+
+def is_value(x: Any) -> bool:
+    """Whether x is of a class that `value` decorates."""
+    return type(x) in _values
 
 
 class Partial(functools.partial):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import Tree, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_params, widen_tree, zeros_like
+from ..trees import matching
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
 from .distance import dot, total
 
@@ -79,7 +80,8 @@ class mechanize(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        wide, wide_params = widen_tree(updates, "updates"), widen_tree(params, "params")
+        params = matching(params, state.x0)
+        wide, wide_params = widen_tree(updates, "updates"), widen_params(params)
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 
         decay = self.weight_decay * jnp.sum(state.s) * global_norm(updates) / (global_norm(params) + self.eps)

@@ -12,6 +12,7 @@ from ..schedules import Rate
 from ..schedules.base import rate_at
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
+from ..trees import visible
 from ..value import Decay, DType, Positive, Static, checked
 
 
@@ -83,6 +84,7 @@ class scale_by_stable_adamw(GradientTransformation):
         needs_params(params, self)
         if self.mask is None:
             return params
+        params = visible(params, updates)
         return merge(resolve_mask(self.mask, params), params, jax.tree.map(jnp.zeros_like, params))
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import map_leaves, widen_tree
+from ..leaves import map_leaves, widen_params
+from ..trees import differentiable
 
 
 class HutchinsonState(NamedTuple):
@@ -50,12 +51,12 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
                 "with f(params) a scalar"
             )
         key, now = jax.random.split(state.key)
-        at = widen_tree(params, "params")
-        leaves, treedef = jax.tree.flatten(at)
-        keys = jax.random.split(now, max(len(leaves), 1))
-        z = treedef.unflatten([_signs(k, p) for k, p in zip(keys, leaves, strict=False)])
-        _, hz = jax.jvp(jax.grad(obj_fn), (at,), (z,))
-        estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=(z, hz), params=params)
+        at, among_params, alone = differentiable(widen_params(params), updates)
+        keys = jax.random.split(now, max(len(at), 1))
+        z = [_signs(k, p) for k, p in zip(keys, at, strict=False)]
+        _, hz = jax.jvp(jax.grad(lambda some: obj_fn(among_params(some))), (at,), (z,))
+        read = alone(z), alone(hz)
+        estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=read, params=params)
         return estimate, HutchinsonState(key)
 
 

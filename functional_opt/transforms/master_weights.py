@@ -9,6 +9,7 @@ from jax import lax
 from ..base import GradientTransformation, Transformation, needs_params, transformation
 from ..leaves import Tree, copy_of, is_nothing, narrow, widen_tree
 from ..paths import MaskedNode
+from ..trees import visible
 from ..value import Static
 from .kahan import is_short, step_to, stepped
 
@@ -67,6 +68,7 @@ class master_weights(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
+        params = visible(params, updates)
         whole = jax.tree.map(lambda p, m: self._whole(p, m), params, state.master)
         moves, inner_state = self.inner.update(widen_tree(updates, "updates"), state.inner_state, whole, **extra)
 

@@ -1,13 +1,15 @@
 """masked, partition, freeze, selective_transform: a transformation for some of the leaves."""
 
+import copy
 from dataclasses import field
 from typing import Any, NamedTuple
 
 import jax
 
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
-from ..leaves import Tree, map_leaves, paths
+from ..leaves import Tree, is_nothing, map_leaves, paths
 from ..paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
+from ..trees import visible
 from ..value import Static
 
 
@@ -46,6 +48,7 @@ class masked(GradientTransformation):
         return MaskedState(self.inner.init(keep(resolve_mask(self.mask, params), params, MaskedNode())))
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         chosen = resolve_mask(self.mask, updates if params is None else params)
         extra = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
         return _on_some(self.inner, chosen, updates, updates, state, params, extra)
@@ -92,21 +95,34 @@ class partition(GradientTransformation):
             return PartitionState({label: MaskedState(tx.init(params)) for label, tx in self.transforms.items()})
         labels = self._labels(params)
         states = {}
-        for label, tx in self.transforms.items():
+        for label, tx in self.told(params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             states[label] = MaskedState(tx.init(keep(chosen, params, MaskedNode())))
         return PartitionState(states)
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         labels = self._labels(updates if params is None else params)
         new_updates, states = updates, {}
-        for label, tx in self.transforms.items():
+        for label, tx in self.told(updates if params is None else params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             more = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
             new_updates, states[label] = _on_some(
                 tx, chosen, updates, new_updates, state.inner_states[label], params, more
             )
         return new_updates, PartitionState(states)
+
+    def told(self, params: Tree) -> "partition":
+        """With what the labels have to say to the transformations: `muon_labels` knows which axes are a matrix's."""
+        within = getattr(self.param_labels, "within", None)
+        if within is None:
+            return self
+        transforms = {label: within(tx, params) for label, tx in self.transforms.items()}
+        if all(tx is self.transforms[label] for label, tx in transforms.items()):
+            return self
+        new = copy.copy(self)
+        object.__setattr__(new, "transforms", transforms)
+        return new
 
     def _labels(self, params: Tree) -> Tree:
         labels = resolve_labels(self.param_labels, params)
@@ -127,7 +143,8 @@ def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
     """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
-    inner_updates = keep(chosen, updates, MaskedNode())
+    # None stays None: whether init saw a leaf there or not, the state fits
+    inner_updates = jax.tree.map(lambda own, u: u if own or is_nothing(u) else MaskedNode(), chosen, updates)
     inner_params = None if params is None else keep(chosen, params, MaskedNode())
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
     return merge(chosen, new, rest), MaskedState(inner_state)
@@ -188,6 +205,7 @@ class selective_transform(GradientTransformation):
         return self._by_label(params).init(params)
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         return self._by_label(updates if params is None else params).update(updates, state, params, **extra)
 
     def _by_label(self, tree: Tree) -> partition:
