@@ -213,7 +213,10 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
                 f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
-        raise ValueError(f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none") from e
+        hint = ". A dict is path rules if a key has a '*'; else write PathRules({...})" if "/" in str(strange) else ""
+        raise ValueError(
+            f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
+        ) from e
     return treedef.unflatten(selection.leaves)
 
 

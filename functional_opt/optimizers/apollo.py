@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, paths, safe_sqrt, whole, zeros_like
+from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, safe_sqrt, whole, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, as_key
+from ..trees import names
 from ..value import Decay, DType, NonNegative, Positive, PositiveInt, Real, Static, checked
 
 
@@ -42,7 +43,7 @@ class scale_by_apollo(GradientTransformation):
     for their start. Leaves that are no matrices get Adam's direction, c · m / (√v + eps).
 
     P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, path
-    its `jax.tree_util.keystr`. The next one comes after update_proj_gap steps.
+    as `['dense']['kernel']`. The next one comes after update_proj_gap steps.
 
     Args:
         rank: rows of P, ≥ 1; at most the shorter side. The state takes rank × the longer side twice.
@@ -146,9 +147,17 @@ def _norms(x: jax.Array, axis: Any) -> jax.Array:
 
 
 def _names(tree: Tree) -> Tree:
-    """A number for each leaf, by its path, so that other leaves do not change its projection."""
+    """A number for each leaf, by its path, so that other leaves do not change its projection.
+
+    The path is written as `jax.tree_util.keystr` does that of dicts and lists, so that a model's containers and boxes
+    do not change it either.
+    """
+
+    def written(path: str) -> str:
+        return "".join(f"[{part}]" if part.isdigit() else f"[{part!r}]" for part in path.split("/") if part)
+
     _, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
-    return treedef.unflatten([np.uint32(zlib.crc32(path.encode())) for path in paths(tree, is_nothing)])
+    return treedef.unflatten([np.uint32(zlib.crc32(written(path).encode())) for path in names(tree, is_nothing)])
 
 
 @checked

@@ -117,9 +117,9 @@ class muon_labels:
     """Labels for `partition`: "muon" for the hidden matrices, "adam" for the others: embeddings, heads and vectors.
 
     Matrices are leaves with two axes and, known by their paths and their neighbours, the kernels of attentions with
-    an axis of heads, (inputs, heads, head size) and (heads, head size, outputs), and stacks of layers that are scanned
-    over, whose biases and norms have one more axis, too. A leaf of more axes that cannot be read goes to Adam, and
-    `describe` warns of it. Biases and the weights of norms are vectors, whatever their axes.
+    an axis of heads, (inputs, heads, head size) and (heads, head size, outputs), and stacks of layers that are
+    scanned over, whose biases and norms have one more axis, too. A leaf of more axes that cannot be read goes to
+    Adam, and `describe` warns of it. Biases and the weights of norms are vectors, whatever their axes.
 
     `partition` gives the axes of the matrices to the transformations within it that take `weight_dimension_numbers`
     and have none: `scale_by_muon`, `scale_by_normuon`, `scale_by_dion`, `scale_by_shape`, `orthogonalize`.

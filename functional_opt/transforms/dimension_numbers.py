@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..leaves import Tree, is_nothing, paths
-from ..paths import Frozen, MaskedNode, PathRules, are_rules
+from ..paths import Frozen, MaskedNode, PathRules, are_rules, resolve_values
 from ..trees import is_function
 from ..value import Convert
 from .routing import Place, places
@@ -68,9 +68,9 @@ def axes_of(axis: Any) -> tuple[int, ...]:
 
 MuonNumbers = Annotated[Any, Convert(_frozen(MuonDimensionNumbers))]
 GaLoreNumbers = Annotated[Any, Convert(_frozen(GaLoreDimensionNumbers))]
-"""Dimension numbers for all leaves, a tree of them (or a prefix of one), a function from params to one, or path rules.
+"""Dimension numbers for all leaves, a tree of them (or a prefix of one), a function to one, or path rules.
 
-No rule for a leaf is None, as in `{"*/kernel": MuonDimensionNumbers()}`.
+A leaf without a rule has None, as the biases with `{"*/kernel": MuonDimensionNumbers()}`.
 """
 
 
@@ -97,6 +97,7 @@ def given_specs(numbers: Any, tree: Tree) -> list[Any]:
     if numbers is None or _is_spec(numbers.thaw()):
         spec = None if numbers is None else numbers.thaw()
         return [None if place.kind == "vector" else spec for place in places(tree)]
+    resolve_values("weight_dimension_numbers", numbers, tree)  # refuses in words a tree of another structure
     parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
     return [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
 

@@ -43,7 +43,8 @@ def _shapes(name: str, x: Any) -> Any:
     if isinstance(x, Frozen):
         return x
     leaves, treedef = jax.tree.flatten(x, is_leaf=_is_shape)
-    return Frozen(tuple(_shape(name, leaf) for leaf in leaves), treedef)
+    shapes = (None if callable(leaf) or isinstance(leaf, str) else _shape(name, leaf) for leaf in leaves)
+    return Frozen(tuple(shapes), treedef)
 
 
 def _fan_in(name: str, x: Any) -> PathRules:

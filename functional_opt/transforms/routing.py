@@ -16,7 +16,7 @@ from ..paths import matches
 from ..trees import names
 
 Layout = Literal["in_out", "out_in"]
-"""How a matrix is stored: (inputs, outputs), as Flax and Haiku do, or (outputs, inputs), as Equinox and PyTorch do."""
+"""How matrices are stored: (inputs, outputs), as in Flax and Haiku, or (outputs, inputs), as in Equinox, PyTorch."""
 
 HEADS = ("head/**", "*_head/**", "*[uU]nembed*/**", "*logits*/**", "classifier/**")
 EMBEDDINGS = ("*[eE]mbed*/**", "emb/**", "*_emb/**", "wte/**", "wpe/**")
@@ -28,6 +28,16 @@ _NORMS = ("*[nN]orm", "*[nN]orm_[0-9]*", "*[nN]orm[0-9]*", "ln", "ln_*", "ln[0-9
 _INTO_HEADS = ("query", "key", "value", "[qkv]", "[qkv]_proj", "query_proj", "key_proj", "value_proj", "w[qkv]")
 _INTO_HEADS += ("W[qkv]", "w_[qkv]", "to_[qkv]")
 _OUT_OF_HEADS = ("out", "o", "o_proj", "out_proj", "output", "output_proj", "wo", "Wo", "w_o", "to_out", "proj")
+_ORDER = (
+    'read as (inputs, outputs), but Equinox and PyTorch store a "weight" as (outputs, inputs); say '
+    'matrix_layout="out_in", or "in_out"'
+)
+_UNREADABLE = (
+    "a stack of matrices, a convolution, or one matrix with several axes for its rows or columns? Taken for none of "
+    "them; to say which axes are rows and columns, give path rules as weight_dimension_numbers (of muon: "
+    'muon_weight_dimension_numbers), such as {"PATH": MuonDimensionNumbers(1, 2), "**": "auto"}, or None for a leaf '
+    "that is no matrix"
+)
 _STACKS = ("Scan*", "Vmap*", "*layers", "*blocks", "*layer_stack", "*experts")
 
 
@@ -100,7 +110,8 @@ class _Model:
         self.stacks = {prefix: _stack_axes(prefix, inside) for prefix, inside in self.below.items()}
 
     def places(self) -> list[Place]:
-        return [self._place(x) if there else Place("vector", "0-d") for x, there in zip(self.leaves, self.there)]
+        both = zip(self.leaves, self.there, strict=True)
+        return [self._place(leaf) if there else Place("vector", "0-d") for leaf, there in both]
 
     def _place(self, leaf: _Leaf) -> Place:
         axes = len(leaf.shape)
@@ -119,33 +130,37 @@ class _Model:
         if axes - k < 2 or sum(n != 1 for n in leaf.shape) < 2 < axes:
             return Place("vector", f"{axes}-d, a stack" if k else f"{axes}-d")
         if axes - k == 2:
-            doubt = ""
-            if self.layout is None and leaf.parts[-1] == "weight":
-                doubt = "read as (inputs, outputs), but Equinox and PyTorch store a 'weight' as (outputs, inputs)"
-            why = f"a stack over {k} of {axes} axes" if k else "2-d"
-            return Place("matrix", why, *last_two, doubt)
+            unsure = self.layout is None and leaf.parts[-1] == "weight"
+            why = self._in_words(k, "", last_two) if k else "2-d"
+            return Place("matrix", why, *last_two, _ORDER if unsure else "")
         return self._of_more_axes(leaf, k)
 
     def _of_more_axes(self, leaf: _Leaf, k: int) -> Place:
         """A leaf that has more than two axes besides the k of a stack."""
         axes, bias = len(leaf.shape), self._bias(leaf)
         every = tuple(range(k, axes))
-        stack = f"a stack over {k} of {axes} axes, " if k else ""
+
+        def matrix(why: str, inputs: tuple[int, ...], outputs: tuple[int, ...], k: int = k) -> Place:
+            both = self._turned(inputs, outputs)
+            return Place("matrix", self._in_words(k, why, both), *both)
+
         if axes - k == 3 and leaf.owned_by(_INTO_HEADS):
-            by_layer = (leaf.shape[0], leaf.shape[-1])
-            if k == 0 and bias == by_layer != leaf.shape[1:]:
-                return Place("matrix", "a stack over 1 of 3 axes", *self._turned((1,), (2,)))
-            return Place("matrix", f"{stack}attention, to heads", *self._turned(every[:1], every[1:]))
+            if k == 0 and bias == (leaf.shape[0], leaf.shape[-1]) != leaf.shape[1:]:
+                return matrix("", (1,), (2,), 1)
+            return matrix("attention, ", every[:1], every[1:])
         if axes - k == 3 and leaf.owned_by(_OUT_OF_HEADS) and self._has_heads(leaf):
-            return Place("matrix", f"{stack}attention, from heads", *self._turned(every[:2], every[2:]))
+            return matrix("attention, ", every[:2], every[2:])
         if _is_convolution(leaf):
             return Place("other", f"{axes}-d, a convolution")
         outputs = 0 if bias is None else len(bias) - k
         fits = 1 < outputs < axes - k and bias == leaf.shape[:k] + leaf.shape[axes - outputs :]
         if fits and (k or leaf.shape[0] != leaf.shape[-2]) and self.layout != "out_in":
-            rows, columns = every[:-outputs], every[-outputs:]
-            return Place("matrix", f"{stack}outputs as of its bias, {bias}", rows, columns)
-        return Place("other", f"{axes}-d", (), (), "a stack of matrices, a convolution, or several axes that are one")
+            return matrix("outputs as its bias, ", every[:-outputs], every[-outputs:])
+        return Place("other", f"{axes}-d", (), (), _UNREADABLE)
+
+    def _in_words(self, k: int, why: str, both: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+        rows, columns = (", ".join(map(str, axes)) for axes in both)
+        return f"{f'stack over {k} of its axes, ' if k else ''}{why}rows {rows}, columns {columns}"
 
     def _turned(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The axes of rows and columns, given those of inputs and outputs where inputs are stored first."""

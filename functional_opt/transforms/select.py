@@ -143,9 +143,14 @@ def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
     """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
-    # None stays None: whether init saw a leaf there or not, the state fits
-    inner_updates = jax.tree.map(lambda own, u: u if own or is_nothing(u) else MaskedNode(), chosen, updates)
-    inner_params = None if params is None else keep(chosen, params, MaskedNode())
+
+    def mine(
+        own, u, x
+    ):  # without an update None, not MaskedNode: the state fits whether init saw a leaf there or not
+        return x if own else None if is_nothing(u) else MaskedNode()
+
+    inner_updates = jax.tree.map(mine, chosen, updates, updates)
+    inner_params = None if params is None else jax.tree.map(mine, chosen, updates, params)
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
     return merge(chosen, new, rest), MaskedState(inner_state)
 
