@@ -15,6 +15,7 @@ from .transforms.decay import add_decayed_weights
 from .transforms.nesting import children
 from .transforms.routing import places
 from .transforms.select import masked, partition, selective_transform, set_to_zero
+from .trees import named_leaves
 from .value import checked, show
 
 
@@ -34,9 +35,13 @@ class Route(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `describe` found; it prints as a table. `routes`: one for each leaf of the params."""
+    """What `describe` found; it prints as a table. `routes`: one for each leaf of the params.
+
+    `notes`: what it is unsure of, such as a leaf that may be a matrix, each with a way to say which it is.
+    """
 
     routes: tuple[Route, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self):
         ways = dict.fromkeys((route.labels, tuple(map(repr, route.links))) for route in self.routes)
@@ -55,6 +60,8 @@ class Description:
         for (_, links), name in names.items():
             steps = " → ".join(links) or "nothing is done to it"
             lines += textwrap.wrap(f"{name}: {steps}", WIDTH, subsequent_indent="    ")
+        for note in self.notes:
+            lines += textwrap.wrap(f"warning: {note}", WIDTH, subsequent_indent="    ", break_long_words=False)
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -92,11 +99,12 @@ def describe(tx: Transformation, params: Tree) -> Description:
     params = shapes_of(params)
     leaves = dict(zip(names_of(params), jax.tree.leaves(params), strict=True))
     routes = {name: Route(name, x.shape, (), (), ()) for name, x in leaves.items()}
-    _follow(tx, params, tuple(leaves), routes)
-    return Description(tuple(routes.values()))
+    notes: list[str] = []
+    _follow(tx, params, tuple(leaves), routes, notes)
+    return Description(tuple(routes.values()), tuple(dict.fromkeys(notes)))
 
 
-def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Route]) -> None:
+def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Route], notes: list[str]) -> None:
     """Adds to the routes of the leaves that a transformation sees what it, or those within it, do to them."""
 
     def note(name: str, **more: Any) -> None:
@@ -111,8 +119,10 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
         labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
         for name, why in _reasons(tx.param_labels, params, "labels").items():
             note(name, labels=str(labels[name]), why=why)
+        notes += _doubts(tx.param_labels, params)
     if whole and isinstance(tx, scale_by_scion):
-        reasons = [what for _, what in places(params)]
+        reasons = [place.why for place in places(params)]
+        notes += _doubts(tx, params)
         why = _by_leaf(reasons, params) if tx.norms is None else _reasons(tx.norms, params, "norms")
         for name, norm in _by_leaf(tx.norm_of_each(params), params).items():
             note(name, labels=norm, why=why[name])
@@ -131,14 +141,29 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
         if isinstance(tx, selective_transform):
             for name in set(seen) - set(own):
                 routes[name] = routes[name]._replace(links=(*routes[name].links, set_to_zero()))
-        _follow(child, given, own if set(own) <= set(seen) else seen, routes)
+        _follow(child, given, own if set(own) <= set(seen) else seen, routes, notes)
 
 
 def _by_leaf(values: list, params: Tree) -> dict[str, Any]:
     """Values in the order of the leaves, None counted as one, by path; without those of None."""
-    places, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_nothing)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
-    return {name: x for name, (_, leaf), x in zip(names, places, values, strict=True) if not is_nothing(leaf)}
+    both = zip(named_leaves(params, is_nothing), values, strict=True)
+    return {name: x for (name, leaf), x in both if not is_nothing(leaf)}
+
+
+def _doubts(rules: Any, params: Tree) -> list[str]:
+    """What labels, or a rule with norms by place, are unsure of, leaves of one kind together."""
+    if not hasattr(rules, "doubts") or not (said := rules.doubts(params)):
+        return []
+    shapes = _by_leaf(jax.tree.leaves(params, is_leaf=is_nothing), params)
+    by_doubt: dict[str, list[str]] = {}
+    for name, doubt in _by_leaf(said, params).items():
+        if doubt:
+            by_doubt.setdefault(doubt, []).append(name)
+    found = []
+    for doubt, some in by_doubt.items():
+        listed = ", ".join(f"{name} {shapes[name].shape}" for name in some)
+        found.append(f"{listed}: {doubt.replace('PATH', some[0])}")
+    return found
 
 
 def _reasons(selection: Any, params: Tree, what: str | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from .leaves import Tree
 from .paths import AllParams, keep
 from .review import Note, review
 from .transforms.nesting import children, with_children
+from .trees import names
 from .value import checked
 
 WIDTH = 118
@@ -99,8 +100,7 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
     shapes = shapes_of(params)
     state = jax.eval_shape(tx.init, shapes)
     rows = tuple(_rows(tx, shapes, "", 0))
-    names = names_of(shapes)
-    return Explanation(rows, names, size(state), _flops(tx, shapes), review(tx, rows, shapes, steps))
+    return Explanation(rows, names_of(shapes), size(state), _flops(tx, shapes), review(tx, rows, shapes, steps))
 
 
 def size(tree: Tree) -> int:
@@ -112,12 +112,19 @@ def size(tree: Tree) -> int:
 
 
 def shapes_of(params: Tree) -> Tree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)), params)
+    """The shapes and dtypes of the params; None for what is no number, as the functions of a whole model."""
+
+    def leaf(x: Any) -> Any:
+        if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
+            return None
+        return jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x))
+
+    return jax.tree.map(leaf, params)
 
 
 def names_of(params: Tree) -> tuple[str, ...]:
-    places, _ = jax.tree_util.tree_flatten_with_path(params)
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places)
+    """The path of every leaf."""
+    return tuple(names(params))
 
 
 def _rows(
@@ -125,22 +132,23 @@ def _rows(
     params: Tree,
     path: str,
     depth: int,
-    names: tuple[str, ...] | None = None,
+    named: tuple[str, ...] | None = None,
     stored: Callable = lambda tx: tx,
 ) -> Iterator[Row]:
     """The rows of a transformation and of those within it.
 
-    `names`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
+    `named`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
     it is stored, where one around it, such as `quantize_state`, stores it otherwise.
     """
-    touched = seen = names_of(params) if names is None else names
+    tx = tx.told(params) if hasattr(tx, "told") else tx
+    touched = seen = names_of(params) if named is None else named
     inner = []
     within = (lambda child: stored(tx.stored(child))) if hasattr(tx, "stored") else stored
     for (step, child), given in zip(children(tx), given_to(tx, params), strict=True):
-        like = names if names is not None or set(names_of(given)) <= set(seen) else seen
+        like = named if named is not None or set(names_of(given)) <= set(seen) else seen
         inner.append(list(_rows(child, given, path + step, depth + 1, like, within)))
     own = size(jax.eval_shape(stored(tx).init, params)) - sum(row.state_bytes for rows in inner for row in rows)
-    if hasattr(tx, "touches") and names is None:
+    if hasattr(tx, "touches") and named is None:
         touched = names_of(keep(tx.touches(params), params))
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}

@@ -108,6 +108,11 @@ def is_nothing(x: Any) -> bool:
     return x is None or getattr(x, "dtype", None) == jax.dtypes.float0
 
 
+def is_inexact(x: Any) -> bool:
+    """Whether an array or number is floating or complex, so that there can be a gradient of it."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
 def as_array(x: Any, where: Callable[[], str]) -> Any:
     """An array as it is, a Python number as one; TypeError for anything else."""
     if hasattr(x, "dtype") and hasattr(x, "shape"):
@@ -163,6 +168,11 @@ def widen(x: Any) -> Any:
 def widen_tree(tree: Tree, name: str) -> Tree:
     """`widen` on every leaf. Raises TypeError, naming it, for a leaf that is no array."""
     return map_with_path(lambda path, x: x if is_nothing(x) else widen(as_array(x, lambda: name + path())), tree)
+
+
+def widen_params(params: Tree) -> Tree:
+    """`widen` on every array of the params. A leaf that is none, of a whole model, say, stays as it is."""
+    return jax.tree.map(lambda x: widen(x) if hasattr(x, "dtype") and not is_nothing(x) else x, params)
 
 
 def map_with_path(fn: Callable[[Callable[[], str], Any], Any], tree: Tree) -> Tree:

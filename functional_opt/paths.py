@@ -1,6 +1,7 @@
 """Rules by path into a pytree, for masks and labels.
 
-A path is written `encoder/layer_0/bias`. A rule's pattern matches the end of a path, one `*` or name a
+A path is written `encoder/layer_0/bias`, without the boxes that leaves are in: `bias` in an `nnx.Variable` or an
+`nn.Partitioned` has the path that it has alone. A rule's pattern matches the end of a path, one `*` or name a
 part and `**` any number of parts; a leading `/` ties it to the root:
 
 ==================  =========================================================
@@ -22,6 +23,7 @@ import numpy as np
 from jax import core
 
 from .leaves import Tree, is_nothing, paths
+from .trees import is_function, named_leaves
 from .value import Convert, Static, value
 
 
@@ -65,10 +67,13 @@ class PathRules:
         object.__setattr__(self, "rules", tuple(rules.items() if isinstance(rules, dict) else rules))
 
     def resolve(self, tree: Tree, default: Any = None) -> Tree:
-        places, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_place)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in places]
-        used, values = set(), []
-        for name, (_, leaf) in zip(names, places, strict=True):
+        return jax.tree.structure(tree, is_leaf=_is_place).unflatten(self.of_each(tree, default))
+
+    def of_each(self, tree: Tree, default: Any = None) -> list[Any]:
+        """The value of every leaf, None and `MaskedNode` counted as leaves."""
+        places = named_leaves(tree, is_leaf=_is_place)
+        names, used, values = [name for name, _ in places], set(), []
+        for name, leaf in places:
             hits = [(pattern, v) for pattern, v in self.rules if matches(pattern, name)]
             used.update(pattern for pattern, _ in hits)
             if isinstance(leaf, MaskedNode):  # out of sight here, but a rule that names it is not a mistake
@@ -81,7 +86,7 @@ class PathRules:
             if names and pattern not in used and pattern != "**":
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise ValueError(f"rule {pattern!r} matches no leaf; the nearest paths are {', '.join(near)}")
-        return treedef.unflatten(values)
+        return values
 
     def __repr__(self):
         return f"PathRules({dict(self.rules)!r})"
@@ -121,11 +126,20 @@ class Frozen:
         return repr(self.thaw())
 
 
+def are_rules(x: Any) -> bool:
+    """Whether a dict stands for path rules."""
+    return isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str))
+
+
 def _selection(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> Any:
     """A mask or labels as given, in a hashable form; `leaf` checks each value."""
-    if x is None or isinstance(x, PathRules | Frozen) or callable(x):
+    return x if x is None or is_function(x) else _tree_or_rules(name, x, leaf)
+
+
+def _tree_or_rules(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> PathRules | Frozen:
+    if isinstance(x, PathRules | Frozen):
         return x
-    if isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str)):
+    if are_rules(x):
         return PathRules({pattern: leaf(f"{name}[{pattern!r}]", v) for pattern, v in x.items()})
     leaves, treedef = jax.tree.flatten(x)
     return Frozen(tuple(leaf(name + p, v) for p, v in zip(paths(x), leaves, strict=True)), treedef)
@@ -175,8 +189,9 @@ def resolve_labels(labels: Any, tree: Tree) -> Tree:
 def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any) -> Tree:
     if isinstance(tree, AllParams):
         return True
-    if callable(selection):
-        selection = _selection(name, selection(tree), leaf)
+    if is_function(selection):
+        selection = selection(tree)
+        selection = None if selection is None else _tree_or_rules(name, selection, leaf)
     if selection is None:
         raise TypeError(f"`{name}` must be a tree, a function from params to one, or path rules, got None")
     return resolve_values(name, selection, tree, default)
@@ -198,7 +213,10 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
                 f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
-        raise ValueError(f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none") from e
+        hint = ". A dict is path rules if a key has a '*'; else write PathRules({...})" if "/" in str(strange) else ""
+        raise ValueError(
+            f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
+        ) from e
     return treedef.unflatten(selection.leaves)
 
 

@@ -1,5 +1,6 @@
 """review: what in a transformation is likely a mistake. The rules of `explain`."""
 
+import glob
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 
 from .leaves import Tree
-from .paths import Frozen, PathRules
+from .paths import Frozen, PathRules, matches
 from .schedules import Schedule
 from .schedules.base import known
 from .transforms.accumulate import MultiSteps
@@ -18,6 +19,7 @@ from .transforms.moments import ema, trace
 from .transforms.nesting import children
 from .transforms.quantize import quantize_state
 from .transforms.select import masked, partition
+from .trees import named_leaves
 
 
 class Note(NamedTuple):
@@ -143,8 +145,7 @@ def _odd_masks(tx, rows, params, steps):
 
 
 def _decay_of_vectors(tx, rows, params, steps):
-    places, _ = jax.tree_util.tree_flatten_with_path(params)
-    axes = {jax.tree_util.keystr(p, simple=True, separator="/"): len(x.shape) for p, x in places}
+    axes = {name: len(x.shape) for name, x in named_leaves(params)}
     for row in rows:
         if not isinstance(row.link, add_decayed_weights) or _is_zero(row.link.weight_decay):
             continue
@@ -152,8 +153,16 @@ def _decay_of_vectors(tx, rows, params, steps):
         if row.link.mask is None and flat and max(axes[name] for name in row.leaves) > 1:
             some = ", ".join(flat[:3]) + ", ..." * (len(flat) > 3)
             message = f"{len(flat)} of the {len(row.leaves)} leaves that decay have fewer than two axes ({some}): "
-            message += 'biases and norms are often left out, with mask={"*/bias": False} or so'
+            message += f"biases and norms are often left out, with mask={_mask_without(flat, list(row.leaves))}"
             yield Note("hint", "decay_of_vectors", row.path, message)
+
+
+def _mask_without(flat: list[str], names: list[str]) -> str:
+    """A mask that is False for these leaves only, as code: by their last names, or else by their axes."""
+    last = dict.fromkeys(glob.escape(name.split("/")[-1]) for name in flat)
+    rules = {f"**/{part}": False for part in last}
+    off = [name for name in names if any(matches(pattern, name) for pattern in rules)]
+    return repr(rules) if off == flat else "lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)"
 
 
 def _is_zero(x: Any) -> bool:

@@ -99,7 +99,7 @@ def value(cls: type[T]) -> type[T]:
         for name, check in checks.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         for name in statics:
-            object.__setattr__(self, name, by_value(getattr(self, name)))
+            object.__setattr__(self, name, by_value(_structure(name, getattr(self, name))))
         if then is not None:
             then(self)
 
@@ -124,11 +124,31 @@ def value(cls: type[T]) -> type[T]:
         return x
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    _values.add(cls)
     for method in (_repr, _eq, _hash):
         name = f"_{method.__name__}__"
         if name not in vars(cls):
             setattr(cls, name, method)
     return cls
+
+
+_values: set[type] = set()
+
+
+def is_value(x: Any) -> bool:
+    """Whether x is of a class that `value` decorates."""
+    return type(x) in _values
+
+
+def _structure(name: str, x: Any) -> Any:
+    """A number as structure: of an array that has one its value, where that is known."""
+    if isinstance(x, core.Tracer):
+        raise TypeError(
+            f"{name} decides on shapes or on what is computed, and must be known before tracing, got {x}; "
+            f"optax.inject_hyperparams needs static_args=({name!r},), functional_opt's does not"
+        )
+    is_number = isinstance(x, np.generic | np.ndarray | jax.Array) and np.shape(x) == ()
+    return x.item() if is_number and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 class Partial(functools.partial):
@@ -168,24 +188,57 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     Traceback (most recent call last):
     ValueError: rate must be in [0, inf), got -1.0
     """
+    signature = inspect.signature(fn)
 
     @functools.cache  # looked at when first called: importing the library does not wait for it
-    def rules() -> tuple[dict[str, Callable[[str, Any], Any]], inspect.Signature]:
-        return _checks(typing.get_type_hints(fn, include_extras=True)), inspect.signature(fn)
+    def rules() -> dict[str, Callable[[str, Any], Any]]:
+        return _checks(typing.get_type_hints(fn, include_extras=True))
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        checks, signature = rules()
+        checks = rules()
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return fn(*args, **kwargs)  # which says it in Python's own words, with the function's name
         for name, x in bound.arguments.items():
+            x = bound.arguments[name] = as_given(x)
             if name in checks:
                 bound.arguments[name] = checks[name](name, x)
         return fn(*bound.args, **bound.kwargs)
 
+    shown = [p.replace(default=_default(p.annotation, p.default)) for p in signature.parameters.values()]
+    setattr(wrapper, "__signature__", signature.replace(parameters=shown))  # noqa: B010
     return wrapper
+
+
+class _Shown:
+    """The default of an argument that is structure, as the signature shows it: no number.
+
+    So it is none to `optax.inject_hyperparams` either, which would trace it.
+    """
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __eq__(self, other):
+        return self.x == as_given(other)
+
+    def __hash__(self):
+        return hash(self.x)
+
+    def __repr__(self):
+        return repr(self.x)
+
+
+def as_given(x: Any) -> Any:
+    """A default from a signature of `checked` as the function has it, anything else as it is."""
+    return x.x if isinstance(x, _Shown) else x
+
+
+def _default(hint: Any, x: Any) -> Any:
+    marks, base = getattr(hint, "__metadata__", ()), get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return _Shown(x) if type(x) in (int, float) and (_Structure in marks or base is int) else x
 
 
 def _checks(hints: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:

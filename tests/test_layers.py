@@ -20,6 +20,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "microbatching": 2,
     "average": 2,
     "base": 2,
+    "trees": 2,
     "paths": 2,
     "slots": 2,
     "state": 2,

@@ -116,7 +116,8 @@ def classes() -> dict[str, type]:
 def functions() -> dict[str, Callable]:
     """By name: what may be given to a field of the library, and the defaults of fields, as class.field."""
     fields = ((name, f) for name, cls in _public().items() for f in dataclasses.fields(cls))
-    defaults = {f"{name}.{f.name}": f.default for name, f in fields if isinstance(f.default, types.FunctionType)}
+    defaults = {f"{name}.{f.name}": getattr(f.default, "fn", f.default) for name, f in fields}
+    defaults = {name: x for name, x in defaults.items() if isinstance(x, types.FunctionType)}
     return {
         **_own_functions,
         **defaults,

@@ -8,7 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from ..base import EmptyState, GradientTransformation, Transformation, _Pair, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, as_array, cast_like, is_nothing, map_leaves, paths, widen_tree, zeros_like
+from ..leaves import (
+    Tree,
+    abs_sq,
+    as_array,
+    cast_like,
+    is_nothing,
+    map_leaves,
+    paths,
+    widen_params,
+    widen_tree,
+    zeros_like,
+)
 from ..slots import Counter, Exact, Number
 from ..state import NamedTupleKey, get
 from ..state_check import wrong_state
@@ -90,7 +101,7 @@ class process(GradientTransformation):
             raise ValueError(wrong_state(type(self).__name__, "a tuple of 3 states", state))
         pre, agg, post = state
         like = updates if params is None else params
-        updates, params = widen_tree(updates, "updates"), widen_tree(params, "params")
+        updates, params = widen_tree(updates, "updates"), widen_params(params)
         alike = not isinstance(self, Aggregator) or isinstance(self.preprocessor, Aggregator | _Pair | stateless)
         updates, pre = self.preprocessor.update(updates, pre, params if alike else None, **extra)
         updates, agg = self.aggregator.update(updates, agg, params, **extra)

@@ -1,14 +1,12 @@
 """ADOPT: Adam that converges with any b2."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import abs_sq, map_leaves, zeros_like
 from ..schedules import Rate
+from ..schedules.base import as_schedule, rate_at
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Decay, DType, Positive, Static, checked
@@ -33,7 +31,7 @@ class scale_by_adopt(GradientTransformation):
         mu_dtype: how m is stored; as `state_dtype` if None.
         nesterov: whether to look one step ahead.
         use_clipping: whether g / √v is clipped; the modulus where g is complex.
-        clip_value_fn: the bound, as a function of t.
+        clip_value_fn: the bound, ≥ 0: a function of t, a schedule, or a number.
         state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
 
     Taniguchi et al. 2024, arXiv:2411.02853.
@@ -51,7 +49,7 @@ class scale_by_adopt(GradientTransformation):
     mu_dtype: Static[DType | None] = None
     nesterov: Static[bool] = False
     use_clipping: Static[bool] = True
-    clip_value_fn: Static[Callable[[jax.Array], Any]] = _fourth_root
+    clip_value_fn: Rate = as_schedule("clip_value_fn", _fourth_root)
     state_dtype: Static[DType | None] = None
 
     def init(self, params):
@@ -60,7 +58,7 @@ class scale_by_adopt(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         b1, b2, started = self.b1, self.b2, state.count > 0
-        bound = self.clip_value_fn(jnp.asarray(state.count)) if self.use_clipping else jnp.inf
+        bound = rate_at(self.clip_value_fn, state.count) if self.use_clipping else jnp.inf
 
         def leaf(g, m, v):
             x = g / jnp.maximum(jnp.sqrt(v), self.eps)
@@ -87,7 +85,7 @@ def adopt(
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
-    clip_value_fn: Callable[[jax.Array], Any] = _fourth_root,
+    clip_value_fn: Rate = _fourth_root,
     state_dtype: DType | None = None,
 ) -> chain:
     """ADOPT: w ← w − learning_rate · m. See `scale_by_adopt` for m and the arguments.

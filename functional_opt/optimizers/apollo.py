@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, increment, transformation, zero_count
-from ..boxes import unboxed
 from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, safe_sqrt, whole, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
@@ -18,6 +17,7 @@ from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.noise import Key, key_data, key_in
+from ..trees import names
 from ..value import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real, Static, checked
 
 
@@ -43,8 +43,8 @@ class scale_by_apollo(GradientTransformation):
     than max_norm_growth times that of the step before is cut to that. c = √(1 − b2ᵗ) / (1 − b1ᵗ) corrects both means
     for their start. Leaves that are no matrices get Adam's direction, c · m / (√v + eps).
 
-    P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, the
-    path written as `dense/kernel` in dicts and modules alike. The next one comes after update_proj_gap steps.
+    P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, path
+    as `['dense']['kernel']`. The next one comes after update_proj_gap steps.
 
     Args:
         rank: rows of P, ≥ 1; at most the shorter side. The state takes rank × the longer side twice.
@@ -148,11 +148,17 @@ def _norms(x: jax.Array, axis: Any) -> jax.Array:
 
 
 def _names(tree: Tree) -> Tree:
-    """Returns a number for each leaf, by its path, so that other leaves do not change its projection."""
-    treedef = jax.tree.structure(tree, is_leaf=is_nothing)
-    places = jax.tree_util.tree_leaves_with_path(unboxed(tree), is_nothing)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
-    return treedef.unflatten([np.uint32(zlib.crc32(name.encode())) for name in names])
+    """A number for each leaf, by its path, so that other leaves do not change its projection.
+
+    The path is written as `jax.tree_util.keystr` does that of dicts and lists, so that a model's containers and boxes
+    do not change it either.
+    """
+
+    def written(path: str) -> str:
+        return "".join(f"[{part}]" if part.isdigit() else f"[{part!r}]" for part in path.split("/") if part)
+
+    _, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
+    return treedef.unflatten([np.uint32(zlib.crc32(written(path).encode())) for path in names(tree, is_nothing)])
 
 
 @checked

@@ -13,8 +13,10 @@ from ..schedules import Rate
 from ..slots import Counter, Exact16, Signed16
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.dimension_numbers import MuonNumbers, Stacks
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.orthogonalize import needs_matrices
+from ..transforms.routing import Layout
 from ..transforms.select import partition
 from ..value import Count, Decay, DType, NonNegative, Range, Static, checked
 from .adam import adamw
@@ -45,6 +47,8 @@ class scale_by_dion(GradientTransformation):
         eps: added to the norms of R's columns, ≥ 0. A column of zeros leaves that of Q as it is.
         seed: of the Q at the start, whose columns are random; the same for all leaves of one shape.
         state_dtype: how M and Q are stored; the params' dtype, float32 for 16-bit params, if None.
+        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`. Q has
+            the axes of a stack, then the rows and the rank.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -58,11 +62,13 @@ class scale_by_dion(GradientTransformation):
     """
 
     preconditions = True
+    stacks_matrices = True
     momentum: Decay = 0.95
     rank_fraction: Static[RankFraction] = 1.0
     eps: NonNegative = 1e-8
     seed: Static[Count] = 0
     state_dtype: Static[DType | None] = None
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
         needs_matrices(params)
@@ -74,7 +80,8 @@ class scale_by_dion(GradientTransformation):
             q = jax.random.normal(jax.random.key(self.seed), (inputs, rank), jnp.float32)
             return jnp.sum(m, axis=-1, keepdims=True) + q.astype(m.dtype)  # where M has its rows
 
-        return ScaleByDionState(zero_count(), mu, jax.tree.map(start, mu))
+        stacked = Stacks(self.weight_dimension_numbers, params).stack(mu)
+        return ScaleByDionState(zero_count(), mu, jax.tree.map(start, stacked))
 
     def update(self, updates, state, params=None, **extra):
         needs_matrices(updates)
@@ -87,7 +94,11 @@ class scale_by_dion(GradientTransformation):
                 return jax.sharding.auto_axes(out_sharding=tuple(kept))(self._leaf)(g, m, q)
             return self._leaf(g, m, q)
 
-        updates, mu, q = map_leaves(leaf, updates, state.mu, state.q, params=params, same_shape=False)
+        stacks = Stacks(self.weight_dimension_numbers, updates)
+        g, m = stacks.stack(updates), stacks.stack(state.mu)
+        like = None if params is None else stacks.stack(params)
+        updates, mu, q = map_leaves(leaf, g, m, state.q, params=like, same_shape=False)
+        updates, mu = stacks.back(updates), stacks.back(mu)
         return updates, ScaleByDionState(increment(state.count), mu, q)
 
     def _leaf(self, g, m, q):
@@ -104,7 +115,7 @@ class scale_by_dion(GradientTransformation):
 def dion(
     learning_rate: Rate,
     momentum: Decay = 0.95,
-    rank_fraction: RankFraction = 1.0,
+    rank_fraction: Static[RankFraction] = 1.0,
     eps: NonNegative = 1e-8,
     weight_decay: Rate = 0.0,
     weight_decay_mask: Mask | None = None,
@@ -115,6 +126,8 @@ def dion(
     adam_weight_decay: Rate = 0.0,
     adam_learning_rate: Rate | None = None,
     matrix_mask: Mask | None = None,
+    weight_dimension_numbers: MuonNumbers | None = None,
+    matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
 ) -> partition:
     """Dion for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
@@ -126,7 +139,8 @@ def dion(
         weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
         adam_learning_rate: that of the rest; learning_rate if None. The authors divide that of the output layer by
             √inputs.
-        matrix_mask: which matrices Dion takes; as in `muon_labels`.
+        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices that Dion takes, and how they
+            are stored; as in `muon_labels`.
 
     Ahn et al. 2025, arXiv:2504.05295.
 
@@ -134,10 +148,11 @@ def dion(
     {'bias': 'adam', 'embed': 'adam', 'kernel': 'dion'}
     """
     matrices = chain(
-        scale_by_dion(momentum, rank_fraction, eps, seed, state_dtype),
+        scale_by_dion(momentum, rank_fraction, eps, seed, state_dtype, weight_dimension_numbers),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)
-    return partition({"adam": rest, "dion": matrices}, muon_labels(matrix_mask, label="dion"))
+    labels = muon_labels(matrix_mask, weight_dimension_numbers, "dion", matrix_layout)
+    return partition({"adam": rest, "dion": matrices}, labels)

@@ -5,8 +5,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt, widen_tree, zeros_like
+from ..leaves import (
+    abs_sq,
+    copy_of,
+    global_norm,
+    map_leaves,
+    narrow,
+    safe_sqrt,
+    widen_params,
+    widen_tree,
+    zeros_like,
+)
 from ..slots import Counter, Number, Params, States
+from ..trees import matching
 from ..value import DType, NonNegative, Positive, PositiveInt, Static
 from .distance import dot, size_of, total
 
@@ -79,7 +90,8 @@ class mechanize(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        wide, wide_params = widen_tree(updates, "updates"), widen_tree(params, "params")
+        params = matching(params, state.x0)
+        wide, wide_params = widen_tree(updates, "updates"), widen_params(params)
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 
         size, most = (

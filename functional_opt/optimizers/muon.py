@@ -1,20 +1,21 @@
 """Muon: momentum, made orthogonal, for matrices; Adam for the rest."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, increment, transformation, zero_count
 from ..leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
-from ..paths import Mask, resolve_mask, spread
+from ..paths import Frozen, Mask, resolve_mask, spread
 from ..schedules import Rate
 from ..slots import Counter, Number, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import MuonNumbers, Stacks, specs_of
+from ..transforms.dimension_numbers import AUTO, MuonDimensionNumbers, MuonNumbers, Stacks, given_specs, numbers_at
 from ..transforms.learning_rate import scale_by_learning_rate
+from ..transforms.nesting import with_children
 from ..transforms.orthogonalize import (
     PRESETS,
     Coefficients,
@@ -25,7 +26,7 @@ from ..transforms.orthogonalize import (
     newton_schulz,
     scale_by_shape,
 )
-from ..transforms.routing import places
+from ..transforms.routing import Layout, places
 from ..transforms.select import partition
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
 from .adam import adamw
@@ -54,7 +55,9 @@ class scale_by_muon(GradientTransformation):
         nesterov: whether m̂ looks one step ahead.
         adaptive: whether u is multiplied by its inner product with m̂, the dual norm (arXiv:2409.20325).
         weight_dimension_numbers: how leaves are matrices, or stacks of them, if not by their last two axes:
-            `MuonDimensionNumbers` for all, a tree of them (or a prefix of one), or a function from params to one.
+            `MuonDimensionNumbers` for all, a tree of them (or a prefix of one), a function from params to one, or
+            path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto" stands for
+            the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
 
     Raises ValueError for a leaf with fewer than two axes, or not with those that the numbers name.
 
@@ -71,6 +74,7 @@ class scale_by_muon(GradientTransformation):
     """
 
     preconditions = True
+    stacks_matrices = True
     ns_coeffs: Coefficients = PRESETS["standard"]
     ns_steps: Static[PositiveInt] = 5
     beta: Decay = 0.95
@@ -113,13 +117,23 @@ class scale_by_muon(GradientTransformation):
 class muon_labels:
     """Labels for `partition`: "muon" for the hidden matrices, "adam" for the others: embeddings, heads and vectors.
 
+    Matrices are leaves with two axes and, known by their paths and their neighbours, the kernels of attentions with
+    an axis of heads, (inputs, heads, head size) and (heads, head size, outputs), and stacks of layers that are
+    scanned over, whose biases and norms have one more axis, too. A leaf of more axes that cannot be read goes to
+    Adam, and `describe` warns of it. Biases and the weights of norms are vectors, whatever their axes.
+
+    `partition` gives the axes of the matrices to the transformations within it that take `weight_dimension_numbers`
+    and have none: `scale_by_muon`, `scale_by_normuon`, `scale_by_dion`, `scale_by_shape`, `orthogonalize`.
+
     Args:
-        mask: which leaves with two axes may have the label "muon". If None, those whose path does not say that they
-            are embeddings or heads: no part of it has "embed", "unembed" or "logits" in it, is "head", "classifier",
-            "emb", "wte" or "wpe", or ends with "_head" or "_emb". True for all of them, which is Optax's rule.
+        mask: which matrices, embeddings and heads may have the label "muon". If None, those whose path does not say
+            that they are embeddings or heads: no part of it has "embed", "unembed" or "logits" in it, is "head",
+            "classifier", "emb", "wte" or "wpe", or ends with "_head" or "_emb". True for all of them.
         weight_dimension_numbers: as in `scale_by_muon`: the leaves that have them are matrices, and only these,
-            whatever their paths.
+            whatever their paths. "auto" in their place: as without them.
         label: what to say in place of "muon".
+        matrix_layout: how matrices are stored: "in_out", (inputs, outputs), as in Flax and Haiku, or "out_in", as in
+            Equinox and PyTorch. If None, "in_out", but `describe` warns of leaves called "weight".
 
     >>> params = {"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     >>> muon_labels()(params), muon_labels(True)(params)["embed"]
@@ -129,29 +143,55 @@ class muon_labels:
     mask: Static[Mask | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     label: Static[str] = "muon"
+    matrix_layout: Static[Layout | None] = None
 
     def __call__(self, params: Tree) -> Tree:
         treedef = jax.tree.structure(params, is_leaf=is_nothing)
-        return treedef.unflatten([self.label if may else "adam" for may, _ in self._routes(params)])
+        return treedef.unflatten([self.label if spec is not None else "adam" for spec, _, _ in self._routes(params)])
+
+    def within(self, tx: GradientTransformation, params: Tree) -> GradientTransformation:
+        """A transformation of `partition`, its links told which axes of the leaves are rows and columns."""
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
+        specs, own = tuple(spec for spec, _, _ in self._routes(params)), self.weight_dimension_numbers
+        if own is None and all(s is None or _are_last_two(s, x) for s, x in zip(specs, leaves, strict=True)):
+            return tx
+        numbers = Frozen(specs, treedef)
+
+        def told(link: GradientTransformation) -> GradientTransformation:
+            if getattr(link, "stacks_matrices", False) and link.weight_dimension_numbers in (None, own):
+                return dataclasses.replace(link, weight_dimension_numbers=numbers)
+            return with_children(link, told)
+
+        return told(tx)
 
     def why(self, params: Tree) -> list[str]:
         """What decides on each leaf, for `describe`."""
-        return [why for _, why in self._routes(params)]
+        return [why for _, why, _ in self._routes(params)]
 
-    def _routes(self, params: Tree) -> list[tuple[bool, str]]:
-        """Of each leaf, None counted as one, whether it has the label, and what says so."""
-        if self.weight_dimension_numbers is not None:
-            specs = specs_of(self.weight_dimension_numbers, params)
-            routes = [(spec is not None, "weight_dimension_numbers") for spec in specs]
-        elif self.mask is None:
-            return [(place == "matrix", f"{place}: {what}") for place, what in places(params)]
+    def doubts(self, params: Tree) -> list[str]:
+        """What is not sure about each leaf, and how to say it, for `describe`; "" where all is."""
+        return [doubt for _, _, doubt in self._routes(params)]
+
+    def _routes(self, params: Tree) -> list[tuple[MuonDimensionNumbers | None, str, str]]:
+        """Of each leaf, None counted as one, its dimension numbers if it has the label, what says so, and doubts."""
+        found = places(params, self.matrix_layout)
+        if self.mask is None:
+            auto = [(numbers_at(place), f"{place.kind}: {place.why}", place.doubt) for place in found]
         else:
-            axes = [0 if is_nothing(x) else jnp.ndim(x) for x in jax.tree.leaves(params, is_leaf=is_nothing)]
-            routes = [(n == 2, f"{n}-d") for n in axes]
+            kinds = ("matrix", "head", "embedding")
+            auto = [(numbers_at(place, kinds), place.why, place.doubt) for place in found]
+        routes = auto
+        if (own := self.weight_dimension_numbers) is not None:
+            said, specs = "weight_dimension_numbers", given_specs(own, params)
+            routes = [a if spec == AUTO else (spec, said, "") for spec, a in zip(specs, auto, strict=True)]
         if self.mask is None:
             return routes
         chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
-        return [(may and yes, why if yes else "mask") for (may, why), yes in zip(routes, chosen, strict=True)]
+        return [r if yes else (None, "mask", "") for r, yes in zip(routes, chosen, strict=True)]
+
+
+def _are_last_two(spec: MuonDimensionNumbers, x: Any) -> bool:
+    return spec == ((jnp.ndim(x) - 2,), (jnp.ndim(x) - 1,))
 
 
 @checked
@@ -176,6 +216,7 @@ def muon(
     muon_weight_dimension_numbers: MuonNumbers | None = None,
     consistent_rms: NonNegative | None = None,
     muon_mask: Mask | None = None,
+    matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
@@ -187,9 +228,10 @@ def muon(
             consistent_rms=0.2.
         weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
         adam_learning_rate: that of the rest; learning_rate if None.
-        muon_weight_dimension_numbers: which leaves are matrices, and how, as in `scale_by_muon`; those with two axes
-            if None. A leaf whose numbers are None is not.
-        muon_mask: which leaves with two axes Muon takes, as in `muon_labels`; all but embeddings and heads if None.
+        muon_weight_dimension_numbers: which leaves are matrices, and how, as in `scale_by_muon`; those that
+            `muon_labels` knows if None. A leaf whose numbers are None is not.
+        muon_mask: which matrices Muon takes, as in `muon_labels`; all but embeddings and heads if None.
+        matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
 
     Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
 
@@ -197,8 +239,9 @@ def muon(
     >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': 'adam', 'kernel': 'muon'}
 
-    Differs from Optax: embeddings and heads, which `muon_labels` knows by their paths, go to AdamW. Optax's rule, all
-    leaves with two axes to Muon, is muon_mask=True. `describe` prints who goes where.
+    Differs from Optax, which takes all leaves with two axes and no others: embeddings, heads and biases, which
+    `muon_labels` knows by their paths, go to AdamW, and kernels of attentions and stacks of matrices to Muon. With
+    muon_mask=True embeddings and heads go to Muon, too. `describe` prints which leaf goes where.
     """
     numbers = muon_weight_dimension_numbers
     rule = scale_by_muon(
@@ -230,4 +273,4 @@ def muon(
         nesterov=nesterov,
         state_dtype=state_dtype,
     )
-    return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask, numbers))
+    return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask, numbers, matrix_layout=matrix_layout))

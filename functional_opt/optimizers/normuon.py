@@ -13,6 +13,7 @@ from ..schedules import Rate
 from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.dimension_numbers import MuonNumbers, Stacks
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.orthogonalize import (
     PRESETS,
@@ -22,6 +23,7 @@ from ..transforms.orthogonalize import (
     needs_matrices,
     newton_schulz,
 )
+from ..transforms.routing import Layout
 from ..transforms.select import partition
 from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
 from .adam import adamw
@@ -52,6 +54,8 @@ class scale_by_normuon(GradientTransformation):
         ns_coeffs, ns_steps: as in `orthogonalize`.
         nesterov: whether b1·m + (1 − b1)·g is made orthogonal, as in the authors' code, in place of the paper's m.
         state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`. v has
+            the axes of a stack, then 1 and the columns.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -64,6 +68,7 @@ class scale_by_normuon(GradientTransformation):
     """
 
     preconditions = True
+    stacks_matrices = True
     b1: Decay = 0.95
     b2: Decay = 0.95
     eps: NonNegative = 1e-8
@@ -72,13 +77,15 @@ class scale_by_normuon(GradientTransformation):
     ns_steps: Static[PositiveInt] = 5
     nesterov: Static[bool] = True
     state_dtype: Static[DType | None] = None
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
         def neurons(p):
             mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
             return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
 
-        nu = zeros_like(jax.tree.map(neurons, params), self.state_dtype, real=True)
+        stacked = Stacks(self.weight_dimension_numbers, params).stack(params)
+        nu = zeros_like(jax.tree.map(neurons, stacked), self.state_dtype, real=True)
         return ScaleByNorMuonState(zero_count(), zeros_like(params, self.state_dtype), nu)
 
     def update(self, updates, state, params=None, **extra):
@@ -104,9 +111,11 @@ class scale_by_normuon(GradientTransformation):
                 size = self.consistent_rms * math.sqrt(rows * columns)
             return u * (size / (_norm(u) + self.eps)), v
 
+        stacks = Stacks(self.weight_dimension_numbers, updates)
         m, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
-        o, like = map_matrices(orthogonal, m, params=None), updates if params is None else params
-        updates, nu = map_leaves(of_one_size, o, state.nu, params=like, same_shape=False)
+        o, like = map_matrices(orthogonal, stacks.stack(m), params=None), updates if params is None else params
+        updates, nu = map_leaves(of_one_size, o, state.nu, params=stacks.stack(like), same_shape=False)
+        updates = stacks.back(updates)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
 
 
@@ -132,6 +141,8 @@ def normuon(
     adam_weight_decay: Rate = 0.0,
     adam_learning_rate: Rate | None = None,
     matrix_mask: Mask | None = None,
+    weight_dimension_numbers: MuonNumbers | None = None,
+    matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
 ) -> partition:
     """NorMuon for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
@@ -142,7 +153,8 @@ def normuon(
         learning_rate: a number ≥ 0, a schedule, or a function of the count; Adam's with consistent_rms=0.2.
         weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
         adam_learning_rate: that of the rest; learning_rate if None.
-        matrix_mask: which matrices NorMuon takes; as in `muon_labels`.
+        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices that NorMuon takes, and how
+            they are stored; as in `muon_labels`.
 
     Li et al. 2025, arXiv:2510.05491.
 
@@ -150,10 +162,13 @@ def normuon(
     {'bias': 'adam', 'embed': 'adam', 'kernel': 'normuon'}
     """
     matrices = chain(
-        scale_by_normuon(b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype),
+        scale_by_normuon(
+            b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype, weight_dimension_numbers
+        ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)
-    return partition({"adam": rest, "normuon": matrices}, muon_labels(matrix_mask, label="normuon"))
+    labels = muon_labels(matrix_mask, weight_dimension_numbers, "normuon", matrix_layout)
+    return partition({"adam": rest, "normuon": matrices}, labels)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..leaves import Tree, copy_of, map_leaves, narrow, widen_tree
+from ..leaves import Tree, copy_of, map_leaves, narrow, widen_params, widen_tree
 from ..schedules import Rate, warmup_constant_schedule
 from ..schedules.base import rate_at
 from ..slots import Counter, Number, Params, States
@@ -98,7 +98,7 @@ class schedule_free(GradientTransformation):
         total = state.weight_sum + weight
         c = weight / jnp.where(total == 0, 1.0, total)
         moves, inner = self.base_optimizer.update(
-            widen_tree(updates, "updates"), state.base_optimizer_state, widen_tree(params, "params"), **extra
+            widen_tree(updates, "updates"), state.base_optimizer_state, widen_params(params), **extra
         )
 
         def leaf(u, z, y):

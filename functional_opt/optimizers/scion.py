@@ -12,13 +12,15 @@ from ..schedules import Rate
 from ..slots import Counter, Signed
 from ..transforms.chain import chain
 from ..transforms.decay import add_decayed_weights
+from ..transforms.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
-from ..transforms.routing import places
+from ..transforms.routing import Layout, places
+from ..trees import visible
 from ..value import DType, Fraction, NonNegative, PositiveInt, Static, checked
 
 Norm = Literal["spectral", "sign", "per_input", "per_output", "rms"]
-BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "stack": "rms", "vector": "rms"}
+BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "other": "rms", "vector": "rms"}
 
 
 class ScaleByScionState(NamedTuple):
@@ -32,7 +34,8 @@ class ScaleByScionState(NamedTuple):
 class scale_by_scion(GradientTransformation):
     """Scion's direction: d ← (1 − momentum)·d + momentum·g; u = scale · the point of the unit ball that d points at.
 
-    A kernel has the shape (inputs, outputs); of an embedding the inputs are the tokens. The unit balls:
+    A kernel has the shape (inputs, outputs); of an embedding the inputs are the tokens. Kernels of attentions and
+    stacks of matrices are read as `muon_labels` reads them. The unit balls:
 
     - "spectral": u = √(outputs / inputs) · orthogonalize(d), for hidden matrices, and stacks of them;
     - "sign": u = sign(d) / inputs, for the output layer;
@@ -50,6 +53,9 @@ class scale_by_scion(GradientTransformation):
         eps: added to the norms that are divided by, ≥ 0.
         ns_coeffs, ns_steps: as in `orthogonalize`.
         state_dtype: how d is stored; the params' dtype, float32 for 16-bit params, if None.
+        weight_dimension_numbers: how leaves are matrices, as in `scale_by_muon`; "auto" if None, and for a leaf that
+            has no numbers its last two axes.
+        matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
 
     Raises ValueError for another norm, or one that a leaf has too few axes for, naming the leaf.
 
@@ -72,6 +78,8 @@ class scale_by_scion(GradientTransformation):
     ns_coeffs: Coefficients = PRESETS["standard"]
     ns_steps: Static[PositiveInt] = 5
     state_dtype: Static[DType | None] = None
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
+    matrix_layout: Static[Layout | None] = None
 
     def init(self, params):
         return ScaleByScionState(zero_count(), zeros_like(params, self.state_dtype))
@@ -85,19 +93,26 @@ class scale_by_scion(GradientTransformation):
             return d, d
 
         direction, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
-        leaves, treedef = jax.tree.flatten(direction, is_leaf=is_nothing)
-        norms = self.norm_of_each(updates if params is None else params)
+        like = updates if params is None else visible(params, updates)
+        stacks = Stacks(self.numbers_of_each(like), like)
+        leaves, treedef = jax.tree.flatten(stacks.stack(direction), is_leaf=is_nothing)
+        norms = self.norm_of_each(like)
         both = list(zip(leaves, norms, strict=True))
         orthogonal = map_matrices(self._orthogonal, [d if norm == "spectral" else None for d, norm in both], None)
         nearest = [d if o is None else o for d, o in zip(leaves, orthogonal, strict=True)]
         edges = [d if is_nothing(d) else self._edge(d, norm) for d, norm in zip(nearest, norms, strict=True)]
-        updates = map_leaves(lambda g, u: u, updates, read=(treedef.unflatten(edges),), params=params)
+        edges = stacks.back(treedef.unflatten(edges))
+        updates = map_leaves(lambda g, u: u, updates, read=(edges,), params=params)
         return updates, ScaleByScionState(increment(state.count), mu)
 
     def norm_of_each(self, params: Tree) -> list[str]:
         """The norm of every leaf, None counted as one."""
         if self.norms is None:
-            return [BY_PLACE[place] for place, _ in places(params)]
+            if self.weight_dimension_numbers is None:
+                return [BY_PLACE[place.kind] for place in places(params, self.matrix_layout)]
+            specs = given_specs(self.weight_dimension_numbers, params)
+            both = zip(specs, places(params, self.matrix_layout), strict=True)
+            return [BY_PLACE[place.kind] if s in (None, AUTO) else "spectral" for s, place in both]
         norms = jax.tree.leaves(spread(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
         leaves = jax.tree.leaves(params, is_leaf=is_nothing)
         for path, x, norm in zip(paths(params, is_nothing), leaves, norms, strict=True):
@@ -108,6 +123,22 @@ class scale_by_scion(GradientTransformation):
             if norm != "rms" and jnp.ndim(x) < 2:
                 raise ValueError(f"norms has {norm!r} for params{path}, of shape {jnp.shape(x)}; it must be 'rms'")
         return norms
+
+    def numbers_of_each(self, params: Tree) -> list[Any]:
+        """The dimension numbers of every leaf, None where it is read by its last two axes."""
+        numbers = AUTO if self.weight_dimension_numbers is None else self.weight_dimension_numbers
+        kinds = ("matrix", "head", "embedding")
+        read = [numbers_at(place, kinds) for place in places(params, self.matrix_layout)]
+        specs = read if numbers == AUTO else given_specs(numbers, params)
+        return [auto if spec == AUTO else spec for spec, auto in zip(specs, read, strict=True)]
+
+    def doubts(self, params: Tree) -> list[str]:
+        """What is not sure about each leaf, for `describe`; "" where all is."""
+        if self.norms is not None:
+            return []
+        said = given_specs(self.weight_dimension_numbers, params)
+        both = zip(said, places(params, self.matrix_layout), strict=True)
+        return [place.doubt if spec in (None, AUTO) else "" for spec, place in both]
 
     def _orthogonal(self, d: jax.Array) -> jax.Array:
         return newton_schulz(d, coefficient_rows(self.ns_coeffs, self.ns_steps), self.eps)
@@ -143,6 +174,8 @@ def scion(
     ns_coeffs: Coefficients = PRESETS["standard"],
     ns_steps: PositiveInt = 5,
     state_dtype: DType | None = None,
+    weight_dimension_numbers: MuonNumbers | None = None,
+    matrix_layout: Layout | None = None,
 ) -> chain:
     """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
 
@@ -159,6 +192,17 @@ def scion(
     >>> scion(0.001, constrained=False)
     chain(scale_by_scion(), scale_by_learning_rate(0.001))
     """
-    rule = scale_by_scion(momentum, norms, scale, sign_scale, eps, ns_coeffs, ns_steps, state_dtype)
+    rule = scale_by_scion(
+        momentum,
+        norms,
+        scale,
+        sign_scale,
+        eps,
+        ns_coeffs,
+        ns_steps,
+        state_dtype,
+        weight_dimension_numbers,
+        matrix_layout,
+    )
     inwards = (add_decayed_weights(1.0),) if constrained else ()
     return chain(rule, *inwards, scale_by_learning_rate(learning_rate))

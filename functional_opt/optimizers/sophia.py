@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import cast_like, is_nothing, map_leaves, widen_tree, zeros_like
+from ..leaves import cast_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
 from ..paths import Mask
 from ..schedules import Rate
 from ..slots import Counter, Signed, States
@@ -90,7 +90,7 @@ class scale_by_sophia(GradientTransformation):
 
         def estimate():
             grads = jax.tree.map(lambda g: None if is_nothing(g) else g, updates)
-            wide = widen_tree(grads, "updates"), state.hessian_fn_state, widen_tree(params, "params")
+            wide = widen_tree(grads, "updates"), state.hessian_fn_state, widen_params(params)
             h, inner = self.hessian_diagonal_fn.update(*wide, **extra)
             nu = map_leaves(lambda e, h: (e, self.b2 * h + (1 - self.b2) * e.real), h, state.nu)[1]
             return nu, cast_like(inner, state.hessian_fn_state)

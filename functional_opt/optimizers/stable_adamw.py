@@ -13,6 +13,7 @@ from ..schedules.base import rate_at
 from ..slots import Counter, Signed, Unsigned
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
+from ..trees import visible
 from ..value import Decay, DType, Positive, Static, checked
 
 
@@ -84,6 +85,7 @@ class scale_by_stable_adamw(GradientTransformation):
         needs_params(params, self)
         if self.mask is None:
             return params
+        params = visible(params, updates)
         return merge(resolve_mask(self.mask, params), params, jax.tree.map(jnp.zeros_like, params))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import native
 from ..base import EmptyState, GradientTransformation, as_transformation, transformation
-from ..leaves import Tree, cast_like, widen_tree
+from ..leaves import Tree, cast_like, widen_params, widen_tree
 from ..state_check import wrong_state
 from ..value import Static, show
 
@@ -137,7 +137,7 @@ def _in_turn(transforms: tuple, updates: Tree, states: Any, params: Tree, extra:
     if not (isinstance(states, tuple) and len(states) == len(transforms)):
         raise ValueError(wrong_state("chain", f"a tuple of {len(transforms)} states", states))
     like = updates if params is None else params
-    updates, params = widen_tree(updates, "updates"), widen_tree(params, "params")
+    updates, params = widen_tree(updates, "updates"), widen_params(params)
     new_states = []
     for t, state in zip(transforms, states, strict=True):
         updates, state = t.update(updates, state, params, **extra)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ..base import GradientTransformation, Transformation, transformation
 from ..leaves import Tree, cast_like, is_nothing
 from ..slots import States
+from ..trees import visible
 
 
 class SplitRealAndImaginaryArrays(NamedTuple):
@@ -45,6 +46,7 @@ class split_real_and_imaginary(GradientTransformation):
         return SplitRealAndImaginaryState(self.inner.init(_split(params, params)))
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         like = updates if params is None else params
         new, inner = self.inner.update(
             _split(updates, like), state.inner_state, None if params is None else _split(params, params), **extra

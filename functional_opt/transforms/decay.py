@@ -7,6 +7,7 @@ from ..base import EmptyState, GradientTransformation, needs_params, transformat
 from ..leaves import map_leaves
 from ..paths import Mask, keep, merge, resolve_mask
 from ..schedules import Rate, Schedule
+from ..trees import visible
 from ..value import Static
 from .learning_rate import ScaleByScheduleState, rate_now
 
@@ -53,12 +54,12 @@ class add_decayed_weights(GradientTransformation):
 
         if self.mask is None:
             return decay(updates), state
-        chosen = resolve_mask(self.mask, params)
+        chosen = resolve_mask(self.mask, visible(params, updates))
         return merge(chosen, decay(keep(chosen, updates)), updates), state
 
     def as_kernel(self, state, params):
         rate, _ = rate_now(self.weight_decay, state)
-        chosen = None if self.mask is None else resolve_mask(self.mask, params)
+        chosen = None if self.mask is None else resolve_mask(self.mask, visible(params, None))
         return (native.Link("decay", (rate,), only=chosen),)
 
     def touches(self, params):

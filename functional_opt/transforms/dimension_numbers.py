@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ..leaves import Tree, is_nothing, paths
-from ..paths import Frozen
+from ..paths import Frozen, MaskedNode, PathRules, are_rules, resolve_values
+from ..trees import is_function
 from ..value import Convert
+from .routing import Place, places
 
 
 class MuonDimensionNumbers(NamedTuple):
@@ -29,21 +31,33 @@ class GaLoreDimensionNumbers(NamedTuple):
     output_axis: Any = 1
 
 
+AUTO = "auto"
+"""Stands for dimension numbers where the path and the shape of a leaf are to say them."""
+
+
+_UNSAID = object()
+
+
 def _is_spec(x: Any) -> bool:
-    return x is None or getattr(x, "_fields", None) == GaLoreDimensionNumbers._fields
+    return x is None or x == AUTO or getattr(x, "_fields", None) == GaLoreDimensionNumbers._fields
 
 
 def _frozen(kind: Any) -> Callable[[str, Any], Any]:
-    """What makes a tree of dimension numbers hashable."""
+    """What makes dimension numbers hashable: a tree of them, or path rules."""
+
+    def leaf(name: str, spec: Any) -> Any:
+        if not _is_spec(spec) or (spec == AUTO and kind is GaLoreDimensionNumbers):
+            raise TypeError(f"{name} must hold {kind.__name__} or None, got {spec!r}")
+        return kind(*map(axes_of, spec)) if isinstance(spec, tuple) else spec
 
     def convert(name: str, x: Any) -> Any:
-        if x is None or callable(x) or isinstance(x, Frozen):
+        if x is None or isinstance(x, Frozen) or is_function(x):
             return x
+        if isinstance(x, PathRules) or are_rules(x):
+            rules = x.rules if isinstance(x, PathRules) else x.items()
+            return PathRules({pattern: leaf(f"{name}[{pattern!r}]", spec) for pattern, spec in rules})
         leaves, treedef = jax.tree.flatten(x, is_leaf=_is_spec)
-        for spec in leaves:
-            if not _is_spec(spec):
-                raise TypeError(f"{name} must hold {kind.__name__} or None, got {spec!r}")
-        return Frozen(tuple(spec and kind(*map(axes_of, spec)) for spec in leaves), treedef)
+        return Frozen(tuple(leaf(name, spec) for spec in leaves), treedef)
 
     return convert
 
@@ -57,27 +71,55 @@ def axes_of(axis: Any) -> tuple[int, ...]:
 
 MuonNumbers = Annotated[Any, Convert(_frozen(MuonDimensionNumbers), "tree of MuonDimensionNumbers")]
 GaLoreNumbers = Annotated[Any, Convert(_frozen(GaLoreDimensionNumbers), "tree of GaLoreDimensionNumbers")]
-"""Dimension numbers for all leaves, a tree of them (or a prefix of one), or a function from params to one."""
+"""Dimension numbers for all leaves, a tree of them (or a prefix of one), a function to one, or path rules.
+
+A leaf without a rule has None, as the biases with `{"*/kernel": MuonDimensionNumbers()}`.
+"""
 
 
 def specs_of(numbers: Any, tree: Tree) -> list[Any]:
-    """The dimension numbers of every leaf, or None: where they say so, and for vectors if one is for all leaves."""
+    """The dimension numbers of every leaf, or None. "auto" becomes what the path and the shape say."""
+    specs = given_specs(numbers, tree)
+    if AUTO not in specs:
+        return specs
+    read = map(numbers_at, places(tree))
+    return [auto if spec == AUTO else spec for spec, auto in zip(specs, read, strict=True)]
+
+
+def given_specs(numbers: Any, tree: Tree) -> list[Any]:
+    """What a field says of every leaf: numbers, None or "auto". Numbers for all leaves are not for vectors."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
-    if isinstance(numbers, Callable):
-        numbers = _frozen(GaLoreDimensionNumbers)("weight_dimension_numbers", numbers(tree))
+    if is_function(numbers):
+        numbers = numbers(tree)
+        if is_function(numbers):
+            raise TypeError(f"weight_dimension_numbers must return a tree or path rules, got {numbers!r}")
+        numbers = _frozen(MuonDimensionNumbers)("weight_dimension_numbers", numbers)
+    if isinstance(numbers, PathRules):
+        said = numbers.of_each(tree, default=_UNSAID)
+        return [None if spec is _UNSAID else spec for spec in said if not isinstance(spec, MaskedNode)]
     if numbers is None or _is_spec(numbers.thaw()):
         spec = None if numbers is None else numbers.thaw()
-        return [spec if not is_nothing(x) and jnp.ndim(x) > 1 else None for x in leaves]
+        return [None if place.kind == "vector" else spec for place in places(tree)]
+    resolve_values("weight_dimension_numbers", numbers, tree)  # refuses in words a tree of another structure
     parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
     return [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
 
 
+def numbers_at(place: Place, kinds: tuple[str, ...] = ("matrix",)) -> MuonDimensionNumbers | None:
+    """The dimension numbers of a leaf of one of these kinds."""
+    return MuonDimensionNumbers(place.rows, place.columns) if place.kind in kinds else None
+
+
 class Stacks:
-    """A tree whose leaves are turned into stacks of matrices, the last two axes rows and columns, and back."""
+    """A tree whose leaves are turned into stacks of matrices, the last two axes rows and columns, and back.
+
+    `numbers`: as a field has them, or a list with those of each leaf.
+    """
 
     def __init__(self, numbers: Any, tree: Tree):
         leaves, self.treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
-        specs = [None] * len(leaves) if numbers is None else specs_of(numbers, tree)
+        specs = [None] * len(leaves) if numbers is None else numbers
+        specs = specs if isinstance(specs, list) else specs_of(numbers, tree)
         both = enumerate(zip(specs, leaves, strict=True))
         path = lambda i: paths(tree, is_nothing)[i]  # noqa: E731
         self.views = [None if s is None or is_nothing(x) else _Stack(s, jnp.shape(x), path, i) for i, (s, x) in both]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import GradientTransformation, Transformation, transformation
-from ..leaves import Tree, is_nothing, narrow, placed_like, whole, zip_leaves
+from ..leaves import Tree, is_inexact, is_nothing, narrow, placed_like, whole, zip_leaves
+from ..trees import visible
 
 
 @transformation
@@ -32,6 +33,7 @@ class flatten(GradientTransformation):
         return self.inner.init(_vector(params, params))
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         like = updates if params is None else params
         flat = _vector(updates, like)
         new, state = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
@@ -48,15 +50,19 @@ def _vector(tree: Tree, like: Tree) -> Any:
 
 def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
     parts, start = [], 0
-    for x, y in _pairs(updates, like):
+    _, rows = zip_leaves((updates, like), ("updates", "params"))
+    for x, y in rows:
+        if is_nothing(y) or not is_inexact(y):
+            parts.append(None)
+            continue
         part = vector[start : start + jnp.size(y)].reshape(jnp.shape(y))
         start += jnp.size(y)
         part = narrow(part if jnp.iscomplexobj(y) else part.real, y)
         parts.append(None if is_nothing(x) else placed_like(part, y))
-    return jax.tree.structure(like).unflatten(parts)
+    return jax.tree.structure(updates, is_leaf=is_nothing).unflatten(parts)
 
 
 def _pairs(tree: Tree, like: Tree) -> list[tuple]:
-    """The leaves of both trees side by side, but for those that neither has."""
+    """The leaves of both trees side by side, but for those that neither has and those that no gradient can have."""
     _, rows = zip_leaves((tree, like), ("updates", "params"))
-    return [(x, y) for x, y in rows if not is_nothing(y)]
+    return [(x, y) for x, y in rows if not is_nothing(y) and is_inexact(y)]

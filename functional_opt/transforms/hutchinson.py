@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import is_nothing, map_leaves, widen_tree, zip_leaves
+from ..leaves import map_leaves, widen_params
 from ..slots import RandomKey
+from ..trees import differentiable
 from .noise import Key, kept_as, key_data, key_in
 
 
@@ -52,20 +53,12 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
                 "with f(params) a scalar"
             )
         key, now = jax.random.split(key_in(state.key, self.random_seed))
-        treedef, rows = zip_leaves((updates, widen_tree(params, "params")), ("updates", "params"))
-        leaves = [p for _, p in rows]
-        trained = [i for i, (g, _) in enumerate(rows) if not is_nothing(g)]
-
-        def loss(some: list) -> jax.Array:
-            there = dict(zip(trained, some, strict=True))
-            return obj_fn(treedef.unflatten([there.get(i, p) for i, p in enumerate(leaves)]))
-
-        keys = jax.random.split(now, max(len(leaves), 1))
-        z = [_signs(keys[i], leaves[i]) for i in trained]
-        _, hz = jax.jvp(jax.grad(loss), ([leaves[i] for i in trained],), (z,))
-        found = dict(zip(trained, ((a * b).real for a, b in zip(z, hz, strict=True)), strict=True))
-        estimate = treedef.unflatten([found.get(i) for i in range(len(leaves))])
-        estimate = map_leaves(lambda g, h: h, updates, read=(estimate,), params=params)
+        at, among_params, alone = differentiable(widen_params(params), updates)
+        keys = jax.random.split(now, max(len(at), 1))
+        z = [_signs(k, p) for k, p in zip(keys, at, strict=False)]
+        _, hz = jax.jvp(jax.grad(lambda some: obj_fn(among_params(some))), (at,), (z,))
+        read = alone(z), alone(hz)
+        estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=read, params=params)
         return estimate, HutchinsonState(kept_as(key, state.key))
 
 

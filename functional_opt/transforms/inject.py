@@ -15,7 +15,8 @@ from ..base import GradientTransformation, as_transformation, increment, transfo
 from ..leaves import cast_like
 from ..schedules import to_schedule
 from ..slots import Counter, Number, States
-from ..value import Convert, DType, Static, _key, _Structure, by_value, checked, show, unread, value
+from ..trees import is_function
+from ..value import Convert, DType, Static, _key, _Structure, as_given, by_value, checked, show, unread, value
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
@@ -82,7 +83,8 @@ def inject_hyperparams(
     Args:
         inner_factory: a function or class that makes a transformation, ours or not.
         static_args: names of arguments that are no hyperparameters: functions that are no schedules, and
-            numbers that are structure. Those annotated as `int`, `Static` or a mask are so by themselves.
+            numbers that are structure. Those annotated as `int`, `Static`, a function or a mask are so by
+            themselves, and so is an integer where the default is one.
         hyperparam_dtype: the dtype of hyperparameters; float32 if None.
 
     Raises TypeError or ValueError, when the constructor is called, for what `inner_factory` refuses.
@@ -99,7 +101,8 @@ def inject_hyperparams(
     """
     statics = frozenset({static_args} if isinstance(static_args, str) else static_args)
     signature = inspect.signature(inner_factory)
-    if unknown := statics - signature.parameters.keys():
+    parameters = signature.parameters
+    if unknown := statics - parameters.keys():
         raise ValueError(f"static_args has {sorted(unknown)}, which are no arguments of {show(inner_factory)}")
     statics |= {name for name, hint in _hints(inner_factory).items() if _is_structure(hint)}
 
@@ -110,9 +113,10 @@ def inject_hyperparams(
         bound.apply_defaults()
         numbers, others = {}, {}
         for name, x in bound.arguments.items():
+            x = as_given(x)
             if name not in statics and _is_schedule(x):
                 numbers[name] = x if hasattr(x, "update") else WrappedSchedule(x)
-            elif name not in statics and _is_number(x):
+            elif name not in statics and _is_number(x) and not type(x) is type(parameters[name].default) is int:
                 numbers[name] = x
             else:
                 others[name] = x
@@ -193,7 +197,10 @@ class _Injected(GradientTransformation):
 
 
 def _is_schedule(x: Any) -> bool:
-    return callable(x) and not isinstance(x, type | jax.Array)
+    """Whether an argument is to be called at every step: not so a tree, of masks say, that is a module."""
+    if isinstance(x, type | jax.Array) or not callable(x):
+        return False
+    return is_function(x) or not any(isinstance(leaf, bool | np.bool_) for leaf in jax.tree.leaves(x))
 
 
 def _is_number(x: Any) -> bool:
@@ -207,8 +214,8 @@ def _hints(factory: Any) -> dict[str, Any]:
         factory = factory.func
     try:
         return typing.get_type_hints(factory, include_extras=True)
-    except (NameError, TypeError):  # foreign annotations that cannot be looked up say nothing
-        return {}
+    except (NameError, TypeError):  # one of the annotations cannot be looked up, as may be in foreign code
+        return dict(getattr(factory, "__annotations__", {}))
 
 
 def _is_structure(hint: Any) -> bool:
@@ -220,4 +227,7 @@ def _is_structure(hint: Any) -> bool:
         return _Structure in marks or converted or _is_structure(base)
     if origin in (Union, UnionType):
         return all(_is_structure(h) for h in get_args(hint) if h is not type(None))
-    return hint in (int, bool, str) or (isinstance(hint, type) and issubclass(hint, GradientTransformation))
+    if hint is Callable or origin is get_origin(Callable[..., Any]):
+        return True
+    plain = hint in (int, bool, str, "int", "bool", "str")
+    return plain or (isinstance(hint, type) and issubclass(hint, GradientTransformation))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, Transformation, needs_params, transformation
-from ..leaves import is_nothing, narrow, widen, widen_tree
+from ..leaves import is_nothing, narrow, widen, widen_params, widen_tree
 from ..paths import MaskedNode
 from ..slots import Params, States
 
@@ -55,7 +55,7 @@ class kahan(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         moves, inner_state = self.inner.update(
-            widen_tree(updates, "updates"), state.inner_state, widen_tree(params, "params"), **extra
+            widen_tree(updates, "updates"), state.inner_state, widen_params(params), **extra
         )
 
         def leaf(u, w, c):

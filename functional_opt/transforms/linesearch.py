@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
+from ..leaves import Tree, cast_like, is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
 from ..slots import Counter, Exact, Number, States
 from ..state import get
+from ..trees import differentiable
 from ..value import Bound, Count, NonNegative, Range, Scalar, Static
 
 Shrink = Annotated[Scalar, Range("(0, 1)")]
@@ -118,7 +119,8 @@ class scale_by_backtracking_linesearch(GradientTransformation):
         updates = scaled(updates, rate, params)
         new_grad = None
         if self.store_grad:
-            new_grad = cast_like(jax.tree.map(jnp.conj, jax.grad(f)(along(updates, params)(1.0))), state.grad)
+            _, there = value_and_gradient(f, along(updates, params)(1.0), updates)
+            new_grad = filled(jax.tree.map(jnp.conj, there), state.grad)
         info = BacktrackingLinesearchInfo(tried, error)
         return updates, ScaleByBacktrackingLinesearchState(rate, new, new_grad, info)
 
@@ -173,10 +175,11 @@ def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: An
 def along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
     """The params a step size away: η ↦ w + η·u, those that have no update where they are."""
     treedef, rows = zip_leaves((updates, params), ("updates", "params"))
-    filled = treedef.unflatten([jnp.zeros_like(p) if u is None and p is not None else u for u, p in rows])
 
     def moved(rate):
-        return map_leaves(lambda u, w: w + rate * u, filled, read=(params,), params=params)
+        new = map_leaves(lambda u, w: w + rate * u, updates, read=(params,), params=params)
+        both = zip(rows, treedef.flatten_up_to(new), strict=True)
+        return treedef.unflatten([w if is_nothing(u) else x for (u, w), x in both])
 
     return moved
 
@@ -196,6 +199,18 @@ def rounding(value: Any, grad: Tree, params: Tree) -> jax.Array:
 def _eps(x: Any) -> float:
     dtype = jnp.result_type(x)
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+
+
+def value_and_gradient(f: Callable, params: Tree, updates: Tree) -> tuple[Any, Tree]:
+    """The loss and its gradient, with None for what it cannot be differentiated by."""
+    some, among_params, alone = differentiable(params, updates)
+    value, grads = jax.value_and_grad(lambda some: f(among_params(some)))(some)
+    return value, alone(grads)
+
+
+def filled(grad: Tree, like: Tree) -> Tree:
+    """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
+    return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), like, grad)
 
 
 def slope(updates: Tree, grad: Tree) -> jax.Array:

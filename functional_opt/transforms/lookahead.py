@@ -15,8 +15,9 @@ from ..base import (
     transformation,
     zero_count,
 )
-from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
+from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
 from ..slots import Counter, Params, States
+from ..trees import matching
 from ..value import Fraction, PositiveInt, Static
 from .evaluate import where_kept
 
@@ -105,7 +106,7 @@ class lookahead(GradientTransformation):
         apart = isinstance(params, LookaheadParams)
         w, s = (params.fast, params.slow) if apart else (params, state.slow)
         moves, fast_state = self.fast_optimizer.update(
-            widen_tree(updates, "updates"), state.fast_state, widen_tree(w, "params"), **extra
+            widen_tree(updates, "updates"), state.fast_state, widen_params(w), **extra
         )
         sync = state.steps_since_sync >= self.sync_period - 1
 
@@ -115,7 +116,7 @@ class lookahead(GradientTransformation):
 
         fast, slow = map_leaves(leaf, moves, s, read=(w,), params=w)
         if self.reset_state:
-            anew = apply_updates(w, fast)
+            anew = matching(apply_updates(w, fast), s)
             fast_state = jax.lax.cond(
                 sync, lambda: cast_like(self.fast_optimizer.init(anew), fast_state), lambda: fast_state
             )

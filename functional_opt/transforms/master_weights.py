@@ -10,6 +10,7 @@ from ..base import GradientTransformation, Transformation, needs_params, transfo
 from ..leaves import copy_of, is_nothing, narrow, widen_tree
 from ..paths import MaskedNode
 from ..slots import Params, States
+from ..trees import visible
 from ..value import Static
 from .kahan import is_short, step_to, stepped
 
@@ -68,6 +69,7 @@ class master_weights(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
+        params = visible(params, updates)
         whole = jax.tree.map(lambda p, m: self._whole(p, m), params, state.master)
         moves, inner_state = self.inner.update(widen_tree(updates, "updates"), state.inner_state, whole, **extra)
 

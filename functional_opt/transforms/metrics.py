@@ -11,6 +11,7 @@ from ..schedules import Schedule
 from ..schedules.base import rate_at
 from ..slots import Number, States
 from ..state import only
+from ..trees import visible
 from .accumulate import MultiStepsState
 from .guard import ApplyIfFiniteState
 from .nesting import children, walk, with_children
@@ -77,7 +78,7 @@ class with_metrics(GradientTransformation):
         tx, before = _with_norms(self.inner), state.inner_state
         new, after = tx.update(updates, before, params, **extra)
         size = global_norm(new)
-        of_params = jnp.array(jnp.nan) if params is None else global_norm(params)
+        of_params = jnp.array(jnp.nan) if params is None else global_norm(visible(params, updates))
         numbers = {
             "gradient_norm": global_norm(updates),
             "update_norm": size,

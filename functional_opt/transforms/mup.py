@@ -49,7 +49,9 @@ def _shapes(name: str, x: Any) -> Any:
         return x
     refused = GradientTransformation | Schedule  # trees, but none of arrays
     leaves, treedef = jax.tree.flatten(x, is_leaf=lambda n: _is_shape(n) or isinstance(n, refused))
-    return Frozen(tuple(_shape(name, leaf) for leaf in leaves), treedef)
+    others = [isinstance(n, str) or callable(n) and not isinstance(n, refused) for n in leaves]  # a model's functions
+    shapes = (None if other else _shape(name, n) for n, other in zip(leaves, others, strict=True))
+    return Frozen(tuple(shapes), treedef)
 
 
 def _fan_in(name: str, x: Any) -> PathRules:

@@ -81,6 +81,7 @@ class orthogonalize(GradientTransformation):
         eps: added to the norm, ≥ 0.
         preconditioning: what G is divided by: its "frobenius" or "spectral" norm, "aol" (a number for each row,
             Boissin et al. 2025, arXiv:2512.04632) or its "schatten" 4-norm (arXiv:2506.10935).
+        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -92,10 +93,12 @@ class orthogonalize(GradientTransformation):
     """
 
     preconditions = True
+    stacks_matrices = True
     ns_coeffs: Coefficients = PRESETS["standard"]
     ns_steps: Static[PositiveInt] = 5
     eps: NonNegative = 1e-8
     preconditioning: Static[Preconditioning] = "frobenius"
+    weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
         return EmptyState()
@@ -107,7 +110,9 @@ class orthogonalize(GradientTransformation):
         def stack(g):
             return newton_schulz(g, rows, self.eps, self.preconditioning)
 
-        return map_matrices(stack, updates, params=params), state
+        stacks = Stacks(self.weight_dimension_numbers, updates)
+        like = None if params is None else stacks.stack(params)
+        return stacks.back(map_matrices(stack, stacks.stack(updates), params=like)), state
 
 
 @transformation
@@ -129,6 +134,7 @@ class scale_by_shape(GradientTransformation):
     [[1.0, 1.0, 1.0, 1.0]]
     """
 
+    stacks_matrices = True
     consistent_rms: NonNegative | None = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
 

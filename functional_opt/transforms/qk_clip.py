@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ..base import EmptyState, GradientTransformation, needs_params, transformation
 from ..leaves import Tree, is_nothing, map_leaves
 from ..paths import PathRules
+from ..trees import named_leaves, names
 from ..value import Convert, PositiveBound, Static
 
 
@@ -64,16 +65,17 @@ class qk_clip(GradientTransformation):
         if max_logits is None:
             raise ValueError("qk_clip needs the largest logits: call update(updates, state, params, max_logits=...)")
         powers = self.powers.resolve(updates, default=0.0)
-        attentions = {_name(path): jnp.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(max_logits)}
+        attentions = {name: jnp.asarray(x) for name, x in named_leaves(max_logits)}
 
-        def factor(path, g, power):
+        def factor(g, name, power):
             alone = is_nothing(g) or not power
-            return jnp.ones(()) if alone else self._factor(_name(path), jnp.shape(g), attentions) ** power
+            return jnp.ones(()) if alone else self._factor(name, jnp.shape(g), attentions) ** power
 
         def leaf(g, w, factor):
             return g + (factor - 1) * (w + g) if factor.ndim else g
 
-        factors = jax.tree_util.tree_map_with_path(factor, updates, powers, is_leaf=is_nothing)
+        places = jax.tree.structure(updates, is_leaf=is_nothing).unflatten(names(updates, is_nothing))
+        factors = jax.tree.map(factor, updates, places, powers, is_leaf=is_nothing)
         return map_leaves(leaf, updates, read=(params, factors), params=params, same_shape=False), state
 
     def touches(self, params: Tree) -> Tree:
@@ -97,7 +99,3 @@ class qk_clip(GradientTransformation):
             s = jnp.max(s.reshape(shape[self.head_axis], -1), axis=1)
         too_large = (s > self.threshold) & jnp.isfinite(s)
         return jnp.where(too_large, self.threshold / jnp.where(too_large, s, 1.0), 1.0).reshape(along)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

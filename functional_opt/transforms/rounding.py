@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import is_nothing, widen, widen_tree
+from ..leaves import is_nothing, widen, widen_params, widen_tree
 from ..slots import Counter, States
 from .noise import Key, as_key
 
@@ -55,7 +55,7 @@ class stochastic_round(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         moves, inner_state = self.inner.update(
-            widen_tree(updates, "updates"), state.inner_state, widen_tree(params, "params"), **extra
+            widen_tree(updates, "updates"), state.inner_state, widen_params(params), **extra
         )
         leaves, treedef = jax.tree.flatten(moves, is_leaf=is_nothing)
         key = jax.random.fold_in(as_key(self.key), state.count)

@@ -14,7 +14,7 @@ from ..base import (
     transformation,
     zero_count,
 )
-from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_tree
+from ..leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
 from ..slots import Counter, Params, States
 from ..value import PositiveInt, Static
 
@@ -88,7 +88,7 @@ class sam(GradientTransformation):
 
     def _one(self, updates: Tree, state: SAMState, params: Tree, extra: dict) -> tuple[Tree, SAMState]:
         first, last = state.steps_since_sync == 0, state.steps_since_sync == self.sync_period - 1
-        v = widen_tree(params, "params")
+        v = widen_params(params)
         w = map_leaves(lambda c, p: jnp.where(first, p, c), state.cache, read=(v,))
         g = widen_tree(updates, "updates")
 

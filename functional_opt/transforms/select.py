@@ -1,15 +1,17 @@
 """masked, partition, freeze, selective_transform: a transformation for some of the leaves."""
 
+import copy
 from dataclasses import field
 from typing import Any, NamedTuple
 
 import jax
 
 from ..base import EmptyState, GradientTransformation, Transformation, as_transformation, transformation
-from ..leaves import Tree, map_leaves, paths
+from ..leaves import Tree, is_nothing, map_leaves, paths
 from ..paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
 from ..slots import States
 from ..state_check import wrong_state
+from ..trees import visible
 from ..value import Static
 
 
@@ -48,6 +50,7 @@ class masked(GradientTransformation):
         return MaskedState(self.inner.init(keep(resolve_mask(self.mask, params), params, MaskedNode())))
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         chosen = resolve_mask(self.mask, updates if params is None else params)
         extra = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
         return _on_some(self.inner, chosen, updates, updates, state, params, extra)
@@ -94,7 +97,7 @@ class partition(GradientTransformation):
             return PartitionState({label: MaskedState(tx.init(params)) for label, tx in self.transforms.items()})
         labels = self._labels(params)
         states = {}
-        for label, tx in self.transforms.items():
+        for label, tx in self.told(params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             states[label] = MaskedState(tx.init(keep(chosen, params, MaskedNode())))
         return PartitionState(states)
@@ -103,15 +106,28 @@ class partition(GradientTransformation):
         if not (isinstance(state.inner_states, dict) and state.inner_states.keys() == self.transforms.keys()):
             expected = f"a PartitionState with the labels {[*self.transforms]}"
             raise ValueError(wrong_state("partition", expected, state.inner_states))
+        params = None if params is None else visible(params, updates)
         labels = self._labels(updates if params is None else params)
         new_updates, states = updates, {}
-        for label, tx in self.transforms.items():
+        for label, tx in self.told(updates if params is None else params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             more = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
             new_updates, states[label] = _on_some(
                 tx, chosen, updates, new_updates, state.inner_states[label], params, more
             )
         return new_updates, PartitionState(states)
+
+    def told(self, params: Tree) -> "partition":
+        """With what the labels have to say to the transformations: `muon_labels` knows which axes are a matrix's."""
+        within = getattr(self.param_labels, "within", None)
+        if within is None:
+            return self
+        transforms = {label: within(tx, params) for label, tx in self.transforms.items()}
+        if all(tx is self.transforms[label] for label, tx in transforms.items()):
+            return self
+        new = copy.copy(self)
+        object.__setattr__(new, "transforms", transforms)
+        return new
 
     def _labels(self, params: Tree) -> Tree:
         labels = resolve_labels(self.param_labels, params)
@@ -132,8 +148,14 @@ def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
     """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
-    inner_updates = keep(chosen, updates, MaskedNode())
-    inner_params = None if params is None else keep(chosen, params, MaskedNode())
+
+    def mine(
+        own, u, x
+    ):  # without an update None, not MaskedNode: the state fits whether init saw a leaf there or not
+        return x if own else None if is_nothing(u) else MaskedNode()
+
+    inner_updates = jax.tree.map(mine, chosen, updates, updates)
+    inner_params = None if params is None else jax.tree.map(mine, chosen, updates, params)
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
     return merge(chosen, new, rest), MaskedState(inner_state)
 
@@ -193,6 +215,7 @@ class selective_transform(GradientTransformation):
         return self._by_label(params).init(params)
 
     def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
         return self._by_label(updates if params is None else params).update(updates, state, params, **extra)
 
     def _by_label(self, tree: Tree) -> partition:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import Tree, cast_like, is_nothing, narrow, safe_sqrt, zeros_like
+from ..leaves import Tree, narrow, safe_sqrt, zeros_like
 from ..slots import Counter, Exact, Number, States
 from ..value import Bound, Count, NonNegative, Static
-from .linesearch import Grow, along, needs_loss, rounding, scaled, slope
+from .linesearch import Grow, along, filled, needs_loss, rounding, scaled, slope, value_and_gradient
 
 
 class ZoomLinesearchInfo(NamedTuple):
@@ -132,8 +132,8 @@ class scale_by_zoom_linesearch(GradientTransformation):
         move, noise = along(updates, params), rounding(value, grad, params)
 
         def phi(rate):
-            new, grad = jax.value_and_grad(f)(move(rate))
-            grad = cast_like(jax.tree.map(jnp.conj, grad), state.grad)
+            new, grad = value_and_gradient(f, move(rate), updates)
+            grad = filled(jax.tree.map(jnp.conj, grad), state.grad)
             return _Point(rate, jnp.asarray(new, dtype), jnp.asarray(slope(updates, grad), dtype)), grad
 
         zero = jnp.zeros([], dtype)
@@ -152,7 +152,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
             trial = _Trial(point, grad, *(jnp.asarray(e, dtype) for e in self._errors(start, point)))
             return self._next(search, trial)
 
-        nowhere = _Trial(start, _filled(grad, state.grad), *(jnp.full_like(zero, jnp.inf),) * 2)
+        nowhere = _Trial(start, filled(grad, state.grad), *(jnp.full_like(zero, jnp.inf),) * 2)
         no = jnp.zeros([], bool)
         search = _Search(jnp.zeros([], jnp.int32), no, no, start, start, start, nowhere, nowhere)
         search = jax.lax.while_loop(goes_on, attempt, search)
@@ -211,11 +211,6 @@ class scale_by_zoom_linesearch(GradientTransformation):
             ),
             lambda: None,
         )
-
-
-def _filled(grad: Tree, like: Tree) -> Tree:
-    """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
-    return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), like, grad)
 
 
 def _where(chosen: jax.Array, a: Any, b: Any) -> Any:
