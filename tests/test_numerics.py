@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from functional_opt import safe_increment, safe_norm, safe_root_mean_squares
+from functional_opt import base, safe_increment, safe_norm, safe_root_mean_squares
 
 X = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
 
@@ -39,10 +39,20 @@ def test_sums_in_float32():
     assert float(safe_norm(jnp.array([3 + 4j]), 0.0)) == 5.0
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "float16"])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint32", "float16"])
 def test_counts_stay_at_the_end(dtype):
     last = np.array(jnp.finfo(dtype).max if dtype == "float16" else jnp.iinfo(dtype).max, dtype)
     assert safe_increment(last) == last and safe_increment(last).dtype == dtype
     assert safe_increment(np.zeros((), dtype)) == 1
+    assert safe_increment(np.array(last - 1, dtype)) == last or dtype == "float16"
     with pytest.raises(TypeError, match="count must be an integer or a float, got bool"):
         safe_increment(True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "uint32"])
+def test_counts_of_64_bits_stay_at_the_end(dtype):
+    with jax.enable_x64(True):
+        last = jnp.array(jnp.iinfo(dtype).max, dtype)
+        for increment in (safe_increment, base.increment):
+            assert increment(last) == last and increment(last).dtype == dtype
+            assert increment(last - 1) == last

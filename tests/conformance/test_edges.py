@@ -1,4 +1,4 @@
-"""Degenerate input, for every transformation: wrong states, zero, huge and tiny gradients, rates of 0, no elements."""
+"""Degenerate input, for every transformation: wrong states, zero, huge and tiny gradients, rates of 0."""
 
 import inspect
 import re
@@ -109,3 +109,12 @@ def test_degenerate_numbers(case):
     bad = [name for name, (n, sizes) in GRADIENTS.items() if not run(ONES, n, sizes)[1]]
     bad += [name for name, rates in RATES.items() if scheduled and not run(rates, 20, GRADIENTS["late"][1])[1]]
     assert not bad
+
+
+@each_plain_case
+def test_no_buffer_is_given_twice(case):
+    """Params and a fresh state can be donated together."""
+    tx, params = case.tx(), {"w": jnp.ones((4, 2)), "b": jnp.ones(4)}
+    arrays = [x for x in jax.tree.leaves((params, tx, tx.init(params))) if isinstance(x, jax.Array) and x.size]
+    pointers = [x.unsafe_buffer_pointer() for x in arrays if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    assert len(set(pointers)) == len(pointers)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from functional_opt.keras import Variable
-from functional_opt.keras.optimizers import SGD, schedules
+from functional_opt.keras.optimizers import SGD, Ftrl, schedules
 from functional_opt.keras.optimizers.schedules import (
     CosineDecay,
     CosineDecayRestarts,
@@ -127,3 +127,14 @@ ERRORS = [
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rate", [CosineDecay(0.1, 5), CosineDecay(0.0, 5, warmup_target=0.1, warmup_steps=3)])
+def test_ftrl_where_a_schedule_is_zero(rate):
+    """It divides by the rate: a step at 0 is none."""
+    optimizer, w = Ftrl(rate), Variable([1.0, -2.0])
+    for _ in range(10):
+        before = np.array(w)
+        moves = float(rate(optimizer.iterations)) != 0
+        optimizer.apply_gradients([(jnp.array([0.5, -1.0]), w)])
+        assert np.isfinite(np.array(w)).all() and (np.array(w) != before).all() == moves

@@ -52,3 +52,16 @@ def test_relative_step_is_the_smaller_of_two():
     np.testing.assert_allclose(
         [step(t) for t in range(11)], [min(1 - t / 10, (t + 1) ** -0.5) for t in range(11)], 1e-6
     )
+
+
+def test_steps_that_do_not_count():
+    """t is 1 until they are over: V is the last |g|², then the mean of a fresh start."""
+    tx, fresh = fo.scale_by_factored_rms(step_offset=3), fo.scale_by_factored_rms()
+    state, w = tx.init(jnp.ones(2)), jnp.ones(2)
+    for g in (jnp.array([1.0, 10.0]), jnp.array([10.0, 1.0]), jnp.array([0.1, -2.0])):
+        updates, state = tx.update(g, state, w)
+        np.testing.assert_allclose(updates, jnp.sign(g), rtol=1e-5)
+    start = fresh.init(w)
+    for g in (jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])):
+        (updates, state), (expected, start) = tx.update(g, state, w), fresh.update(g, start, w)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)

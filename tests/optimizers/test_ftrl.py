@@ -47,3 +47,27 @@ def test_params_are_needed():
     tx = fo.ftrl(0.1)
     with pytest.raises(ValueError, match="ftrl needs the params"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_a_rate_of_zero_makes_no_step():
+    """In the middle of a schedule: as if that step, and its gradient, had not been."""
+    rates = [0.1, 0.0, 0.2, 0.0]
+    tx, w = fo.ftrl(lambda count: jnp.array(rates)[count], l1=0.01, beta=0.1), jnp.array([1.0, -2.0])
+    state = tx.init(w)
+    for count, rate in enumerate(rates):
+        updates, after = tx.update(jnp.array([0.5, 1e-3]), state, w)
+        if rate == 0:
+            assert not updates.any() and int(after.count) == count + 1
+            assert (after.linear == state.linear).all() and (after.accumulator == state.accumulator).all()
+        else:
+            assert np.isfinite(updates).all() and updates.any()
+        w, state = w + updates, after
+
+
+def test_an_overflow_touches_its_element_only():
+    grads = jnp.array([[1.0, 1.0], [1e30, 1.0], [1.0, 1.0]])
+    params, _, state = train_compiled(fo.ftrl(0.1), jnp.ones(2), grads)
+    expected, _, _ = train_compiled(fo.ftrl(0.1), jnp.ones(2), jnp.ones((3, 2)))
+    np.testing.assert_allclose(params[:, 1], expected[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(params[-1, 0], expected[1, 0], rtol=1e-6)
+    assert np.isfinite(state.linear).all() and np.isfinite(state.accumulator).all()

@@ -58,3 +58,23 @@ def test_a_fit_is_work_only_when_drawn():
     assert factors[0] == 1 and factors[1] == factors[2] != factors[0] and factors[3] != factors[2]
     names = [eqn.primitive.name for eqn in jax.make_jaxpr(tx.update)(g, state).jaxpr.eqns]
     assert names.count("cond") == 1 and "triangular_solve" not in names
+
+
+def test_zero_gradients_leave_the_factors_alone():
+    """A step of zeros says nothing of the slope; without that the factors grow by a tenth a step, for ever."""
+    tx, w = fo.scale_by_psgd_kron(), {"used": jnp.ones((2, 3)), "not": jnp.ones((2, 3))}
+    grads = {"used": jnp.asarray(RNG.standard_normal((1500, 2, 3)), "float32"), "not": jnp.zeros((1500, 2, 3))}
+    _, updates, state = train_compiled(tx, w, grads)
+    assert not updates["not"].any() and np.isfinite(updates["used"]).all()
+    for fitted, start in zip(state.q, tx.init(w).q, strict=True):
+        assert (fitted["not"] == start["not"]).all() and (fitted["used"] != start["used"]).any()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e30])
+def test_gradients_of_any_size_become_white(size):
+    """Also where their squares are not float32 numbers, and after the others."""
+    tx = fo.scale_by_psgd_kron(b1=0.0, preconditioner_update_probability=1.0)
+    grads = np.concatenate([RNG.standard_normal((n, 3, 4)) * s for n, s in ((900, size), (1500, 1 / size**0.5))])
+    _, updates, _ = train_compiled(tx, jnp.zeros((3, 4)), jnp.asarray(grads, "float32"))
+    for last in (slice(800, 900), slice(2300, 2400)):
+        np.testing.assert_allclose(np.sqrt(np.mean(updates[last] ** 2)), 1.0, rtol=0.2)

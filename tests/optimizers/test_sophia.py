@@ -80,3 +80,18 @@ def test_prints_how_many_are_not_clipped(capfd):
     jax.effects_barrier()
     lines = capfd.readouterr().out.splitlines()
     assert lines == [f"Sophia: 0.750 of the updates not clipped at step {t}" for t in (2, 4)]
+
+
+def test_leaves_that_are_not_trained_are_constants_of_the_loss():
+    """A whole number, whose gradient is float0, and a leaf without a gradient."""
+    params = {"w": jnp.array([1.0, 2.0]), "power": jnp.int32(2), "fixed": jnp.array(3.0)}
+
+    def loss(p):
+        return p["fixed"] * jnp.sum(p["w"] ** p["power"])
+
+    grads = jax.grad(loss, allow_int=True)(params) | {"fixed": None}
+    for tx in (fo.hutchinson_estimator_diag_hessian(), fo.scale_by_sophia()):
+        updates, _ = tx.update(grads, tx.init(params), params, obj_fn=loss)
+        assert updates["power"] is None and updates["fixed"] is None and np.isfinite(updates["w"]).all()
+    estimate, _ = fo.hutchinson_estimator_diag_hessian().update(grads, tx.init(params)[-1], params, obj_fn=loss)
+    np.testing.assert_allclose(estimate["w"], [6.0, 6.0])

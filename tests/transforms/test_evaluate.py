@@ -147,3 +147,12 @@ def test_what_is_no_decay():
         params_ema(1.0)
     with pytest.raises(ValueError, match="params_ema needs the params"):
         params_ema(0.9).update({"w": 1.0}, params_ema(0.9).init({"w": 1.0}))
+
+
+def test_synced_params_have_buffers_of_their_own():
+    """So that both, and the params they were made of, can be donated."""
+    params = make_params()
+    synced = LookaheadParams.init_synced(params)
+    assert_close(tuple(synced), (params, params))
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, synced))]
+    assert len(set(pointers)) == len(pointers)
