@@ -6,6 +6,7 @@ Everything else about the package is in pyproject.toml.
 import importlib.util
 import site
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -14,6 +15,11 @@ from setuptools.command.build_ext import build_ext
 CPP = "functional_opt/native/cpp"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 NOT_BUILT = "not_built.txt"  # beside the extension: why there is none, for native.status()
+
+
+def checksum() -> int:
+    """Returns that of the C++ sources, as in native/library.py, which refuses an extension of others."""
+    return zlib.crc32(b"".join(p.read_bytes() for p in sorted(Path(CPP).glob("*.*")))) & 0x7FFFFFFF
 
 
 def headers() -> str:
@@ -65,6 +71,7 @@ setup(
             "functional_opt.native.kernels",
             [f"{CPP}/step.cc", f"{CPP}/newton_schulz.cc"],
             depends=["setup.py", *(f"{CPP}/{name}.h" for name in ("arrays", "machine", "rules"))],
+            define_macros=[("FUNCTIONAL_OPT_SOURCES", str(checksum()))],
             extra_compile_args=FLAGS,
             language="c++",
             optional=True,

@@ -5,6 +5,7 @@ import os
 import re
 import sysconfig
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,6 @@ from .switch import reason, trying, turn_off, why_not
 
 STEP, SUMS_OF_SQUARES = "functional_opt_step", "functional_opt_sums_of_squares"
 NEWTON_SCHULZ = "functional_opt_newton_schulz"
-PROTOCOL = 2
-"""Number of the agreement between plan.py and step.cc on what the arguments mean."""
-
 HERE = Path(__file__).parent
 NOT_BUILT = "not_built.txt"  # where setup.py leaves its reason
 REBUILD = "rebuild with `pip install --no-build-isolation --force-reinstall --no-deps .`"
@@ -76,6 +74,12 @@ def installed_ffi() -> tuple[int, int]:
     return int(major[1]), int(minor[1])
 
 
+def checksum() -> int | None:
+    """Returns that of the C++ sources as in setup.py, None where they are not installed."""
+    sources = sorted((HERE / "cpp").glob("*.*"))
+    return zlib.crc32(b"".join(p.read_bytes() for p in sources)) & 0x7FFFFFFF if sources else None
+
+
 def _load() -> str:
     """Registers the first library that fits; returns what it is. Turns the kernels off if none does."""
     own = f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -84,16 +88,16 @@ def _load() -> str:
         turn_off(_not_built(), warn=False)
         return ""
     try:
-        installed, why = installed_ffi(), []
+        installed, sources, why = installed_ffi(), checksum(), []
     except Exception as e:
         turn_off(f"the FFI version of the installed jaxlib cannot be told: {e}")
         return ""
     for path in paths:
         try:
             library = ctypes.CDLL(str(path))
-            *built, protocol = (ctypes.c_int32 * 3).in_dll(library, "functional_opt_built_for")
-            if protocol != PROTOCOL:
-                raise ValueError("built from other sources than these")
+            *built, sources_then = (ctypes.c_int32 * 3).in_dll(library, "functional_opt_built_for")
+            if sources not in (None, sources_then):
+                raise ValueError("built from other C++ sources than these")
             if tuple(built) != installed:
                 raise ValueError(
                     "built for XLA's FFI {}.{}, and the installed jaxlib has {}.{}".format(*built, *installed)

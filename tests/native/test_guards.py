@@ -131,7 +131,7 @@ def no_registration(patch, _):
 
 
 def other_sources(patch, _):
-    patch.setattr(library, "PROTOCOL", library.PROTOCOL + 1)
+    patch.setattr(library, "checksum", lambda: 1)
 
 
 def another_operation(patch, _):
@@ -151,7 +151,7 @@ LOADS = {
     another_ffi: "and the installed jaxlib has 0.99; rebuild with `pip install --no-build-isolation",
     no_header: "cannot be told",
     no_registration: "incompatible",
-    other_sources: "other sources",
+    other_sources: "other C++ sources",
     another_operation: "numbers differ",
     another_product: "numbers differ",
     kernels_that_jax_ignores: "does not take them",

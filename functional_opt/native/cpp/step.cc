@@ -344,8 +344,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_step, functional_opt::step,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_sums_of_squares, functional_opt::sums_of_squares,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::BufferR1<ffi::F32>>());
 
-// What Python asks before anything is registered: the FFI that this was built for, and what the arguments mean.
-extern "C" const int32_t functional_opt_built_for[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR, 2};
+// What Python asks before anything is registered: the FFI that this was built for, and a checksum of these sources,
+// by which they are told from later ones, where arguments or codes mean something else.
+#ifndef FUNCTIONAL_OPT_SOURCES
+#define FUNCTIONAL_OPT_SOURCES 0
+#endif
+extern "C" const int32_t functional_opt_built_for[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR, FUNCTIONAL_OPT_SOURCES};
 
 // Which vector instructions are used: 0, 2 for AVX2, 512 for AVX-512.
 extern "C" int32_t functional_opt_instructions() {
