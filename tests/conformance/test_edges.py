@@ -114,7 +114,7 @@ def test_degenerate_numbers(case):
 @each_plain_case
 def test_no_buffer_is_given_twice(case):
     """Params and a fresh state can be donated together."""
-    tx, params = case.tx(), {"w": jnp.ones((4, 2)), "b": jnp.ones(4)}
+    tx, params = case.tx(), make_params()
     arrays = [x for x in jax.tree.leaves((params, tx, tx.init(params))) if isinstance(x, jax.Array) and x.size]
     pointers = [x.unsafe_buffer_pointer() for x in arrays if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     assert len(set(pointers)) == len(pointers)

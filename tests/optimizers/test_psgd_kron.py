@@ -45,7 +45,7 @@ def test_the_updates_become_white():
 def test_a_long_axis_has_a_diagonal_factor():
     params = {"w": jax.ShapeDtypeStruct((50, 4), "bfloat16"), "b": jax.ShapeDtypeStruct((), "bfloat16")}
     state = structs(fo.scale_by_psgd_kron(max_size_triangular=10).init(params))
-    assert [(q["w"].shape, q["b"].shape) for q in state.q] == [((50,), (1,)), ((4, 4), (0,))]
+    assert [(q["w"].shape, q["b"].shape) for q in state.q] == [((50,), (1,)), ((4, 4), (1,))]
 
 
 def test_a_fit_is_work_only_when_drawn():
