@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from .boxes import is_box
 from .leaves import Tree, is_inexact, is_nothing
 from .value import is_value
 
@@ -29,11 +30,11 @@ def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> li
 
 def _walk(tree: Tree, is_leaf: Callable[[Any], bool] | None) -> list[tuple[tuple, Any]]:
     def stops(x: Any) -> bool:
-        return _is_box(x) or (is_leaf is not None and is_leaf(x))
+        return is_box(x) or (is_leaf is not None and is_leaf(x))
 
     found = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree, stops):
-        if not _is_box(x) or (is_leaf is not None and is_leaf(x)):
+        if not is_box(x) or (is_leaf is not None and is_leaf(x)):
             found.append((path, x))
             continue
         inside = jax.tree_util.tree_leaves_with_path(x, is_leaf=lambda y, box=x: y is not box)
@@ -41,11 +42,6 @@ def _walk(tree: Tree, is_leaf: Callable[[Any], bool] | None) -> list[tuple[tuple
             own = path if len(inside) == 1 else path + key
             found += [(own + below, y) for below, y in _walk(content, is_leaf)]
     return found
-
-
-def _is_box(x: Any) -> bool:
-    """Whether x keeps an array with metadata: `nn.Partitioned` and its kin, and the variables of nnx."""
-    return hasattr(type(x), "replace_boxed") or hasattr(type(x), "get_metadata")
 
 
 def is_function(x: Any) -> bool:

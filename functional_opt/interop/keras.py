@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..base import GradientTransformation, apply_updates, as_transformation
 from ..keras.optimizers.by_variable import ByVariable, keep
@@ -88,10 +89,10 @@ def _optimizer_class() -> type:
                 )
             if learning_rate is not None:
                 box.owns_rate = False
-            elif box.owns_rate:
+            elif box.rate is None or isinstance(box.rate, Schedule):
                 learning_rate = OwnRate(box.rate)
             else:
-                learning_rate = float(box.rate)
+                learning_rate = float(np.asarray(box.rate))
             super().__init__(learning_rate=learning_rate, name=name, **kwargs)
             self._box = box
 
@@ -108,7 +109,8 @@ def _optimizer_class() -> type:
                     f"learning_rate cannot be set: {self._box.tx!r} has {has}. Give it one scale_by_learning_rate "
                     "with a number, which callbacks can then set"
                 )
-            keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+            base: Any = keras.optimizers.Optimizer
+            base.learning_rate.fset(self, learning_rate)
 
         def build(self, variables: Any) -> None:
             if self.built:
