@@ -61,6 +61,6 @@ def over(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y of two sums, y ≥ 0, and 0 where y is 0 or has lost what was in it to underflow."""
-    least = jnp.finfo(y.dtype).tiny / jnp.finfo(y.dtype).eps
+    """x / y of two sums, y ≥ 0, and 0 where y is so small that 1 / y², of the derivative, overflows."""
+    least = 16 * float(jnp.finfo(y.dtype).tiny) ** 0.5
     return over(x, jnp.where(y > least, y, 0.0))

@@ -60,7 +60,8 @@ def _step_size(
     if tx.adapt_lower_bound:
         least = (damp * height + slope) / (damp * share)
         low = jnp.where(least < low, jnp.maximum(least / 2, tx.lower_bound), low)
-    most = ratio(jnp.maximum(damp * (height - share * low) + slope, 0.0), square) / size / size
+    inverse = 1 / size  # XLA makes a / s / s a / (s · s), which over- or underflows
+    most = ratio(jnp.maximum(damp * (height - share * low) + slope, 0.0), square) * inverse * inverse
     tau = jnp.minimum(rate / share, most)
     if tx.adapt_lower_bound:
         low = jnp.maximum((height + slope - tau * size * square * size / 2) / share, tx.lower_bound)

@@ -10,7 +10,7 @@ from ..schedules import Rate
 from ..transforms.chain import chain
 from ..transforms.learning_rate import scale_by_learning_rate
 from ..value import Bound, NonNegative, Real, Static, checked
-from .distance import size_of, total
+from .distance import ratio, size_of, total
 
 Variant = Literal["sps", "sps+"]
 
@@ -52,9 +52,9 @@ class scale_by_polyak(GradientTransformation):
             gap = jnp.maximum(gap, 0.0)
         size = size_of(updates, updates)
         square = total(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
-        some = square > 0
-        step = gap / size / size / jnp.where(some, square + self.eps / size / size, 1.0)
-        step = jnp.where(some, jnp.minimum(step, self.max_learning_rate), 0.0)
+        inverse = 1 / size  # XLA makes a / s / s a / (s · s), which over- or underflows
+        step = ratio(gap * inverse * inverse, square + self.eps * inverse * inverse)
+        step = jnp.minimum(step, self.max_learning_rate)
         return map_leaves(lambda g: step * g, updates, params=params), state
 
 

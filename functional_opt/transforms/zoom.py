@@ -161,9 +161,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
         best = _where(done | ~(safe.decrease_error <= self.tol), last, safe)
         gain = best.point.rate * abs(start.slope)
         hidden = (best.decrease_error > self.tol) & (best.point.value >= start.value) & (gain <= noise)
+        info = ZoomLinesearchInfo(search.tried, best.decrease_error, best.curvature_error)
         best = _where(jnp.isfinite(best.point.value) & ~hidden, best, nowhere)
         rate, new, _ = best.point
-        info = ZoomLinesearchInfo(search.tried, best.decrease_error, best.curvature_error)
         if self.verbose:
             self._tell(start, rate, info)
         state = ScaleByZoomLinesearchState(narrow(rate, state.learning_rate), new, best.grad, info)
