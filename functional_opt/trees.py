@@ -51,8 +51,8 @@ def _is_box(x: Any) -> bool:
 def is_function(x: Any) -> bool:
     """Whether x is a function that is to be called, and no tree: modules of Equinox and Flax are callable, too.
 
-    Functions are what JAX takes for a leaf, partial functions, what wraps a function, as `equinox.filter_jit` does, and
-    the library's own values. A module that holds nothing, or functions only, is one, too.
+    Functions are what JAX takes for a leaf, partial functions, what wraps a function, as `equinox.filter_jit` does,
+    and the library's own values. A module that holds nothing, or functions only, is one, too.
 
     >>> is_function(len), is_function(functools.partial(max, 1)), is_function({"w": True})
     (True, True, False)
