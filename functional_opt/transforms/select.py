@@ -47,7 +47,7 @@ class masked(GradientTransformation):
     mask_compatible_extra_args: Static[bool] = False
 
     def init(self, params):
-        return MaskedState(self.inner.init(keep(resolve_mask(self.mask, params), params, MaskedNode())))
+        return MaskedState(self.inner.init(_own(resolve_mask(self.mask, params), params, params)))
 
     def update(self, updates, state, params=None, **extra):
         params = None if params is None else visible(params, updates)
@@ -99,7 +99,7 @@ class partition(GradientTransformation):
         states = {}
         for label, tx in self.told(params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
-            states[label] = MaskedState(tx.init(keep(chosen, params, MaskedNode())))
+            states[label] = MaskedState(tx.init(_own(chosen, params, params)))
         return PartitionState(states)
 
     def update(self, updates, state, params=None, **extra):
@@ -148,16 +148,19 @@ def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
     """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
-
-    def mine(
-        own, u, x
-    ):  # without an update None, not MaskedNode: the state fits whether init saw a leaf there or not
-        return x if own else None if is_nothing(u) else MaskedNode()
-
-    inner_updates = jax.tree.map(mine, chosen, updates, updates)
-    inner_params = None if params is None else jax.tree.map(mine, chosen, updates, params)
+    inner_updates = _own(chosen, updates, updates)
+    inner_params = None if params is None else _own(chosen, params, updates)
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
     return merge(chosen, new, rest), MaskedState(inner_state)
+
+
+def _own(chosen: Tree, tree: Tree, updates: Tree) -> Tree:
+    """The tree with `MaskedNode()` for what is not chosen, None where there is no update anyway.
+
+    So it fits the state whether `init` saw a leaf there or not.
+    """
+    part = lambda own, u, x: x if own else None if is_nothing(u) else MaskedNode()  # noqa: E731
+    return jax.tree.map(part, chosen, updates, tree)
 
 
 def _mask_extra(chosen: Tree, updates: Tree, extra: dict) -> dict:
