@@ -201,11 +201,9 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
     """What rules, or a tree of values that may be a prefix, say for each leaf of `tree`, None counted as a leaf."""
     if isinstance(selection, PathRules):
         return selection.resolve(tree, default)
-    given, treedef = jax.tree.flatten(selection.thaw(), is_leaf=is_nothing)
+    treedef = selection.treedef
     try:
-        parts = treedef.flatten_up_to(tree)
-        if any(x is None and jax.tree.leaves(part) for x, part in zip(given, parts, strict=True)):
-            raise ValueError("None says nothing of a leaf")
+        treedef.flatten_up_to(tree)
     except (ValueError, TypeError) as e:
         have, want = paths(selection.thaw()), paths(tree, is_nothing)
         lost = [p for p in want if not any(p.startswith(h) for h in have)]
@@ -219,8 +217,7 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
         raise ValueError(
             f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
         ) from e
-    # where neither has a leaf the tree may have a `MaskedNode` for the selection's None
-    return treedef.unflatten([part if x is None else x for x, part in zip(given, parts, strict=True)])
+    return treedef.unflatten(selection.leaves)
 
 
 def spread(prefix: Tree, tree: Tree) -> Tree:
