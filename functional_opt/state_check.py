@@ -67,7 +67,7 @@ def _is_one(state: Any, cls: type) -> bool:
     if isinstance(state, cls):
         return True
     fields = getattr(cls, "_fields", None)
-    if fields == () and (state is None or isinstance(state, tuple) and state == ()):
+    if fields == () and not jax.tree.leaves(state):
         return True
     return fields == getattr(type(state), "_fields", _MISSING) and cls.__name__ == type(state).__name__
 

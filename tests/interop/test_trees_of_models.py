@@ -112,9 +112,7 @@ def test_a_step_on_attention_is_the_step_on_its_matrices(make, layers):
     shapes |= {"out": {"kernel": (2, 3, 8), "bias": (8,)}}
     stacked = jax.tree.map(lambda s: jnp.zeros(layers + s), shapes, is_leaf=lambda s: isinstance(s, tuple))
     params = {"attention": filled(stacked)}
-    matrices = jax.tree_util.tree_map_with_path(
-        lambda p, x: as_matrix(jax.tree_util.keystr(p), x), params
-    )
+    matrices = jax.tree_util.tree_map_with_path(lambda p, x: as_matrix(jax.tree_util.keystr(p), x), params)
     tx, flat = make(), make()
     state, flat_state = tx.init(params), flat.init(matrices)
     for seed in (1, 2):

@@ -65,7 +65,7 @@ CASES += [("lbfgs", "float32", False), ("lbfgs", "float16", True)]
 
 @pytest.mark.parametrize("name, dtype, x64", CASES)
 def test_the_loss_gets_no_higher(name, dtype, x64):
-    """In float32 and float16, x64 on or off, at the origin, where all underflows, and away from it, where all is rounded.
+    """In float32 and float16, with x64 and without, at the origin, where all underflows, and away from it.
 
     A weight that is right but for its last digit leaves a loss of Σ(ε·|a|·|w|)², here up to 30·ε², and each of the
     rules may end on any of the neighbours: that is the tolerance. Mechanic's factor goes on swinging about its best.
