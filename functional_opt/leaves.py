@@ -257,7 +257,7 @@ def placed_like(x: jax.Array, like: Any) -> jax.Array:
 
 def varying(x: Any) -> frozenset[str]:
     """The axes over which `shard_map` knows that an array differs; none where it does not keep track."""
-    return getattr(_type(x).manual_axis_type, "varying", frozenset())
+    return getattr(getattr(_type(x), "manual_axis_type", None), "varying", frozenset())
 
 
 def _type(x: Any) -> Any:

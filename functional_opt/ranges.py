@@ -129,8 +129,8 @@ def number(x: Any) -> Any:
     >>> number(jax.ShapeDtypeStruct((), "float32")) is None
     True
     """
-    if isinstance(x, int | float) and not isinstance(x, bool):
-        return x
+    if isinstance(x, int | float):
+        return NotImplemented if isinstance(x, bool) else x
     if isinstance(x, type) or not (hasattr(x, "dtype") and hasattr(x, "shape")):
         return NotImplemented
     if tuple(x.shape) or not _is_real(x.dtype):
@@ -164,8 +164,11 @@ def described(x: Any) -> str:
     >>> described("0.9"), described(10**5000)
     ("'0.9' (str)", 'an integer of some 5000 digits')
     """
-    if isinstance(x, int) and x.bit_length() > 128:
-        return f"an integer of some {round(x.bit_length() * 0.30103)} digits"
+    if isinstance(x, int):
+        long = x.bit_length() > 128
+        return (
+            f"an integer of some {round(x.bit_length() * 0.30103)} digits" if long else f"{x!r} ({type(x).__name__})"
+        )
     if isinstance(x, core.Tracer) or hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type):
         what = "a traced array" if isinstance(x, core.Tracer) else "an array"
         return f"{what} of shape {tuple(x.shape)} and dtype {x.dtype}"

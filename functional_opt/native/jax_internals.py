@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ..leaves import varying
 from .switch import reason, turn_off
 
 try:
@@ -71,7 +72,7 @@ def is_alone(x: jax.Array) -> bool:
     """Returns whether an array is of one device: varies over no axis of a mesh, and is sharded over none."""
     try:
         aval = jax.typeof(x)
-        return not getattr(aval, "vma", None) and aval.sharding.mesh.empty
+        return not varying(x) and aval.sharding.mesh.empty
     except AttributeError as e:
         turn_off(f"JAX {jax.__version__} has another interface for shardings: {e}")
         return False

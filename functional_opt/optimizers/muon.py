@@ -157,7 +157,7 @@ class muon_labels:
             return tx
         numbers = Frozen(specs, treedef)
 
-        def told(link: GradientTransformation) -> GradientTransformation:
+        def told(link: Any) -> Any:
             if getattr(link, "stacks_matrices", False) and link.weight_dimension_numbers in (None, own):
                 return dataclasses.replace(link, weight_dimension_numbers=numbers)
             return with_children(link, told)

@@ -14,6 +14,7 @@ import optax
 import functional_opt as fo
 from functional_opt.base import Transformation
 from functional_opt.schedules import linear_schedule
+from functional_opt.value import as_given
 
 from ..helpers import make_params
 
@@ -48,7 +49,7 @@ class Case:
     def numbers(self) -> dict[str, float]:
         """The arguments of `vary` and their values, by default those of the signature."""
         own = inspect.signature(self.make).parameters
-        return {name: self.args[name] if name in self.args else own[name].default for name in self.vary.split()}
+        return {name: as_given(self.args.get(name, own[name].default)) for name in self.vary.split()}
 
 
 @fo.transformation

@@ -182,7 +182,7 @@ class Optimizer(Custom):
             with within("learning_rate"):
                 config["learning_rate"] = schedules.deserialize(rate, custom_objects)
         optimizer = cls(**config)
-        if cls.__module__.startswith(__package__):
+        if cls.__module__.startswith(__package__ or ""):
             optimizer._numbers()  # whose transformation has ranges for what the constructor only keeps
         return optimizer
 

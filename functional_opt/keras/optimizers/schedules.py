@@ -232,9 +232,10 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None =
     ('ExponentialDecay', 10)
     """
     known = _CLASSES | (custom_objects or {})
-    cls, given = None, config.get("class_name") if isinstance(config, dict) else ""
-    if isinstance(given, str):
-        name, cls, inner = class_of(config, known, "a learning-rate schedule")
+    given = config.get("class_name") if isinstance(config, dict) else ""
+    name, cls, inner = (
+        class_of(config, known, "a learning-rate schedule") if isinstance(given, str) else ("", None, {})
+    )
     if cls is None:
         raise ValueError(f"Unknown learning-rate schedule {short(given)}; known are {sorted(known)}")
     with within(name):
