@@ -29,15 +29,18 @@ def backtracking(w, grads, slope_rtol=1e-4, rtol=0.0) -> Run:
         yield w
 
 
-def directions(memory_size, scale_init_precond=True):
-    """A function of params and gradients, step by step: Nocedal & Wright 2006, equations 7.16 to 7.20."""
+def directions(memory_size, scale_init_precond=True, keep_negative=False):
+    """A function of params and gradients, step by step: Nocedal & Wright 2006, equations 7.16 to 7.20.
+
+    Pairs of negative curvature are left out, or kept as in Optax.
+    """
     pairs, last = [], []
 
     def direction(w, g):
         if last:
             pairs.append((w - last[0], g - last[1]))
         last[:] = w, g
-        s_y = [(s, y) for s, y in pairs[-memory_size:] if s @ y > 0]
+        s_y = [(s, y) for s, y in pairs[-memory_size:] if s @ y > 0 or keep_negative]
         scale = s_y[-1][0] @ s_y[-1][1] / (s_y[-1][1] @ s_y[-1][1]) if s_y else min(1.0, 1 / np.linalg.norm(g))
         inverse = np.eye(len(w)) * (scale if scale_init_precond else 1.0)
         for s, y in s_y:
@@ -50,7 +53,7 @@ def directions(memory_size, scale_init_precond=True):
 
 @joint
 def lbfgs(w, grads, learning_rate, memory_size, scale_init_precond=True) -> Run:
-    direction = directions(memory_size, scale_init_precond)
+    direction = directions(memory_size, scale_init_precond, keep_negative=True)
     for g in grads:
         w = w + learning_rate * direction(w, g)
         yield w

@@ -24,6 +24,7 @@ from ..helpers import (
     without_bias,
 )
 from . import cases_free as free
+from . import cases_linesearch as linesearch
 from . import cases_precision as precision
 from .cases import CASES, OPTIMIZERS, PLAIN, each_case, each_plain_case
 
@@ -126,7 +127,10 @@ def specs(tree):
     }
 
 
-@each_of([c for c in CASES if not c.name.startswith(precision.STEP_TO_16_BITS)], "bfloat16", "float16")
+ROUND_OTHERWISE = (*precision.STEP_TO_16_BITS, *linesearch.STOP_AT_ROUNDING)
+
+
+@each_of([c for c in CASES if not c.name.startswith(ROUND_OTHERWISE)], "bfloat16", "float16")
 def test_16_bit_is_close_to_float32(case, dtype):
     rtol = {"bfloat16": 0.01, "float16": 0.001}[dtype]
     params, grads = make_params(dtype), make_grads(3, dtype)
