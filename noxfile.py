@@ -12,6 +12,7 @@ import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 EXAMPLES = PROJECT["optional-dependencies"]["examples"]
+PEERS = ["chex", "optax", "hypothesis", "pytest", "pytest-xdist"]  # which the selection imports
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 
 
@@ -43,7 +44,7 @@ def lowest(session: nox.Session) -> None:
 
 def select(session: nox.Session, requirements: list[str]) -> None:
     session.install("--upgrade", "pip", silent=True)
-    session.install(*requirements, *EXAMPLES, "optax", "hypothesis", "pytest", "pytest-xdist", silent=True)
+    session.install(*requirements, *EXAMPLES, *PEERS, silent=True)
     session.install(".", silent=True)
     session.run("python", "-c", "import sys, jax; print('Python', sys.version.split()[0], 'jax', jax.__version__)")
     session.run("python", "examples/digits.py", "--epochs", "10", "--out", f"{session.create_tmp()}/digits.png")

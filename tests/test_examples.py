@@ -84,15 +84,18 @@ def test_model_libraries(examples):
 def test_the_readme():
     """Its blocks run one after the other, as they stand."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict = {}
     exec(blocks[1], names)
     facade_loss = float(names["loss"])
     exec(blocks[0], names)
     assert abs(facade_loss - float(names["loss"])) < 1e-4  # the same Adam but for epsilon
+    before = float(names["loss"])
     exec(blocks[2], names)
-    assert names["losses"].shape == (8,)
+    assert float(names["loss"]) < before
     exec(blocks[3], names)
-    assert names["fo"].metrics(names["state"])["step"] == 1
+    assert names["losses"].shape == (8,)
     exec(blocks[4], names)
+    assert names["fo"].metrics(names["state"])["step"] == 1
+    exec(blocks[5], names)
     assert int(names["opt"].iterations) == 10

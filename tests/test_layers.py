@@ -43,7 +43,7 @@ LAYERS = {  # the first part of a module's name below the package, "" the packag
     "interop": 8,
 }
 BY_NAME = {("schedules", "transforms")}  # one asks the other for Optax's names only when they are asked for
-DEPENDENCIES = {"jax", "jaxlib", "chex", "numpy"}
+DEPENDENCIES = {"jax", "jaxlib", "numpy"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -104,7 +104,7 @@ def third_party(statement):
 
 def test_importing_brings_in_only_the_dependencies():
     ours = third_party("import functional_opt, functional_opt.keras")
-    assert ours - third_party("import jax, chex, numpy") == {"functional_opt"}
+    assert ours - third_party("import jax, numpy") == {"functional_opt"}
 
 
 def test_importing_the_core_does_not_load_what_is_above():
