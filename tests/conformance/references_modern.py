@@ -96,7 +96,7 @@ def cautious_decay(w, grads, learning_rate, weight_decay, **_) -> Run:
 
 def apollo(w, grads, learning_rate, rank=256, update_proj_gap=200, scale=1.0, channels=True, weight_decay=0.0) -> Run:
     """Zhu et al. 2024, algorithm 1, for the one matrix of the tests and its key; corrected as in their code."""
-    m, v, last, name = 0.0, 0.0, np.inf, zlib.crc32(b"dense/kernel")
+    m, v, last, name = 0.0, 0.0, np.inf, zlib.crc32(b"['dense']['kernel']")
     for t, g in enumerate(grads, 1):
         r = g
         if w.ndim == 2:
