@@ -178,8 +178,10 @@ class muon_labels:
         if self.mask is None:
             auto = [(numbers_at(place), f"{place.kind}: {place.why}", place.doubt) for place in found]
         else:
-            kinds = ("matrix", "head", "embedding")
-            auto = [(numbers_at(place, kinds), place.why, place.doubt) for place in found]
+            by_path = ("head", "embedding")  # which a mask may send to Muon as well: not the path decides then
+            shapes = [f"{0 if is_nothing(x) else jnp.ndim(x)}-d" for x in jax.tree.leaves(params, is_leaf=is_nothing)]
+            whys = [n if p.kind in by_path else p.why for n, p in zip(shapes, found, strict=True)]
+            auto = [(numbers_at(p, ("matrix", *by_path)), why, p.doubt) for p, why in zip(found, whys, strict=True)]
         routes = auto
         if (own := self.weight_dimension_numbers) is not None:
             said, specs = "weight_dimension_numbers", given_specs(own, params)
