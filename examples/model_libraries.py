@@ -48,7 +48,7 @@ def equinox_step(tx, model, state, images, classes):
 def train_equinox(batches):
     """Muon for the matrices, AdamW for the biases."""
     model, losses = eqx.nn.MLP(64, 10, 64, depth=2, key=jax.random.key(0)), []
-    tx = fo.muon(3e-3, consistent_rms=0.2)
+    tx = fo.muon(1e-2, consistent_rms=0.2, matrix_layout="out_in")
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
     for batch in batches:
         model, state, loss = equinox_step(tx, model, state, *batch)
