@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import map_leaves, widen_params
+from ..leaves import is_nothing, map_leaves, widen_params, zip_leaves
 from ..slots import RandomKey
 from ..trees import differentiable
 from .noise import Key, kept_as, key_data, key_in
@@ -55,7 +55,9 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
         key, now = jax.random.split(key_in(state.key, self.random_seed))
         at, among_params, alone = differentiable(widen_params(params), updates)
         keys = jax.random.split(now, max(len(at), 1))
-        z = [_signs(k, p) for k, p in zip(keys, at, strict=False)]
+        _, rows = zip_leaves((updates, alone(at)), ("updates", "params"))
+        trained = [not is_nothing(u) for u, p in rows if p is not None]  # other leaves are constants of the loss
+        z = [_signs(k, p) if yes else jnp.zeros_like(p) for k, p, yes in zip(keys, at, trained, strict=False)]
         _, hz = jax.jvp(jax.grad(lambda some: obj_fn(among_params(some))), (at,), (z,))
         read = alone(z), alone(hz)
         estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=read, params=params)

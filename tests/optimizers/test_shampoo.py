@@ -29,7 +29,7 @@ def test_grafting_and_blocks(grafting, beta2):
 def test_an_axis_is_cut_into_equal_blocks():
     state = structs(fo.scale_by_shampoo(4, grafting="sgd").init(jax.ShapeDtypeStruct((9, 4), "bfloat16")))
     assert [x.shape for x in state.statistics] == [(3, 3, 3), (3, 4, 4)]
-    assert state.nu.shape == (0,) and state.preconditioners[0].dtype == jnp.float32
+    assert state.nu.shape == (1,) and state.preconditioners[0].dtype == jnp.float32
 
 
 def test_roots_are_computed_only_when_due():

@@ -26,7 +26,7 @@ def test_every_axis_is_turned(shape, precondition_1d):
 def test_the_state_has_matrices_for_axes_that_are_turned():
     params = {"w": jax.ShapeDtypeStruct((50, 4), "bfloat16"), "b": jax.ShapeDtypeStruct((4,), "bfloat16")}
     state = structs(fo.scale_by_soap(max_precond_dim=10, state_dtype="bfloat16").init(params))
-    assert [(q["w"].shape, q["b"].shape) for q in state.q] == [((0,), (0,)), ((4, 4), (0,))]
+    assert [(q["w"].shape, q["b"].shape) for q in state.q] == [((1,), (1,)), ((4, 4), (1,))]
     assert state.q[1]["w"].dtype == state.gg[1]["w"].dtype == jnp.float32 and state.mu["w"].dtype == jnp.bfloat16
 
 
