@@ -143,7 +143,7 @@ def test_mu_dtype_is_of_the_mean_alone():
         (lambda: adagrad(0.1, -0.1), "initial_accumulator_value must be in .*, got -0.1"),
         (lambda: sgd(0.1, 0.9, nesterov="yes"), "nesterov must be False or True, got 'yes'"),
         (lambda: scale_by_lion(mode="soft"), "mode must be 'hard' or 'smooth' or 'refined', got 'soft'"),
-        (lambda: scale_by_lion(smooth_beta=0.0), r"smooth_beta must be in \(0, inf\], got 0.0"),
+        (lambda: scale_by_lion(smooth_beta=0.0), r"smooth_beta must be in \(0, inf\), got 0.0"),
     ],
 )
 def test_arguments_out_of_range(make, message):
