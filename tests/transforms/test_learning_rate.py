@@ -71,7 +71,7 @@ def test_a_learning_rate_is_an_input_of_a_state_as_well():
     "make, error, message",
     [
         (lambda: adam(-1.0), ValueError, r"learning_rate must be in \[0, inf\), got -1.0"),
-        (lambda: adam("0.1"), TypeError, "learning_rate must be a number, a schedule or .* got '0.1'"),
+        (lambda: adam("0.1"), TypeError, "learning_rate must be a number in .*, a schedule or .* got '0.1'"),
         (lambda: adam([0.1]), TypeError, r"learning_rate must be a number in .* got \[0.1\] \(list\)"),
         (lambda: adam(None), TypeError, "learning_rate must be a number in .* got None"),
         (lambda: adam(cosine_decay_schedule), TypeError, "learning_rate .* the class cosine_decay_schedule; call it"),
