@@ -94,6 +94,8 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
             continue
         shape = np.shape(as_array(row[0], lambda i=i: names[0] + _path(first, i)))
         for x, name in zip(row[1:], names[1:], strict=True):
+            if isinstance(x, str | bytes):  # which NumPy counts among scalars
+                as_array(x, lambda i=i, name=name: name + _path(first, i))
             if x is None or not hasattr(x, "dtype") and not np.isscalar(x):
                 what = "no leaf" if x is None else f"a {type(x).__name__}"
                 where = _path(first, i) or "the root"
