@@ -49,7 +49,7 @@ class Case:
     def numbers(self) -> dict[str, float]:
         """The arguments of `vary` and their values, by default those of the signature."""
         own = inspect.signature(self.make).parameters
-        return {name: as_given(self.args.get(name, own[name].default)) for name in self.vary.split()}
+        return {name: as_given(self.args[name] if name in self.args else own[name].default) for name in self.vary.split()}
 
 
 @fo.transformation

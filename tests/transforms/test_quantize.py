@@ -229,7 +229,7 @@ def test_refuses_states_that_are_not_its_own():
     codes, moments = state.inner_state, tx.decode(state)
     wide = fo.tree.set(codes, mu={"w": jnp.zeros(64, jnp.int32)})
     cases = [
-        (moments, "needs the QuantizeState that its init made, got a tuple"),
+        (moments, "must be a QuantizeState.*got a tuple of 2"),
         (state._replace(scale=()), r"scales for each of \[0\].mu, \[0\].nu, got 0"),
         (
             state._replace(scale=({"w": None}, state.scale[1])),
