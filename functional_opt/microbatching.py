@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from .leaves import Tree, as_array, narrow, parts, paths, typed_as, varying, widen
+from .core.leaves import Tree, as_array, narrow, paths, widen
+from .core.sharding import parts, typed_as, varying
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import core
 from jax.sharding import AxisType, NamedSharding
 
-from .base import GradientTransformation, apply_updates, as_transformation
-from .leaves import Tree, paths
+from .core.apply import apply_updates
+from .core.leaves import Tree, paths
+from .core.transformation import GradientTransformation, as_transformation
 from .microbatching import AccumulationType, Rows, looped
 
 Loss = Callable[..., Any]

@@ -19,7 +19,7 @@ from functional_opt import (
     trace,
     transformation,
 )
-from functional_opt.base import increment, zero_count
+from functional_opt.core.transformation import increment, zero_count
 
 from .helpers import INT32_MAX, assert_close, assert_same_types
 from .strategies import FLOATS, trees

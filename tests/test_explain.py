@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import functional_opt as fo
-from functional_opt.explain import Explanation, size
-from functional_opt.transforms.nesting import children, walk
+from functional_opt.analysis.summary import Explanation, size
+from functional_opt.transforms.combining.nesting import children, walk
 
 from .conformance.cases import OPTIMIZERS, each_case
 from .helpers import make_grads, make_params, train_eagerly

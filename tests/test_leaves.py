@@ -8,19 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functional_opt import global_norm
-from functional_opt.leaves import (
-    abs_sq,
-    all_finite,
-    cast_like,
-    full_like,
-    map_leaves,
-    narrow,
-    safe_sqrt,
-    sums_of_squares,
-    widen,
-    zeros_like,
-    zip_leaves,
-)
+from functional_opt.core.leaves import cast_like, full_like, map_leaves, narrow, widen, zeros_like, zip_leaves
+from functional_opt.core.norms import abs_sq, all_finite, safe_sqrt, sums_of_squares
 
 from .helpers import assert_close, assert_same_types, structs
 from .strategies import FLOATS, leaves, trees

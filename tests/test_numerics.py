@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from functional_opt import base, safe_increment, safe_norm, safe_root_mean_squares
+from functional_opt import safe_increment, safe_norm, safe_root_mean_squares
+from functional_opt.core import transformation as base
 
 X = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
 

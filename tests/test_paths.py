@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from functional_opt import PathRules, freeze, masked, partition, scale
-from functional_opt.paths import matches
+from functional_opt.core.paths import matches
 
 PARAMS = {
     "encoder": {"layer_0": {"bias": np.ones(2), "kernel": np.ones((2, 2))}, "norm_0": {"scale": np.ones(2)}},

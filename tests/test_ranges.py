@@ -17,10 +17,10 @@ import pytest
 
 import functional_opt as fo
 from functional_opt import experimental, keras
+from functional_opt.core.ranges import Integer, Range, number, unread
+from functional_opt.core.schedule import OrSchedule
+from functional_opt.core.value import Static, value
 from functional_opt.keras import optimizers
-from functional_opt.ranges import Integer, Range, number, unread
-from functional_opt.schedules import OrSchedule
-from functional_opt.value import Static, value
 
 from .helpers import assert_close, make_grads, make_params, train_eagerly
 
@@ -218,7 +218,7 @@ def test_numbers_of_a_state_are_not_read(monkeypatch):
     opt.apply_gradients([(1.0, v)])
     seen = []
     spy = types.SimpleNamespace(**vars(np) | {"asarray": lambda x: seen.append(x) or np.asarray(x)})
-    monkeypatch.setattr("functional_opt.ranges.np", spy)
+    monkeypatch.setattr("functional_opt.core.ranges.np", spy)
     assert number(jnp.float32(1.0)) == 1.0 and len(seen) == 1
     with unread():
         assert number(jnp.float32(1.0)) is None and number(np.float32(1.0)) == 1.0

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functional_opt import schedules
+from functional_opt.core.schedule import Schedule
 from functional_opt.schedules import (
-    Schedule,
     constant_schedule,
     cosine_decay_schedule,
     cosine_onecycle_schedule,

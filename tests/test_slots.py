@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import functional_opt as fo
-from functional_opt.slots import declared, slots_of
+from functional_opt.core.slots import declared, slots_of
 
 from .conformance.cases import OPTIMIZERS, TRANSFORMATIONS
 from .helpers import make_params

@@ -18,8 +18,8 @@ from functional_opt import (
     sgd,
     trace,
 )
-from functional_opt.state import get, get_all_with_path
-from functional_opt.state import set as set_fields
+from functional_opt.core.queries import get, get_all_with_path
+from functional_opt.core.queries import set as set_fields
 
 from .helpers import assert_close, assert_same_types
 

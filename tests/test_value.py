@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functional_opt.value import (
+from functional_opt.core.ranges import (
     Convert,
     Count,
     Decay,
@@ -24,10 +24,8 @@ from functional_opt.value import (
     PositiveInt,
     Range,
     Real,
-    Static,
-    checked,
-    value,
 )
+from functional_opt.core.value import Static, checked, value
 
 
 @value

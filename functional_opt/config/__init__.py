@@ -14,7 +14,7 @@ a few others: a `dtype`, an `array`, a `key`, a `number` that JSON does not have
 
 from typing import Any
 
-from ..value import show
+from ..core.value import show
 from .decode import decode, same_keys
 from .depth import refuse_depth, within_the_stack
 from .encode import encode, remedy

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..transforms.inject import _Injected, _Others
+from ..transforms.wrapping.inject import _Injected, _Others
 from .registry import DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
 from .words import short
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from ..base import GradientTransformation
-from ..paths import Frozen
-from ..schedules.base import _Function as PlainFunction
-from ..transforms.inject import _Injected
-from ..transforms.monitor import _measure as PlainMeasure
-from ..value import show
+from ..core.paths import Frozen
+from ..core.schedule import _Function as PlainFunction
+from ..core.transformation import GradientTransformation
+from ..core.value import show
+from ..transforms.observing.monitor import _measure as PlainMeasure
+from ..transforms.wrapping.inject import _Injected
 from .registry import DTYPES, TUPLES, constructors, functions, is_value
 
 

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation
-from ..leaves import global_norm
-from ..transforms.accumulate import skip_large_updates, skip_not_finite
-from ..transforms.dimension_numbers import GaLoreDimensionNumbers, MuonDimensionNumbers
-from ..transforms.inject import _Injected
+from ..core.norms import global_norm
+from ..core.transformation import GradientTransformation
+from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, MuonDimensionNumbers
+from ..transforms.wrapping.accumulate import skip_large_updates, skip_not_finite
+from ..transforms.wrapping.inject import _Injected
 
 DTYPES = {
     **{jnp.dtype(name).name: jnp.dtype(name) for name in ("bool", "bfloat16", "complex64", "complex128")},
@@ -82,14 +81,18 @@ def _reloaded(old: Any, new: Any) -> bool:
     return same and "<locals>" not in new.__qualname__
 
 
+_library: dict[str, Any] = {}
+
+
+def provide(names: Mapping[str, Any]) -> None:
+    """Gives the library's public names to configs; the package's `__init__` calls it, once it has them all."""
+    _library.update(names)
+
+
 @functools.cache
 def _public() -> dict[str, type]:
-    """The library's own values by their public names; the package, which stands above, is looked at when asked."""
-    return {name: x for name, x in _names().items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
-
-
-def _names() -> dict[str, Any]:
-    return vars(sys.modules["functional_opt"]) | vars(sys.modules["functional_opt.experimental"])
+    """Returns the library's own values by their public names."""
+    return {name: x for name, x in _library.items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
 
 
 @functools.cache
@@ -100,7 +103,7 @@ def _constructors() -> dict[str, Callable]:
         made = typing.get_type_hints(x).get("return") if isinstance(x, types.FunctionType) else None
         return isinstance(made, type) and issubclass(made, GradientTransformation)
 
-    return {name: x for name, x in _names().items() if makes_one(x)}
+    return {name: x for name, x in _library.items() if makes_one(x)}
 
 
 def constructors() -> dict[str, Callable]:

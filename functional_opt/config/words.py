@@ -3,7 +3,7 @@
 import reprlib
 from typing import Any
 
-from ..value import described
+from ..core.ranges import described
 
 
 class _Short(reprlib.Repr):

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, Transformation, _Pair, increment, transformation, zero_count
-from ..leaves import (
+from ..core.leaves import (
     Tree,
-    abs_sq,
     as_array,
     cast_like,
     is_nothing,
@@ -20,13 +18,24 @@ from ..leaves import (
     widen_tree,
     zeros_like,
 )
-from ..slots import Counter, Exact, Number
-from ..state import NamedTupleKey, get
-from ..state_check import wrong_state
-from ..transforms.chain import identity
-from ..transforms.guard import update_if
-from ..transforms.stateless import stateless
-from ..value import PositiveInt, Static, checked, show
+from ..core.norms import abs_sq
+from ..core.queries import NamedTupleKey, get
+from ..core.ranges import PositiveInt
+from ..core.slots import Counter, Exact, Number
+from ..core.state_check import wrong_state
+from ..core.transformation import (
+    EmptyState,
+    GradientTransformation,
+    Transformation,
+    _Pair,
+    increment,
+    transformation,
+    zero_count,
+)
+from ..core.value import Static, checked, show
+from ..transforms.combining.chain import identity
+from ..transforms.scaling.stateless import stateless
+from ..transforms.wrapping.guard import update_if
 
 Axes = int | tuple[int, ...]
 """The axes of a gradient's leaves along which the examples lie."""

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, apply_updates, as_transformation
+from ..config import from_config, to_config
+from ..core.apply import apply_updates
+from ..core.schedule import Schedule
+from ..core.transformation import GradientTransformation, as_transformation
 from ..keras.optimizers.by_variable import ByVariable, keep
-from ..schedules import Schedule
-from ..transforms.learning_rate import learning_rates, with_learning_rate
+from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
@@ -144,15 +146,11 @@ def _optimizer_class() -> type:
                 slot.assign(jax.random.key_data(x) if is_key else x)
 
         def get_config(self) -> dict[str, Any]:
-            from ..config import to_config
-
             config = super().get_config() | {"tx": to_config(self._box.tx)}
             return config | {"learning_rate": None} if self._box.owns_rate else config
 
         @classmethod
         def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-            from ..config import from_config
-
             config = config | {"tx": from_config(config["tx"])}
             if isinstance(config["learning_rate"], dict):
                 config["learning_rate"] = keras.optimizers.schedules.deserialize(config["learning_rate"])

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .apply import applied
+from ..core.kernels import AdamScalars, Operation, known_sum
 from .library import NEWTON_SCHULZ, STEP, SUMS_OF_SQUARES, to_check
-from .link import Link
 from .newton_schulz import carried as newton_schulz
 from .plan import plan_of
 from .step import carried as step
@@ -44,19 +43,19 @@ def small_steps() -> None:
 
 def _with_kernels(g, w, m, v, matrices):
     """New params and slots, updates and slots, and matrices."""
-    links = (
-        Link("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
-        Link("adam", (B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
-        Link("decay", (DECAY,)),
-        Link("scale", (RATE,)),
+    operations = (
+        Operation("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
+        Operation("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
+        Operation("decay", (DECAY,)),
+        Operation("scale", (RATE,)),
     )
-    found = plan_of(links, g, [*m, *v], w, enough=0)
+    found = plan_of(operations, g, [*m, *v], w, enough=0)
     if found is None:
         raise ValueError("a chain of which the kernels know all has no plan")
     plan, scalars = found
     plan = plan._replace(gives_updates=True)
     updates, slots = step(plan, scalars, _adamw, g, (m, v), w)
-    added = [applied(p, u) for p, u in zip(w, updates, strict=True)]
+    added = [known_sum(p, u) for p, u in zip(w, updates, strict=True)]
     again = step(plan, scalars, _adamw, g, (m, v), w)
     return added, slots, again, newton_schulz(matrices, COEFFICIENTS, _iterate)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..leaves import varying
+from ..core.sharding import varying
 from .switch import reason, turn_off
 
 try:

@@ -8,10 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..leaves import is_nothing
+from ..core.kernels import CodedSlots, Operation, StoredSlot
+from ..core.leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
-from .link import KINDS, OPS, Link, Slot, Slots, is_float32
 
+OPS = (  # numbered as in cpp/rules.h
+    *("scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion"),
+    *("rms", "rms_outside", "rss", "rss_outside", "add", "update"),
+)
+KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, numbered as in cpp/arrays.h
 ENOUGH = 1 << 14
 """Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
 TOGETHER = 64
@@ -39,7 +44,7 @@ class Plan(NamedTuple):
 
     leaves: int
     calls: tuple[Call, ...]
-    squares: Callable[[Any, Any], Any] | None  # see Link; the scalar is the first
+    squares: Callable[[Any, Any], Any] | None  # see Operation; the scalar is the first
     gives_updates: bool  # whether it wins where updates are asked for
 
     def run(
@@ -81,7 +86,7 @@ def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
 class _Leaf(NamedTuple):
     grad: Any
     param: Any
-    slots: list[Slot]
+    slots: list[StoredSlot]
     program: tuple[int, ...]
 
     @property
@@ -99,7 +104,7 @@ class _Leaf(NamedTuple):
         return len(scales) <= 1 and all(map(_is_known, self.slots))
 
 
-def _is_known(slot: Slot) -> bool:
+def _is_known(slot: StoredSlot) -> bool:
     if slot.scale is None:
         return slot.kind in KINDS[:2]
     blocks = slot.scale.shape[-1]
@@ -108,45 +113,45 @@ def _is_known(slot: Slot) -> bool:
 
 
 def plan_of(
-    links: tuple[Link, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
+    operations: tuple[Operation, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
 ) -> tuple[Plan, jax.Array] | None:
     """Plans a chain: returns the plan and its scalars, or None where the kernel cannot do it or would not win.
 
     `state` is the list of the state's leaves; a kernel is worth the while from `enough` elements on.
     """
-    scalars = [s for link in links for s in link.scalars]
-    if not scalars or any(link.squares for link in links[1:]) or not all(map(is_float32, scalars)):
+    scalars = [s for operation in operations for s in operation.scalars]
+    if not scalars or any(operation.squares for operation in operations[1:]) or not all(map(is_float32, scalars)):
         return None
     try:
-        leaves = _leaves(links, updates, params)
+        leaves = _leaves(operations, updates, params)
     except (ValueError, TypeError):
         return None  # the trees do not fit; `update` says how
     places = {id(x): i for i, x in enumerate(state)}
     if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < enough:
         return None
     coded = any(x.scale is not None for leaf in leaves for x in leaf.slots)  # else XLA does as well, in fewer arrays
-    plan = Plan(len(leaves), tuple(_calls(leaves, places)), links[0].squares, gives_updates=coded)
+    plan = Plan(len(leaves), tuple(_calls(leaves, places)), operations[0].squares, gives_updates=coded)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 
-def _leaves(links: tuple[Link, ...], updates: Any, params: Any) -> list[_Leaf]:
+def _leaves(operations: tuple[Operation, ...], updates: Any, params: Any) -> list[_Leaf]:
     """Those that have a gradient."""
     grads, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
-    trees = [_slots(tree, treedef) for link in links for tree in link.slots]
-    only = [[True] * len(grads) if k.only is None else treedef.flatten_up_to(k.only) for k in links]
+    trees = [_slots(tree, treedef) for operation in operations for tree in operation.slots]
+    only = [[True] * len(grads) if k.only is None else treedef.flatten_up_to(k.only) for k in operations]
     return [
-        _Leaf(g, w, [tree[i] for tree in trees], _program(links, [chosen[i] for chosen in only]))
+        _Leaf(g, w, [tree[i] for tree in trees], _program(operations, [chosen[i] for chosen in only]))
         for i, (g, w) in enumerate(zip(grads, treedef.flatten_up_to(params), strict=True))
         if not is_nothing(g)
     ]
 
 
-def _slots(tree: Any, treedef: Any) -> list[Slot]:
-    """What a link says of its slots, for every leaf."""
-    if isinstance(tree, Slots):
-        pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.more), strict=True)
-        return [tree.of(x, more) for x, more in pairs]
-    return [Slot(x, str(getattr(x, "dtype", None)), np.shape(x)) for x in treedef.flatten_up_to(tree)]
+def _slots(tree: Any, treedef: Any) -> list[StoredSlot]:
+    """Describes the slots of an operation, one for every leaf."""
+    if isinstance(tree, CodedSlots):
+        pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.scales), strict=True)
+        return [tree.describe(x, scale) for x, scale in pairs]
+    return [StoredSlot.plain(x) for x in treedef.flatten_up_to(tree)]
 
 
 def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
@@ -164,14 +169,19 @@ def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
             yield Call(program, kinds, tuple(some), kept)
 
 
-def _program(links: tuple[Link, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
-    """Those links that are chosen, ending with `add`: a last scale goes into it."""
+def _program(operations: tuple[Operation, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
+    """Encodes the chosen operations, ending with `add`, which takes in a last scale."""
     code, start = [], 0
-    for link, use in zip(links, chosen, strict=True):
+    for operation, use in zip(operations, chosen, strict=True):
         if use:
-            code.append((OPS.index(link.op), start))
-        start += len(link.scalars)
+            code.append((OPS.index(operation.name), start))
+        start += len(operation.scalars)
     last = start  # where the 1 after all scalars is
     if code and code[-1][0] == OPS.index("scale"):
         last = code.pop()[1]
     return tuple(x for pair in (*code, (OPS.index("add"), last)) for x in pair)
+
+
+def is_float32(scalar: Any) -> bool:
+    """Returns whether a number times a float32 array is a float32 array of its shape."""
+    return np.shape(scalar) == () and jnp.result_type(scalar, jnp.float32) == jnp.float32

@@ -14,11 +14,10 @@ from typing import Any
 import jax
 from jax import core
 
-from ..leaves import Tree, add, is_nothing
-from .apply import remember
+from ..core.kernels import operations_of, remember_sum
+from ..core.leaves import Tree, add, is_nothing
 from .jax_internals import bind, function, primitive, reduced
 from .library import available
-from .link import links_of
 from .plan import Plan, plan_of
 from .switch import disabled, why_not
 
@@ -57,15 +56,15 @@ def carried(
     n = len(here)
     for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
         leaves[i] = u
-        remember(u, weights[i], new_param)
+        remember_sum(weights[i], u, new_param)
     return treedef.unflatten([None if is_nothing(u) else u for u in leaves]), structure.unflatten(out[2 * n :])
 
 
 def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
     if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or why_not():
         return None
-    links = links_of(tx, state, params)
-    found = None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
+    operations = operations_of(tx, state, params)
+    found = None if operations is None else plan_of(operations, updates, jax.tree.leaves(state), params)
     return found if found is not None and available() else None
 
 

@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate, Schedule
-from ..schedules.base import rate_at
-from ..slots import Counter, Unsigned
-from ..transforms.chain import chain, identity
-from ..transforms.clip import clip_by_block_rms
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale, scale_by_learning_rate
-from ..transforms.moments import ema
-from ..transforms.trust_ratio import scale_by_param_block_rms
-from ..value import Count, Decay, DType, NonNegative, PositiveBound, Real, Static, checked, value
+from ..core.leaves import Tree, map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, Real
+from ..core.schedule import Rate, Schedule, rate_at
+from ..core.slots import Counter, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked, value
+from ..transforms.clipping.clip import clip_by_block_rms
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ..transforms.scaling.moments import ema
+from ..transforms.scaling.trust_ratio import scale_by_param_block_rms
 
 
 class FactoredState(NamedTuple):

@@ -4,14 +4,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, full_like, map_leaves
-from ..schedules import Rate
-from ..slots import Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import DType, NonNegative, Static, checked
+from ..core import kernels
+from ..core.leaves import full_like, map_leaves
+from ..core.norms import abs_sq
+from ..core.ranges import DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByRssState(NamedTuple):
@@ -59,7 +61,7 @@ class scale_by_rss(GradientTransformation):
 
     def as_kernel(self, state, params):
         op = "rss" if self.eps_in_sqrt else "rss_outside"
-        return (native.Link(op, (self.eps,), (state.sum_of_squares,)),)
+        return (kernels.Operation(op, (self.eps,), (state.sum_of_squares,)),)
 
 
 @checked

@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core import kernels
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAdamState(NamedTuple):
@@ -87,8 +89,15 @@ class scale_by_adam(GradientTransformation):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
         eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
-        scalars = (b1, 1 - b1, b2, 1 - b2, 1 - b1**t, 1 - b2**t, self.eps_root, eps, 1 - b1 ** (t + 1))
-        return (native.Link("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
+        scalars = kernels.AdamScalars(
+            *(b1, 1 - b1, b2, 1 - b2),
+            b1_correction=1 - b1**t,
+            b2_correction=1 - b2**t,
+            eps_root=self.eps_root,
+            eps=eps,
+            next_b1_correction=1 - b1 ** (t + 1),
+        )
+        return (kernels.Operation("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
 
 
 @checked

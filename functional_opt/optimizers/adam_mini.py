@@ -5,15 +5,18 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, is_nothing, map_leaves, paths, whole, zeros_like
-from ..paths import Mask, PathRules
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, Decay, DType, NonNegative, Static, checked
+from ..core.leaves import is_nothing, map_leaves, paths, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask, PathRules
+from ..core.ranges import Convert, Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.sharding import whole
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 def _rules(name: str, x: Any) -> PathRules | None:

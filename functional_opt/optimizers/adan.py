@@ -4,15 +4,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAdanState(NamedTuple):

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import as_schedule, rate_at
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Positive, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate, as_schedule, rate_at
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import ScaleByAdamState
 
 

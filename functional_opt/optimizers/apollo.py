@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, safe_sqrt, whole, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Number, RandomKey, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, key_data, key_in
-from ..trees import names
-from ..value import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real, Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
+from ..core.model_trees import names
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real
+from ..core.schedule import Rate
+from ..core.sharding import whole
+from ..core.slots import Counter, Number, RandomKey, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.noise import Key, key_data, key_in
 
 
 class ScaleByApolloState(NamedTuple):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..leaves import narrow, safe_sqrt, widen
+from ..core.leaves import narrow, widen
+from ..core.norms import safe_sqrt
 
 Vector = list[jax.Array]
 """Leaves that are one vector; 16-bit ones have been widened."""

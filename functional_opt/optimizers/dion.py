@@ -6,19 +6,21 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact16, Signed16
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import needs_matrices
-from ..transforms.routing import Layout
-from ..transforms.select import partition
-from ..value import Count, Decay, DType, NonNegative, Range, Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, Range
+from ..core.schedule import Rate
+from ..core.slots import Counter, Exact16, Signed16
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
+from ..transforms.matrices.orthogonalize import needs_matrices
+from ..transforms.matrices.routing import Layout
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 from .muon import muon_labels
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, is_nothing, safe_sqrt, widen, zip_leaves
-from ..value import Convert, Range
+from ..core.leaves import Tree, is_nothing, widen, zip_leaves
+from ..core.norms import safe_sqrt
+from ..core.ranges import Convert, Range
 from .curvature import largest
 
 

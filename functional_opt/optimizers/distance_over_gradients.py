@@ -5,10 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import abs_sq, copy_of, global_norm, map_leaves, safe_sqrt
-from ..slots import Number, Params
-from ..value import DType, NonNegative, Real, Static
+from ..core.leaves import copy_of, map_leaves
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.ranges import DType, NonNegative, Real
+from ..core.slots import Number, Params
+from ..core.transformation import GradientTransformation, needs_params, transformation
+from ..core.value import Static
 from .distance import over_root
 
 

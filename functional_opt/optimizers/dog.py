@@ -4,15 +4,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Number, Params
-from ..transforms.chain import chain, identity
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, DType, NonNegative, Static, checked
+from ..core.leaves import copy_of, map_leaves, narrow
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Convert, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Number, Params
+from ..core.transformation import GradientTransformation, needs_params, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .distance import over_root, ratio, total
 
 

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
-from ..leaves import global_norm, map_leaves
-from ..schedules import Rate, Schedule
-from ..transforms.learning_rate import ScaleByScheduleState, rate_now
-from ..value import NonNegative
+from ..core.leaves import map_leaves
+from ..core.norms import global_norm
+from ..core.ranges import NonNegative
+from ..core.schedule import Rate, Schedule
+from ..core.transformation import EmptyState, GradientTransformation, needs_params, transformation, zero_count
+from ..transforms.scaling.learning_rate import ScaleByScheduleState, rate_now
 
 
 @transformation

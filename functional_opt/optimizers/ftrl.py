@@ -4,12 +4,13 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, full_like, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import known, rate_at
-from ..slots import Counter, Signed16, Unsigned16
-from ..value import DType, NonNegative, Range, Scalar, Static
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import DType, NonNegative, Range, Scalar
+from ..core.schedule import Rate, known, rate_at
+from ..core.slots import Counter, Signed16, Unsigned16
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static
 
 
 class FtrlState(NamedTuple):

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, paths, whole, widen, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact16, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import DType, PositiveInt, Real, Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
+from ..core.paths import Mask
+from ..core.ranges import DType, PositiveInt, Real
+from ..core.schedule import Rate
+from ..core.sharding import whole
+from ..core.slots import Counter, Exact16, States
+from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import scale_by_adam
 
 

@@ -1,12 +1,13 @@
 """LAMB: Adam with a trust ratio for each leaf."""
 
-from ..paths import Mask
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import Decay, DType, NonNegative, checked
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.value import checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.trust_ratio import scale_by_trust_ratio
 from .adam import scale_by_adam
 
 

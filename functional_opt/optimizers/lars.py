@@ -1,14 +1,15 @@
 """LARS: gradient descent with momentum and a trust ratio for each leaf."""
 
-from ..paths import Mask
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..transforms.select import masked
-from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import DType, Fraction, NonNegative, checked
+from ..core.paths import Mask
+from ..core.ranges import DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..core.value import checked
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import masked
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
+from ..transforms.scaling.trust_ratio import scale_by_trust_ratio
 
 
 @checked

@@ -6,14 +6,22 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
-from ..schedules import Rate
-from ..slots import Counter, Exact, Exact16, Number, Params
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.zoom import scale_by_zoom_linesearch
-from ..value import DType, PositiveInt, Static, checked
+from ..core.leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
+from ..core.ranges import DType, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Exact, Exact16, Number, Params
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
+)
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.searching.zoom import scale_by_zoom_linesearch
 from .curvature import largest, pair, times_inverse_hessian
 
 

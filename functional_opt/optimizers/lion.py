@@ -5,16 +5,17 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Positive, Static, checked
+from ..core import kernels
+from ..core.leaves import map_leaves, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByLionState(NamedTuple):
@@ -72,8 +73,8 @@ class scale_by_lion(GradientTransformation):
         return updates, ScaleByLionState(increment(state.count), mu)
 
     def as_kernel(self, state, params):
-        scalars = (self.b1, 1 - self.b1, self.b2, 1 - self.b2)
-        return (native.Link("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
+        scalars = kernels.LionScalars(self.b1, 1 - self.b1, self.b2, 1 - self.b2)
+        return (kernels.Operation("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
 
 
 def _clip_to_one(c: jax.Array) -> jax.Array:

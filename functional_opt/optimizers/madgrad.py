@@ -4,14 +4,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Params, Signed16, Unsigned16
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.leaves import copy_of, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Params, Signed16, Unsigned16
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
 
 
 class MadgradState(NamedTuple):

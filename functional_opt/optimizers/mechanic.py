@@ -4,21 +4,20 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import (
-    abs_sq,
-    copy_of,
-    global_norm,
-    map_leaves,
-    narrow,
-    safe_sqrt,
-    widen_params,
-    widen_tree,
-    zeros_like,
+from ..core.leaves import copy_of, map_leaves, narrow, widen_params, widen_tree, zeros_like
+from ..core.model_trees import matching
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.ranges import DType, NonNegative, Positive, PositiveInt
+from ..core.slots import Counter, Number, Params, States
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
 )
-from ..slots import Counter, Number, Params, States
-from ..trees import matching
-from ..value import DType, NonNegative, Positive, PositiveInt, Static
+from ..core.value import Static
 from .distance import dot, size_of, total
 
 

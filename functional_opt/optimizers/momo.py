@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, narrow, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Signed, Unsigned
-from ..value import Decay, DType, NonNegative, Positive, Real, Static
+from ..core.leaves import map_leaves, narrow, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, DType, NonNegative, Positive, Real
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static
 from .distance import dot, ratio, size_of, total
 
 

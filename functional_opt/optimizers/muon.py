@@ -6,17 +6,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
-from ..paths import Frozen, Mask, resolve_mask, spread
-from ..schedules import Rate
-from ..slots import Counter, Number, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import AUTO, MuonDimensionNumbers, MuonNumbers, Stacks, given_specs, numbers_at
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.nesting import with_children
-from ..transforms.orthogonalize import (
+from ..core.leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
+from ..core.paths import Frozen, Mask, resolve_mask, spread
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Number, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked, value
+from ..transforms.combining.chain import chain
+from ..transforms.combining.nesting import with_children
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import (
+    AUTO,
+    MuonDimensionNumbers,
+    MuonNumbers,
+    Stacks,
+    given_specs,
+    numbers_at,
+)
+from ..transforms.matrices.orthogonalize import (
     PRESETS,
     Coefficients,
     Preconditioning,
@@ -26,9 +34,9 @@ from ..transforms.orthogonalize import (
     newton_schulz,
     scale_by_shape,
 )
-from ..transforms.routing import Layout, places
-from ..transforms.select import partition
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
+from ..transforms.matrices.routing import Layout, places
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 
 

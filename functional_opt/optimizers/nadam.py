@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Number, Signed, Unsigned
-from ..transforms.chain import chain
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Number, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
 from .adam import adam, adamw
 
 

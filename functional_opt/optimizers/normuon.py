@@ -6,16 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, widen_tree, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import (
+from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
+from ..transforms.matrices.orthogonalize import (
     PRESETS,
     Coefficients,
     coefficient_rows,
@@ -23,9 +25,9 @@ from ..transforms.orthogonalize import (
     needs_matrices,
     newton_schulz,
 )
-from ..transforms.routing import Layout
-from ..transforms.select import partition
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from ..transforms.matrices.routing import Layout
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 from .muon import muon_labels
 

@@ -5,14 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import known, rate_at
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate, known, rate_at
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByNovogradState(NamedTuple):

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Number, Signed
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Real, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.ranges import Decay, DType, NonNegative, Real
+from ..core.schedule import Rate
+from ..core.slots import Number, Signed
+from ..core.transformation import GradientTransformation, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import scale_by_adam
 
 

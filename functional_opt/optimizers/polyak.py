@@ -4,12 +4,14 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import abs_sq, map_leaves, widen
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Bound, NonNegative, Real, Static, checked
+from ..core.leaves import map_leaves, widen
+from ..core.norms import abs_sq
+from ..core.ranges import Bound, NonNegative, Real
+from ..core.schedule import Rate
+from ..core.transformation import EmptyState, GradientTransformation, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .distance import ratio, size_of, total
 
 Variant = Literal["sps", "sps+"]

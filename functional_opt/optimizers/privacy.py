@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen
-from ..schedules import Rate
-from ..slots import RandomKey
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..transforms.noise import Key, kept_as, key_data, key_in
-from ..value import Decay, NonNegative, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import RandomKey
+from ..core.transformation import GradientTransformation, transformation
+from ..core.value import checked
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
+from ..transforms.stochastic.noise import Key, kept_as, key_data, key_in
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, map_leaves, narrow, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Params, Signed, Unsigned
-from ..value import Decay, DType, NonNegative, Positive, Static
+from ..core.leaves import copy_of, map_leaves, narrow, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, DType, NonNegative, Positive
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Params, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static
 from .distance import Betas, dot, over, ratio, total
 
 

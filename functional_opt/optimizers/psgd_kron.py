@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Exact, RandomKey, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, kept_as, key_data, key_in
-from ..value import Decay, DType, Positive, PositiveBound, PositiveInt, Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
+from ..core.schedule import Rate, rate_at
+from ..core.sharding import placed_like, whole
+from ..core.slots import Counter, Exact, RandomKey, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import along, gram, slots_by_axis, sum_of_slices
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.noise import Key, kept_as, key_data, key_in
 
 
 class ScaleByPsgdKronState(NamedTuple):

@@ -5,15 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, full_like, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Counter, Signed16, Unsigned, Unsigned16
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import Decay, DType, Fraction, NonNegative, Static, checked
+from ..core import kernels
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed16, Unsigned, Unsigned16
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 
 class ScaleByRmsState(NamedTuple):
@@ -72,8 +74,8 @@ class scale_by_rms(GradientTransformation):
 
     def as_kernel(self, state, params):
         _, weight = _weight(self.bias_correction, self.decay, state)
-        scalars = (self.decay, 1 - self.decay, weight, self.eps)
-        return (native.Link("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
+        scalars = kernels.RMSScalars(self.decay, 1 - self.decay, weight, self.eps)
+        return (kernels.Operation("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
 
 
 class ScaleByRStdDevState(NamedTuple):

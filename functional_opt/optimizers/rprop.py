@@ -4,12 +4,13 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import full_like, map_leaves, zeros_like
-from ..slots import Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale
-from ..value import Bound, DType, NonNegative, Range, Scalar, Static, checked
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.ranges import Bound, DType, NonNegative, Range, Scalar
+from ..core.slots import Signed, Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale
 
 Shrink = Annotated[Scalar, Range("(0, 1]")]
 Grow = Annotated[Scalar, Range("[1, inf)")]

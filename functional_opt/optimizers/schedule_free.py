@@ -5,16 +5,17 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..leaves import Tree, copy_of, map_leaves, narrow, widen_params, widen_tree
-from ..schedules import Rate, warmup_constant_schedule
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Params, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.evaluate import eval_params, where_kept
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
+from ..core.leaves import Tree, copy_of, map_leaves, narrow, widen_params, widen_tree
+from ..core.ranges import Count, Decay, DType, NonNegative, Range, Scalar
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Params, States
+from ..core.transformation import GradientTransformation, Transformation, increment, needs_params, transformation
+from ..core.value import Static, checked
+from ..schedules import warmup_constant_schedule
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.wrapping.evaluate import eval_params, where_kept
 from .rmsprop import scale_by_rms
 from .sgd import sgd
 

@@ -5,19 +5,21 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen_tree, zeros_like, zip_leaves
-from ..paths import Labels, resolve_labels, spread
-from ..schedules import Rate
-from ..slots import Counter, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
-from ..transforms.routing import Layout, places
-from ..trees import visible
-from ..value import DType, Fraction, NonNegative, PositiveInt, Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
+from ..core.model_trees import visible
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Labels, resolve_labels, spread
+from ..core.ranges import DType, Fraction, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
+from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
+from ..transforms.matrices.routing import Layout, places
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 Norm = Literal["spectral", "sign", "per_input", "per_output", "rms"]
 BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "other": "rms", "vector": "rms"}

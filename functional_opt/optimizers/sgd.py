@@ -1,10 +1,11 @@
 """Stochastic gradient descent, with momentum."""
 
-from ..schedules import Rate
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import DType, Fraction, checked
+from ..core.ranges import DType, Fraction
+from ..core.schedule import Rate
+from ..core.value import checked
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 
 @checked

@@ -5,17 +5,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import absent, along, gram, slots_by_axis, sum_of_slices, unless_overflown
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.sharding import placed_like, whole
+from ..core.slots import Counter, Exact, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import absent, along, gram, slots_by_axis, sum_of_slices, unless_overflown
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 Grafting = Literal["none", "sgd", "adagrad", "rmsprop", "adam"]
 

@@ -2,13 +2,14 @@
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import map_leaves
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import ema
-from ..value import Decay, DType, checked
+from ..core.leaves import map_leaves
+from ..core.ranges import Decay, DType
+from ..core.schedule import Rate
+from ..core.transformation import EmptyState, GradientTransformation, transformation
+from ..core.value import checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import ema
 
 
 @transformation

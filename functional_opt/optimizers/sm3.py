@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.kronecker import slots_by_axis, sum_of_slices
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Fraction, NonNegative, Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Signed, Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import slots_by_axis, sum_of_slices
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleBySM3State(NamedTuple):

@@ -5,16 +5,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import cast_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt, Static, checked
+from ..core.leaves import cast_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, States
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
+)
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.hutchinson import hutchinson_estimator_diag_hessian
 
 HUTCHINSON = hutchinson_estimator_diag_hessian()
 

@@ -5,16 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
-from ..paths import Mask, merge, resolve_mask
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..trees import visible
-from ..value import Decay, DType, Positive, Static, checked
+from ..core.leaves import Tree, map_leaves, zeros_like
+from ..core.model_trees import visible
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask, merge, resolve_mask
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.value import Static, checked
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByStableAdamWState(NamedTuple):

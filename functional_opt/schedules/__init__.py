@@ -21,11 +21,11 @@ Steps are leaves like any number: to differentiate with respect to them, give th
 
 from typing import Any
 
-from .base import OrSchedule as OrSchedule
-from .base import Rate as Rate
-from .base import Schedule as Schedule
-from .base import as_schedule as as_schedule
-from .base import to_schedule as to_schedule
+from ..core.schedule import OrSchedule as OrSchedule
+from ..core.schedule import Rate as Rate
+from ..core.schedule import Schedule as Schedule
+from ..core.schedule import as_schedule as as_schedule
+from ..core.schedule import to_schedule as to_schedule
 from .decay import constant_schedule as constant_schedule
 from .decay import cosine_decay_schedule as cosine_decay_schedule
 from .decay import cosine_restarts_schedule as cosine_restarts_schedule
@@ -45,16 +45,10 @@ from .pieces import warmup_constant_schedule as warmup_constant_schedule
 from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .pieces import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 
-_INJECT = (
-    *("InjectHyperparamsState", "InjectStatefulHyperparamsState", "StatefulSchedule", "WrappedSchedule"),
-    *("inject_hyperparams", "inject_stateful_hyperparams"),
-)
-"""Optax has these here; they stand on top of the transformations, which stand on the schedules."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _INJECT:
-        from ..transforms import inject
-
-        return getattr(inject, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Optax has these here. They build on transformations, which stand above: the package's `__init__` hands them down.
+InjectHyperparamsState: Any
+InjectStatefulHyperparamsState: Any
+StatefulSchedule: Any
+WrappedSchedule: Any
+inject_hyperparams: Any
+inject_stateful_hyperparams: Any

@@ -4,19 +4,9 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from ..value import (
-    Count,
-    Limit,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    Range,
-    Real,
-    Scalar,
-    Static,
-    value,
-)
-from .base import Schedule, constant, half_cosine, periods, power, share, since
+from ..core.ranges import Count, Limit, NonNegative, Positive, PositiveInt, Range, Real, Scalar
+from ..core.schedule import Schedule, constant, half_cosine, periods, power, share, since
+from ..core.value import Static, value
 
 
 @value

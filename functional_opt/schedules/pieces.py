@@ -6,21 +6,9 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
-from ..value import (
-    Convert,
-    Count,
-    Fraction,
-    Integer,
-    Limit,
-    Positive,
-    PositiveInt,
-    Range,
-    Real,
-    Static,
-    checked,
-    value,
-)
-from .base import Schedule, constant, half_cosine, known, since, to_schedule
+from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
+from ..core.schedule import Schedule, constant, half_cosine, known, since, to_schedule
+from ..core.value import Static, checked, value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, abs_sq, is_nothing, safe_sqrt, widen
+from ..core.leaves import Tree, is_nothing, widen
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.norms import vdot as vdot
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
@@ -69,15 +71,6 @@ def where(condition: Any, tree_x: Tree, tree_y: Tree) -> Tree:
     2
     """
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree_x, tree_y)
-
-
-def vdot(tree_x: Tree, tree_y: Tree) -> jax.Array:
-    """Σ conj(x)·y over all elements, 16-bit leaves in float32.
-
-    >>> vdot({"a": jnp.array([1, 2]), "b": jnp.array([3])}, {"a": jnp.array([1, 1]), "b": jnp.array([2])}).item()
-    9
-    """
-    return sum(jax.tree.map(lambda x, y: jnp.vdot(widen(x), widen(y), precision="highest"), tree_x, tree_y))
 
 
 def sum(tree: Tree, associative_reduction: bool = False) -> Any:

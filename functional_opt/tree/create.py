@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, is_nothing, narrow
+from ..core.leaves import Tree, is_nothing, narrow
 
 
 def zeros_like(tree: Tree, dtype: Any = None) -> Tree:

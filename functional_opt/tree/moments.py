@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, abs_sq, is_nothing, narrow, widen
+from ..core.leaves import Tree, is_nothing, narrow, widen
+from ..core.norms import abs_sq
 
 
 def update_moment(updates: Tree, moments: Tree, decay: Any, order: int) -> Tree:

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ..leaves import Tree
-from ..paths import AllParams, MaskedNode
+from ..core.leaves import Tree
+from ..core.paths import AllParams, MaskedNode
 
 
 def map_params(

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import functional_opt as fo
-from functional_opt.base import Transformation
+from functional_opt.core.transformation import Transformation
+from functional_opt.core.value import as_given
 from functional_opt.schedules import linear_schedule
-from functional_opt.value import as_given
 
 from ..helpers import make_params
 
@@ -49,7 +49,9 @@ class Case:
     def numbers(self) -> dict[str, float]:
         """The arguments of `vary` and their values, by default those of the signature."""
         own = inspect.signature(self.make).parameters
-        return {name: as_given(self.args[name] if name in self.args else own[name].default) for name in self.vary.split()}
+        return {
+            name: as_given(self.args[name] if name in self.args else own[name].default) for name in self.vary.split()
+        }
 
 
 @fo.transformation

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import functional_opt as fo
-from functional_opt.value import value
+from functional_opt.core.value import value
 
 from ..helpers import assert_same_types, at, make_grads, make_params
 from .cases import OPTIMIZERS, PLAIN, each_plain_case

@@ -18,7 +18,7 @@ from functional_opt import (
     sgd,
     with_extra_args_support,
 )
-from functional_opt.state import get
+from functional_opt.core.queries import get
 
 from ..helpers import assert_close, assert_same_types, at, make_grads, make_params, train
 

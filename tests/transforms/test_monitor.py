@@ -8,7 +8,7 @@ import pytest
 
 import functional_opt as fo
 from functional_opt import chain, clip_by_global_norm, global_norm, measure_with_ema, monitor, sgd, snapshot
-from functional_opt.state import get
+from functional_opt.core.queries import get
 
 from ..helpers import assert_same_types, at, make_grads, make_params, train, without_bias
 

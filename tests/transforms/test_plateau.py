@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import functional_opt as fo
-from functional_opt.state import get
+from functional_opt.core.queries import get
 
 
 def scales(tx, losses):

@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import PartitionSpec
 
 import functional_opt as fo
-from functional_opt.slots import Signed, Unsigned
-from functional_opt.state import get
+from functional_opt.core.queries import get
+from functional_opt.core.slots import Signed, Unsigned
 
 from ..helpers import assert_close
 

@@ -9,6 +9,7 @@ from .adam import Nadam as Nadam
 from .base import Optimizer as Optimizer
 from .composite import Muon as Muon
 from .composite import ScheduleFreeAdamW as ScheduleFreeAdamW
+from .from_transformation import FromTransformation as FromTransformation
 from .gradient import SGD as SGD
 from .gradient import Adadelta as Adadelta
 from .gradient import Adagrad as Adagrad
@@ -28,6 +29,17 @@ from .modern import Lion as Lion
 from .multi import MultiOptimizer as MultiOptimizer
 from .multi import OptimizerMap as OptimizerMap
 from .relics import AggregationMethod as AggregationMethod
+from .serialization import CLASSES
 from .serialization import deserialize as deserialize
 from .serialization import get as get
 from .serialization import serialize as serialize
+
+CLASSES.update(
+    (cls.__name__, cls)
+    for cls in (
+        *(Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Ftrl, Lamb, Lion, Muon, Nadam, RMSprop, SGD),
+        *(ScheduleFreeAdamW, LossScaleOptimizer, MultiOptimizer, OptimizerMap),
+        *(AdadeltaOptimizer, AdagradOptimizer, AdamOptimizer, FtrlOptimizer),
+        *(GradientDescentOptimizer, MomentumOptimizer, RMSPropOptimizer),
+    )
+)

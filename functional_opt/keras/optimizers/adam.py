@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ...core.schedule import Schedule
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.adamax import scale_by_adamax
 from ...optimizers.amsgrad import scale_by_amsgrad
 from ...optimizers.nadam import scale_by_nadam
-from ...schedules import Schedule
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale_by_learning_rate
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from .base import EPSILON, Optimizer
 from .configs import as_arguments
 from .schedules import LearningRateSchedule

@@ -5,12 +5,12 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ...base import GradientTransformation
-from ...transforms.chain import chain
-from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
-from ...value import unread
+from ...core.ranges import unread
+from ...core.transformation import GradientTransformation
+from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
+from ...transforms.combining.chain import chain
 from ..variable import Variable
 from . import schedules
 from .configs import as_arguments, within
@@ -188,10 +188,11 @@ class Optimizer(Custom):
 
     @staticmethod
     def from_transformation(tx: Any, name: str = "Optimizer", **kwargs: Any) -> "Optimizer":
-        """An optimizer from any gradient transformation. See `FromTransformation`."""
-        from .from_transformation import FromTransformation
+        """Returns an optimizer over any gradient transformation. See `FromTransformation`."""
+        return Optimizer._over_transformation(tx, name, **kwargs)
 
-        return FromTransformation(tx, name, **kwargs)
+    _over_transformation: ClassVar[Callable[..., "Optimizer"]]
+    """The subclass that does it, which `from_transformation.py` puts here."""
 
     # What a step is made of
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...base import GradientTransformation, zero_count
+from ...core.transformation import GradientTransformation, zero_count
 
 
 class ByVariable(dict):

@@ -6,18 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...base import GradientTransformation
+from ...core.ranges import PositiveInt
+from ...core.schedule import Rate, Schedule, rate_at
+from ...core.transformation import GradientTransformation
+from ...core.value import Static, value
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.rmsprop import scale_by_rms
 from ...optimizers.schedule_free import schedule_free, schedule_free_eval_params
-from ...schedules import Rate, Schedule
-from ...schedules.base import rate_at
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
-from ...transforms.orthogonalize import orthogonalize, scale_by_shape
-from ...transforms.select import partition
-from ...value import PositiveInt, Static, value
+from ...transforms.combining.chain import chain
+from ...transforms.combining.select import partition
+from ...transforms.matrices.orthogonalize import orthogonalize, scale_by_shape
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from ..foreign import all_ours
 from .base import EPSILON, Optimizer
 from .by_variable import ByVariable

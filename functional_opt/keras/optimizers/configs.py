@@ -12,7 +12,7 @@ import numpy as np
 
 from ...config.depth import refuse_depth
 from ...config.words import short
-from ...value import number
+from ...core.ranges import number
 
 PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
 

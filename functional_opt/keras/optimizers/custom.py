@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...schedules import Schedule
+from ...core.schedule import Schedule
 from ..foreign import ours
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ...base import as_transformation
-from ...transforms.chain import chain
-from ...transforms.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
+from ...core.transformation import as_transformation
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
 from .base import NO_RATE, Optimizer
 from .views import fields
 
@@ -54,3 +54,6 @@ class FromTransformation(Optimizer):
 
     def get_config(self):
         raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")
+
+
+Optimizer._over_transformation = FromTransformation

@@ -9,9 +9,9 @@ from ...optimizers.adadelta import scale_by_adadelta
 from ...optimizers.adagrad import scale_by_rss
 from ...optimizers.ftrl import ftrl
 from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from .base import EPSILON, Optimizer
 
 

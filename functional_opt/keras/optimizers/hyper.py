@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...schedules import Schedule, as_schedule
-from ...value import Range, described, number
+from ...core.ranges import Range, described, number
+from ...core.schedule import Schedule, as_schedule
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from .step import of_step

@@ -6,12 +6,12 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.adagrad import scale_by_rss
 from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
-from ...value import Range
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from .adam import Adam
 from .adam import Adamax as Adamax
 from .adam import Nadam as Nadam

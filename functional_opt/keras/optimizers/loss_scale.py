@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...transforms.loss_scale import next_scale
+from ...transforms.wrapping.loss_scale import next_scale
 from ..variable import Variable
 from .base import SHARED, Optimizer
 from .configs import within
+from .serialization import deserialize, serialize
 from .step import Step
 from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
@@ -164,8 +165,6 @@ class LossScaleOptimizer(Wrapper):
     # Configs
 
     def get_config(self):
-        from .serialization import serialize
-
         return {
             "name": self._name,
             "inner_optimizer": serialize(self.inner_optimizer),
@@ -175,8 +174,6 @@ class LossScaleOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        from .serialization import deserialize
-
         inner, rest = needed(cls, "inner_optimizer", config)
         with within("inner_optimizer"):
             inner = deserialize(inner, custom_objects)

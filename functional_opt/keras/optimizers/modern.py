@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from ...optimizers.adafactor import relative_step, scale_by_factored_rms
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.lion import scale_by_lion
-from ...transforms.chain import chain
-from ...transforms.clip import clip_by_block_rms
-from ...transforms.learning_rate import scale_by_learning_rate
-from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
+from ...transforms.clipping.clip import clip_by_block_rms
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale_by_learning_rate
+from ...transforms.scaling.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
 from .adam import TwoMoments
 from .base import Optimizer
 from .views import Derived

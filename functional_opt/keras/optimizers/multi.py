@@ -10,6 +10,7 @@ from ..foreign import theirs
 from ..variable import Variable
 from .base import Optimizer
 from .configs import as_arguments, class_of, within
+from .serialization import deserialize, serialize
 from .step import Step
 from .wrapper import Wrapper, divided, needed, refuse_loss_scale
 
@@ -69,8 +70,6 @@ class OptimizerMap(MutableMapping):
         return list({id(o): o for o in found}.values())
 
     def get_config(self) -> dict[str, Any]:
-        from .serialization import serialize
-
         return {
             "default_optimizer": serialize(self.default_optimizer),
             "optimizer_map": {pattern: serialize(o) for pattern, o in self._by_pattern.items()},
@@ -78,8 +77,6 @@ class OptimizerMap(MutableMapping):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> "OptimizerMap":
-        from .serialization import deserialize
-
         config = as_arguments(cls, config, "default_optimizer", "optimizer_map")
         if not isinstance(config["optimizer_map"], dict):
             raise TypeError(
@@ -173,8 +170,6 @@ class MultiOptimizer(Wrapper):
     # Configs
 
     def get_config(self):
-        from .serialization import serialize
-
         if not isinstance(self._optimizer_map, OptimizerMap):
             raise NotImplementedError("a MultiOptimizer has a config only if it was made from an OptimizerMap")
         return {

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...leaves import varying
+from ...core.sharding import varying
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 

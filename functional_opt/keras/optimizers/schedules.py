@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from ... import schedules as core
 from ...config.words import short
-from ...value import Positive, Real, value
+from ...core.ranges import Positive, Real
+from ...core.value import value
 from .configs import as_arguments, class_of, within
 
 

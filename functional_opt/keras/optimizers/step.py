@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ...base import GradientTransformation, apply_updates, increment
-from ...schedules import Schedule
-from ...transforms.chain import chain
-from ...value import value
+from ...core.apply import apply_updates
+from ...core.schedule import Schedule
+from ...core.transformation import GradientTransformation, increment
+from ...core.value import value
+from ...transforms.combining.chain import chain
 from ..indexed_slices import IndexedSlices
 from .by_variable import ByVariable, State, is_by_variable, keep, shift_counts
 from .rows import RowMode, by_rows, on_values

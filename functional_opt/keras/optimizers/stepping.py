@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...base import EmptyState
-from ...transforms.clip import clip_by_global_norm
+from ...core.transformation import EmptyState
+from ...transforms.clipping.clip import clip_by_global_norm
 from ..foreign import is_variable, ours, theirs
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ... import state as parts
+from ...core import queries as parts
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
 

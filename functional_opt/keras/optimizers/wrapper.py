@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...base import increment
+from ...core.transformation import increment
 from ..foreign import all_ours, ours
 from ..variable import Variable
 from .base import Optimizer

@@ -1,0 +1,1 @@
+"""Questions about a chain: what it costs, where each leaf goes, what looks wrong."""

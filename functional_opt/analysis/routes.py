@@ -1,0 +1,179 @@
+"""describe: which leaf goes to which optimizer, and why, as a table."""
+
+import dataclasses
+import textwrap
+from typing import Any, NamedTuple
+
+import jax
+
+from ..core.leaves import Tree, is_nothing
+from ..core.model_trees import named_leaves
+from ..core.paths import Frozen, PathRules, keep, matches, resolve_labels, resolve_mask, spread
+from ..core.transformation import GradientTransformation, Transformation
+from ..core.value import checked, show
+from ..optimizers.scion import scale_by_scion
+from ..transforms.combining.nesting import children
+from ..transforms.combining.select import masked, partition, selective_transform, set_to_zero
+from ..transforms.matrices.routing import places
+from ..transforms.scaling.decay import add_decayed_weights
+from .summary import WIDTH, given_to, names_of, shapes_of
+
+
+class Route(NamedTuple):
+    """Where a leaf goes: its `path` and `shape`, the `labels` that partitions give it, outer ones first, and `links`.
+
+    `links`: the transformations that see it, in turn; none for a leaf whose updates stay as they are. `why`: what
+    decided, at each partition or mask: a rule by path, a mask, a function.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    labels: tuple[str, ...]
+    links: tuple[GradientTransformation, ...]
+    why: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `describe` found; it prints as a table. `routes`: one for each leaf of the params.
+
+    `notes`: what it is unsure of, such as a leaf that may be a matrix, each with a way to say which it is.
+    """
+
+    routes: tuple[Route, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self):
+        ways = dict.fromkeys((route.labels, tuple(map(repr, route.links))) for route in self.routes)
+        names: dict[tuple, str] = {}
+        for labels, links in ways:
+            name = ", ".join(labels) or ("unchanged" if not links else "all" if len(ways) == 1 else "chosen")
+            same = sum(other.split(" (")[0] == name for other in names.values())
+            names[labels, links] = f"{name} ({same + 1})" if same else name
+        cells = [("leaf", "shape", "goes to", "why")]
+        for r in self.routes:
+            name = names[r.labels, tuple(map(repr, r.links))]
+            cells.append((r.path, str(r.shape), name, "; ".join(r.why)))
+        widths = [max(len(row[i]) for row in cells) for i in range(4)]
+        lines = [_cut("  ".join(c.ljust(n) for c, n in zip(row, widths, strict=True)).rstrip()) for row in cells]
+        lines.insert(1, "-" * min(WIDTH, sum(widths) + 6))
+        for (_, links), name in names.items():
+            steps = " → ".join(links) or "nothing is done to it"
+            lines += textwrap.wrap(f"{name}: {steps}", WIDTH, subsequent_indent="    ")
+        for note in self.notes:
+            lines += textwrap.wrap(f"warning: {note}", WIDTH, subsequent_indent="    ", break_long_words=False)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+@checked
+def describe(tx: Transformation, params: Tree) -> Description:
+    """Which leaf goes to which optimizer, and why: of `muon` and its kin, `partition`, `masked`, `groups`, nested.
+
+    Nothing is computed: the params may be shapes and dtypes (`jax.eval_shape` of what makes them). What links do,
+    keep and cost is what `explain` says.
+
+    Args:
+        tx: any transformation.
+        params: the params, or anything of their shapes and dtypes.
+
+    Returns a `Description`, which prints. Raises what `tx.init` raises, for path rules that match nothing, say.
+
+    >>> import jax.numpy as jnp
+    >>> from functional_opt import muon
+    >>> params = {"embed": jnp.ones((9, 4)), "layer": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+    >>> print(describe(muon(0.02), params))  # doctest: +ELLIPSIS
+    leaf          shape   goes to  why
+    --------------------------------------------------------------
+    embed         (9, 4)  adam     embedding: path '*[eE]mbed*/**'
+    layer/bias    (4,)    adam     vector: 1-d
+    layer/kernel  (4, 4)  muon     matrix: 2-d
+    adam: scale_by_adam(nesterov=True) → ...
+    muon: scale_by_muon() → scale_by_shape() → add_decayed_weights() → scale_by_learning_rate(0.02)
+    """
+    params = shapes_of(params)
+    leaves = dict(zip(names_of(params), jax.tree.leaves(params), strict=True))
+    routes = {name: Route(name, x.shape, (), (), ()) for name, x in leaves.items()}
+    notes: list[str] = []
+    _follow(tx, params, tuple(leaves), routes, notes)
+    return Description(tuple(routes.values()), tuple(dict.fromkeys(notes)))
+
+
+def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Route], notes: list[str]) -> None:
+    """Adds to the routes of the leaves that a transformation sees what it, or those within it, do to them."""
+
+    def note(name: str, **more: Any) -> None:
+        old = routes[name]
+        new = {key: tuple(dict.fromkeys([*getattr(old, key), x])) for key, x in more.items() if x is not None}
+        routes[name] = old._replace(**new)
+
+    inner = children(tx)
+    whole = set(names_of(params)) == set(seen)  # not so where a transformation within another sees other params
+    if whole and isinstance(tx, partition):
+        labels = spread(resolve_labels(tx.param_labels, params), params)
+        labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
+        for name, why in _reasons(tx.param_labels, params, "labels").items():
+            note(name, labels=str(labels[name]), why=why)
+        notes += _doubts(tx.param_labels, params)
+    if whole and isinstance(tx, scale_by_scion):
+        reasons = [place.why for place in places(params)]
+        notes += _doubts(tx, params)
+        why = _by_leaf(reasons, params) if tx.norms is None else _reasons(tx.norms, params, "norms")
+        for name, norm in _by_leaf(tx.norm_of_each(params), params).items():
+            note(name, labels=norm, why=why[name])
+    kind = {masked: "mask", add_decayed_weights: "mask", selective_transform: "freeze_mask"}.get(type(tx))
+    mask = None if kind is None else getattr(tx, kind)
+    if whole and mask is not None:
+        for name, why in _reasons(mask, params, kind).items():
+            note(name, why=why)
+    if not inner:
+        if whole and mask is not None:
+            seen = names_of(keep(resolve_mask(mask, params), params))
+        for name in seen:
+            routes[name] = routes[name]._replace(links=(*routes[name].links, tx))
+    for (_, child), given in zip(inner, given_to(tx, params), strict=True):
+        own = names_of(given)
+        if isinstance(tx, selective_transform):
+            for name in set(seen) - set(own):
+                routes[name] = routes[name]._replace(links=(*routes[name].links, set_to_zero()))
+        _follow(child, given, own if set(own) <= set(seen) else seen, routes, notes)
+
+
+def _by_leaf(values: list, params: Tree) -> dict[str, Any]:
+    """Values in the order of the leaves, None counted as one, by path; without those of None."""
+    both = zip(named_leaves(params, is_nothing), values, strict=True)
+    return {name: x for (name, leaf), x in both if not is_nothing(leaf)}
+
+
+def _doubts(rules: Any, params: Tree) -> list[str]:
+    """What labels, or a rule with norms by place, are unsure of, leaves of one kind together."""
+    if not hasattr(rules, "doubts") or not (said := rules.doubts(params)):
+        return []
+    shapes = _by_leaf(jax.tree.leaves(params, is_leaf=is_nothing), params)
+    by_doubt: dict[str, list[str]] = {}
+    for name, doubt in _by_leaf(said, params).items():
+        if doubt:
+            by_doubt.setdefault(doubt, []).append(name)
+    found = []
+    for doubt, some in by_doubt.items():
+        listed = ", ".join(f"{name} {shapes[name].shape}" for name in some)
+        found.append(f"{listed}: {doubt.replace('PATH', some[0])}")
+    return found
+
+
+def _reasons(selection: Any, params: Tree, what: str | None) -> dict[str, str]:
+    """Of each leaf what in a mask or in labels decides on it."""
+    names = names_of(params)
+    if hasattr(selection, "why"):
+        return _by_leaf(selection.why(params), params)
+    if isinstance(selection, PathRules):
+        hits = {n: next((pattern for pattern, _ in selection.rules if matches(pattern, n)), None) for n in names}
+        return {name: f"{what}: no rule" if hit is None else f"{what}: rule {hit!r}" for name, hit in hits.items()}
+    if isinstance(selection, Frozen):
+        return dict.fromkeys(names, f"{what}: a tree" if len(selection.leaves) > 1 else f"{what}: one for all")
+    return dict.fromkeys(names, f"{what}: {show(selection)}")

@@ -1,0 +1,74 @@
+"""apply_updates, incremental_update, periodic_update: new params from updates or from other params."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from . import kernels
+from .leaves import Tree, add, is_nothing, narrow, paths, widen, zip_leaves
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """`params + updates`, leaf by leaf, in the dtype of the params.
+
+    A leaf whose update is None stays as it is. 16-bit leaves are added in float32 and rounded once.
+    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ, TypeError if the
+    update of a real leaf is complex.
+
+    >>> apply_updates({"w": jnp.ones(2), "b": jnp.zeros(1)}, {"w": jnp.full(2, 0.5), "b": None})["w"].tolist()
+    [1.5, 1.5]
+    """
+    treedef, rows = zip_leaves((updates, params), ("updates", "params"))
+    for i, (u, p) in enumerate(rows):
+        if not is_nothing(u) and jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
+            path = paths(updates, is_nothing)[i]
+            raise TypeError(f"updates{path} is complex, but params has {jnp.result_type(p)} there")
+    return treedef.unflatten([p if is_nothing(u) else _added(p, u) for u, p in rows])
+
+
+def _added(p: Any, u: Any) -> Any:
+    known = kernels.known_sum(p, u)  # a step that ran natively made the new params itself
+    return add(p, u) if known is None else known
+
+
+def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> Tree:
+    """step_size · new + (1 − step_size) · old, leaf by leaf: one step of a running mean.
+
+    Arithmetic is in float32; the result has the dtypes of `old_tensors`. Where `new_tensors` is None the old
+    leaf stays.
+
+    Args:
+        new_tensors, old_tensors: trees of one structure.
+        step_size: a number in [0, 1], small to change slowly.
+
+    Raises ValueError, naming the leaf, where the trees differ.
+
+    Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4).
+
+    >>> incremental_update({"w": 2.0}, {"w": 1.0}, 0.25)["w"].item()
+    1.25
+    """
+    return _follow(lambda new, old: step_size * new + (1 - step_size) * old, new_tensors, old_tensors)
+
+
+def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_period: Any) -> Tree:
+    """The new tensors at every `update_period`-th step (steps % update_period == 0), the old ones otherwise.
+
+    Args:
+        new_tensors, old_tensors: as in `incremental_update`.
+        steps: the step count.
+        update_period: a whole number ≥ 1.
+
+    Grill et al. 2020, arXiv:2006.07733.
+
+    >>> [periodic_update({"w": 2.0}, {"w": 1.0}, step, 2)["w"].item() for step in (0, 1, 2)]
+    [2.0, 1.0, 2.0]
+    """
+    now = jnp.asarray(steps) % update_period == 0
+    return _follow(lambda new, old: jnp.where(now, new, old), new_tensors, old_tensors)
+
+
+def _follow(rule: Callable, new_tensors: Tree, old_tensors: Tree) -> Tree:
+    treedef, rows = zip_leaves((new_tensors, old_tensors), ("new_tensors", "old_tensors"))
+    return treedef.unflatten([y if is_nothing(x) else narrow(rule(widen(x), widen(y)), y) for x, y in rows])

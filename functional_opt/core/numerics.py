@@ -1,0 +1,58 @@
+"""safe_norm, safe_root_mean_squares, safe_increment: numbers whose derivatives and limits are safe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .leaves import narrow, widen
+from .norms import abs_sq, safe_sqrt
+
+
+def safe_increment(count: Any) -> jax.Array:
+    """`count + 1` in the dtype of the count, staying at the largest number that dtype has.
+
+    >>> int(safe_increment(jnp.int8(126))), int(safe_increment(jnp.int8(127)))
+    (127, 127)
+    """
+    count = jnp.asarray(count)
+    if jnp.issubdtype(count.dtype, jnp.integer):
+        largest = jnp.iinfo(count.dtype).max
+    elif jnp.issubdtype(count.dtype, jnp.floating):
+        largest = jnp.finfo(count.dtype).max
+    else:
+        raise TypeError(f"count must be an integer or a float, got {count.dtype}")
+    return jnp.where(count < count.dtype.type(largest), count + jnp.ones_like(count), count)
+
+
+safe_int32_increment = safe_increment
+"""Optax's old name of `safe_increment`."""
+
+
+def safe_norm(x: Any, min_norm: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> jax.Array:
+    """max(‖x‖, min_norm), with derivative 0 where it is `min_norm`, also at x = 0.
+
+    Args:
+        x: an array; 16-bit ones are summed in float32.
+        min_norm: the least result.
+        ord, axis, keepdims: as in `jnp.linalg.norm`.
+
+    >>> float(safe_norm(jnp.array([3.0, 4.0]), 0.0)), jax.grad(safe_norm)(jnp.zeros(2), 0.0).tolist()
+    (5.0, [0.0, 0.0])
+    """
+    x = jnp.asarray(x)
+    wide = widen(x)
+    small = jnp.linalg.norm(jax.lax.stop_gradient(wide), ord, axis, keepdims=True) <= min_norm
+    norm = jnp.linalg.norm(jnp.where(small, jnp.ones_like(wide), wide), ord, axis, keepdims)
+    return narrow(jnp.where(small.reshape(norm.shape), min_norm, norm), x.real)
+
+
+def safe_root_mean_squares(x: Any, min_rms: Any) -> jax.Array:
+    """max(√(mean |x|²), min_rms), with derivative 0 where it is `min_rms`; summed in float32.
+
+    >>> float(safe_root_mean_squares(jnp.array([3.0, -3.0]), 0.0))
+    3.0
+    """
+    x = jnp.asarray(x)
+    rms = safe_sqrt(jnp.mean(abs_sq(widen(x))))
+    return narrow(jnp.where(rms <= min_rms, min_rms, rms), x.real)

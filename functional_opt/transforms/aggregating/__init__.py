@@ -1,0 +1,1 @@
+"""Aggregation over space: devices and examples."""

@@ -1,0 +1,1 @@
+"""Transformations of transformations: one after another, by leaf, by group, on a condition."""

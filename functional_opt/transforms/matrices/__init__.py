@@ -1,0 +1,1 @@
+"""Matrices: which axes of a leaf make one, orthogonalization, Kronecker factors."""

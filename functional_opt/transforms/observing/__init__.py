@@ -1,0 +1,1 @@
+"""Measurements that leave the updates as they are: metrics, monitors, the noise scale."""

@@ -1,0 +1,54 @@
+"""stateless, stateless_with_tree_map: a transformation from one function."""
+
+from collections.abc import Callable
+
+from ...core.leaves import cast_like, map_leaves
+from ...core.transformation import EmptyState, GradientTransformation, transformation
+from ...core.value import Static
+
+
+@transformation
+class stateless(GradientTransformation):
+    """u = f(g, w), on whole trees, with no state.
+
+    Args:
+        f: a function of the updates and the params (None where `update` got none) to new updates; they
+            are cast to the dtypes of the params.
+
+    >>> tx = stateless(lambda g, w: -0.1 * g)
+    >>> updates, state = tx.update(10.0, tx.init(0.0))
+    >>> updates
+    -1.0
+    """
+
+    f: Static[Callable]
+
+    def init(self, params):
+        return EmptyState()
+
+    def update(self, updates, state, params=None, **extra):
+        return cast_like(self.f(updates, params), updates if params is None else params), state
+
+
+@transformation
+class stateless_with_tree_map(GradientTransformation):
+    """u = f(g, w), leaf by leaf, with no state.
+
+    Args:
+        f: a function of a leaf of the updates and that of the params (None where `update` got none) to the
+            new update; it is given 16-bit leaves in float32, and no leaf that has no gradient.
+
+    >>> tx = stateless_with_tree_map(lambda g, w: g + 0.5 * w)
+    >>> tx.update({"w": 1.0}, tx.init({"w": 2.0}), {"w": 2.0})[0]["w"].item()
+    2.0
+    """
+
+    f: Static[Callable]
+
+    def init(self, params):
+        return EmptyState()
+
+    def update(self, updates, state, params=None, **extra):
+        if params is None:
+            return map_leaves(lambda g: self.f(g, None), updates), state
+        return map_leaves(self.f, updates, read=(params,), params=params), state

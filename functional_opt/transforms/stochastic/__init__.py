@@ -1,0 +1,1 @@
+"""Random numbers: gradient noise, Hutchinson's estimator of the Hessian's diagonal."""

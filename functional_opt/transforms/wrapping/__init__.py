@@ -1,0 +1,1 @@
+"""Wrappers around a whole optimizer: micro-steps, averages, guards, injected hyperparameters."""

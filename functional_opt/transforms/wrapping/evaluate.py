@@ -1,0 +1,132 @@
+"""params_ema, eval_params: means of the params, and which params to evaluate."""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...core.leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
+from ...core.model_trees import below, boxed_like, unboxed
+from ...core.paths import MaskedNode
+from ...core.ranges import DType, Range, Scalar
+from ...core.schedule import OrSchedule, Schedule
+from ...core.slots import Counter, Number, Params
+from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ...core.value import Static
+
+
+def eval_params(state: Any, params: Tree) -> Tree:
+    """Returns the params to evaluate and keep, in their dtypes: an average, slow params, or `params` themselves.
+
+    A state with a method `eval_params(params)` has such params, and gives None for leaves that it does not cover:
+    those of `params_ema`, `lookahead` and `schedule_free` do. It is found in any pytree: in a chain, under a mask,
+    in a group, in a `TrainState`. Leaves that no such state covers stay; where several cover one, the last of a
+    chain and the outer of two that are nested counts.
+
+    Args:
+        state: any state, of nnx also, as `optimizer.opt_state`, whose arrays are in variables.
+        params: the params being trained; of a `LookaheadParams` the slow ones are meant. What is returned has its
+            structure: for `nnx.state(model, nnx.Param)` variables, which `nnx.update(model, ...)` takes.
+
+    Raises ValueError for params of another structure than those that the state was made for.
+
+    >>> from functional_opt import adam, chain
+    >>> tx, params = chain(adam(0.1), params_ema(0.9)), {"w": jnp.array(1.0)}
+    >>> u, state = tx.update({"w": jnp.array(1.0)}, tx.init(params), params)
+    >>> eval_params(state, params)["w"].round(3).item() == (params["w"] + u["w"]).round(3).item()
+    True
+    """
+    if hasattr(params, "eval_params"):
+        return params.eval_params(params)
+    state, result = unboxed(state), (plain := unboxed(params))
+    for one in _speakers(state):
+        try:
+            said = one.eval_params(plain)
+            result = jax.tree.map(lambda new, old: old if new is None else new, said, result, is_leaf=is_nothing)
+        except (ValueError, TypeError) as e:
+            raise ValueError(
+                f"params must have the structure of those that the {type(one).__name__} was made for; {e}"
+            ) from e
+    return boxed_like(result, params)
+
+
+def _speakers(state: Any) -> Iterator[Any]:
+    """The states with a method `eval_params`, inner ones first."""
+    for x in below(state):
+        yield from _speakers(x)
+    if hasattr(state, "eval_params"):
+        yield state
+
+
+def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
+    """`read(param, what is kept, ...)` for each leaf, in the dtype of the params; None where nothing is kept."""
+
+    def leaf(x, w, *rest):
+        if is_nothing(x) or isinstance(x, MaskedNode):  # another state has it, or none
+            return None
+        return narrow(read(widen(w), widen(x), *rest), w)
+
+    return jax.tree.map(leaf, kept, params, *more, is_leaf=lambda x: is_nothing(x) or isinstance(x, MaskedNode))
+
+
+class ParamsEmaState(NamedTuple):
+    """`count`: steps done. `ema`: the running sum. `missing`: for each leaf, the weight that it has not got yet."""
+
+    count: Counter
+    ema: Params
+    missing: Number
+
+    def eval_params(self, params: Tree) -> Tree:
+        """The mean; of a leaf that has not had an update yet, itself. See `functional_opt.eval_params`."""
+
+        def leaf(w, m, missing):
+            return jnp.where(missing == 1, w, m / jnp.where(missing == 1, 1.0, 1 - missing))
+
+        return where_kept(leaf, params, self.ema, self.missing)
+
+
+@transformation
+class params_ema(GradientTransformation):
+    """Leaves the updates as they are and keeps a running mean of the params: m ← decay·m + (1 − decay)·(w + u).
+
+    Last in a chain, where w + u is what the params will be. `eval_params(state, params)` gives the mean: with
+    debias m / (1 − decayᵗ), m having begun at zero, else m, having begun at the params.
+
+    Args:
+        decay: in [0, 1), a schedule, or a function of the count, such as `lambda t: (1 + t) / (10 + t)`.
+        debias: whether the params before the first step count for nothing.
+        accumulator_dtype: how the mean is stored; the params' dtype, float32 for 16-bit params, if None.
+
+    Raises ValueError without params.
+
+    Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4); the debiasing as in Kingma & Ba 2014,
+    arXiv:1412.6980, section 3.
+
+    >>> tx, w = params_ema(0.5), jnp.array(1.0)
+    >>> _, state = tx.update(jnp.array(1.0), tx.init(w), w)
+    >>> _, state = tx.update(jnp.array(3.0), state, jnp.array(2.0))
+    >>> state.ema.item(), eval_params(state, w).item()
+    (3.0, 4.0)
+    """
+
+    decay: Annotated[Scalar, OrSchedule(Range("[0, 1)"))]
+    debias: Static[bool] = True
+    accumulator_dtype: Static[DType | None] = None
+
+    def init(self, params):
+        dtype = self.accumulator_dtype
+        ema = zeros_like(params, dtype) if self.debias else copy_of(params, dtype)
+        missing = jax.tree.map(lambda _: jnp.full([], 1.0 if self.debias else 0.0, float), params)
+        return ParamsEmaState(zero_count(), ema, missing)
+
+    def update(self, updates, state, params=None, **extra):
+        needs_params(params, self)
+        decay = self.decay(state.count) if isinstance(self.decay, Schedule) else self.decay
+
+        def leaf(u, m, w):
+            return u, decay * m + (1 - decay) * (w + u)
+
+        _, ema = map_leaves(leaf, updates, state.ema, read=(params,), params=params)
+        _, missing = map_leaves(lambda u, x: (u, decay * x), updates, state.missing, same_shape=False)
+        return updates, ParamsEmaState(increment(state.count), ema, missing)
