@@ -371,7 +371,7 @@ from .tree_utils import tree_map_params as tree_map_params
 __version__ = "0.1.0"
 
 # Names that rooms further down have need of, handed to them.
-kernels.install(native)
+kernels.install(native.CPUKernels())
 registry.provide({**vars(experimental), **globals()})
 schedules.InjectHyperparamsState = InjectHyperparamsState
 schedules.InjectStatefulHyperparamsState = InjectStatefulHyperparamsState

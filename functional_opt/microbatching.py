@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from .core.leaves import Tree, as_array, narrow, paths, widen
-from .core.sharding import parts, typed_as, varying
+from .core.leaves import Tree, as_array, cast_like, paths, widen
+from .core.sharding import match_type, shard_count, varying_axes
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def microbatch(
             now = {**inputs, **{key: batch.part(inputs[key], i) for key, batch in batches.items()}}
             return fun(*(now[j] for j in range(len(args))), **{k: now[k] for k in kwargs})
 
-        return looped(part, n, accumulator, n_real)
+        return loop_over_parts(part, n, accumulator, n_real)
 
     return run
 
@@ -226,7 +226,7 @@ def micro_grad(
     return run
 
 
-def looped(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
+def loop_over_parts(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
     """Joins `part(0)` ... `part(n − 1)`, or the first `n_real` of them, by an accumulator or a tree of them."""
     n_real = n if n_real is None else n_real
     closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that it is traced
@@ -263,7 +263,7 @@ class Rows:
         """Gives each leaf two axes in place of that of the batch: (size, n). Row i + n j of the batch is (j, i)."""
         cut = []
         for x, axis, name in zip(self.leaves, self.axes, self.names, strict=True):
-            if size % (devices := parts(x, axis)):
+            if size % (devices := shard_count(x, axis)):
                 raise ValueError(
                     f"micro-batches of {size} rows cannot be split among the {devices} devices that have the rows of "
                     f"{name}: make it a multiple of {devices}"
@@ -294,12 +294,12 @@ def _number(batches: dict[Any, Rows], size: int) -> int:
 def _settled(carries: list, step: Callable, results: Sequence[Any]) -> list:
     """Gives the carries the types that a step gives them: an explicit sharding, or varying in `shard_map`."""
     for _ in range(2):  # the second round for what the first makes of other carries
-        if not any(varying(x) or any(x.sharding.spec) for x in results):
+        if not any(varying_axes(x) or any(x.sharding.spec) for x in results):
             break
         after = jax.make_jaxpr(step)(np.int32(0), carries).out_avals
         leaves, treedef = jax.tree.flatten(carries)
         if len(after) == len(leaves):
-            carries = treedef.unflatten([typed_as(x, like) for x, like in zip(leaves, after, strict=True)])
+            carries = treedef.unflatten([match_type(x, like) for x, like in zip(leaves, after, strict=True)])
     return carries
 
 
@@ -325,7 +325,7 @@ def _accumulator(kind: AccumulationType, n: int, n_real: Any) -> Accumulator:
     if kind is AccumulationType.CONCAT:
 
         def start(s):
-            zeros = jnp.expand_dims(typed_as(jnp.zeros(s.shape, s.dtype), s), _at(s))
+            zeros = jnp.expand_dims(match_type(jnp.zeros(s.shape, s.dtype), s), _at(s))
             return jnp.broadcast_to(zeros, (*s.shape[: _at(s)], n, *s.shape[_at(s) :]))
 
         def put(c, x, i):
@@ -338,15 +338,15 @@ def _accumulator(kind: AccumulationType, n: int, n_real: Any) -> Accumulator:
     mean = kind is not AccumulationType.SUM
 
     def zero(s):
-        like = typed_as(jnp.zeros(s.shape, s.dtype), s)
+        like = match_type(jnp.zeros(s.shape, s.dtype), s)
         like = like / 1 if mean else like
         return jnp.asarray(widen(like)), jnp.zeros([], like.dtype)
 
     def finalize(carry):
         total, like = carry
-        return narrow(total / jnp.maximum(n_real, 1) if mean else total, like)
+        return cast_like(total / jnp.maximum(n_real, 1) if mean else total, like)
 
     def aggregate(x):
-        return narrow((jnp.mean if mean else jnp.sum)(widen(x), axis=0), x / 1 if mean else x)
+        return cast_like((jnp.mean if mean else jnp.sum)(widen(x), axis=0), x / 1 if mean else x)
 
-    return Accumulator(zero, lambda c, x, i: (c[0] + narrow(x, c[0]), c[1]), finalize, aggregate)
+    return Accumulator(zero, lambda c, x, i: (c[0] + cast_like(x, c[0]), c[1]), finalize, aggregate)

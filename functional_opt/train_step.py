@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from .core.apply import apply_updates
 from .core.leaves import Tree, paths
 from .core.transformation import GradientTransformation, as_transformation
-from .microbatching import AccumulationType, Rows, looped
+from .microbatching import AccumulationType, Rows, loop_over_parts
 
 Loss = Callable[..., Any]
 
@@ -158,7 +158,7 @@ class TrainStep:
             return jax.tree.map(lambda h, x: jax.tree.map(lambda y: y[None], x) if h == "stack" else x, how, out)
 
         kinds = {"mean": AccumulationType.MEAN, "stack": AccumulationType.CONCAT}
-        return looped(micro, k, jax.tree.map(kinds.get, how))
+        return loop_over_parts(micro, k, jax.tree.map(kinds.get, how))
 
 
 # What a step is called with

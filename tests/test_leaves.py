@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functional_opt import global_norm
-from functional_opt.core.leaves import cast_like, full_like, map_leaves, narrow, widen, zeros_like, zip_leaves
+from functional_opt.core.leaves import cast_like, cast_tree_like, full_like, map_leaves, widen, zeros_like, zip_leaves
 from functional_opt.core.norms import abs_sq, all_finite, safe_sqrt, sums_of_squares
 
 from .helpers import assert_close, assert_same_types, structs
@@ -94,7 +94,7 @@ def test_zip_leaves_allows_other_shapes_on_request():
 def test_widen_and_narrow_undo_each_other(x, dtype):
     x = jnp.asarray(x, dtype)
     assert widen(x).dtype == jnp.float32
-    back = narrow(widen(x), x)
+    back = cast_like(widen(x), x)
     assert back.dtype == x.dtype and np.array_equal(back, x)
 
 
@@ -108,12 +108,12 @@ def test_widen_leaves_others_alone():
 @given(trees(), floats)
 def test_cast_like(tree, dtype):
     like = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
-    assert_same_types(cast_like(jax.tree.map(jnp.asarray, tree), like), like)
+    assert_same_types(cast_tree_like(jax.tree.map(jnp.asarray, tree), like), like)
 
 
 def test_cast_like_leaves_other_trees_alone():
     tree = {"w": jnp.ones(2)}
-    assert cast_like(tree, {"v": jnp.ones(2, "bfloat16")}) is tree
+    assert cast_tree_like(tree, {"v": jnp.ones(2, "bfloat16")}) is tree
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 import functional_opt as fo
 from functional_opt import experimental, keras
-from functional_opt.core.ranges import Integer, Range, number, unread
+from functional_opt.core.ranges import Fraction, Integer, PositiveInt, Range, number, unread
 from functional_opt.core.schedule import OrSchedule
 from functional_opt.core.value import Static, value
 from functional_opt.keras import optimizers
@@ -291,8 +291,8 @@ def test_a_rate_may_be_traced():
 
 @value
 class Structured:
-    steps: Static[fo.value.PositiveInt] = 3
-    share: Static[fo.value.Fraction | None] = None
+    steps: Static[PositiveInt] = 3
+    share: Static[Fraction | None] = None
 
 
 def test_structure_is_of_plain_numbers():

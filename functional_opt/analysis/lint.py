@@ -10,7 +10,7 @@ import numpy as np
 from ..core.leaves import Tree
 from ..core.model_trees import named_leaves
 from ..core.paths import Frozen, PathRules, matches
-from ..core.schedule import Schedule, known
+from ..core.schedule import Schedule, is_concrete
 from ..transforms.clipping.clip import clip_by_block_rms
 from ..transforms.combining.nesting import children
 from ..transforms.combining.select import masked, partition
@@ -54,7 +54,7 @@ def _in_turn(rows: tuple, a: Any, b: Any) -> bool:
 def _descends(link: Any) -> bool:
     """Whether a link turns updates downhill."""
     if isinstance(link, scale):
-        return known(link.step_size) and bool(link.step_size < 0)
+        return is_concrete(link.step_size) and bool(link.step_size < 0)
     return isinstance(link, scale_by_learning_rate) and link.flip_sign
 
 
@@ -86,11 +86,11 @@ def _clip_after_preconditioner(tx, rows, params, steps):
 
 
 def _preconditions(link: Any) -> bool:
-    return getattr(link, "preconditions", False)
+    return link.preconditions
 
 
 def _clips(link: Any) -> bool:
-    return getattr(link, "clips", False) and not isinstance(link, clip_by_block_rms)  # Adafactor's, on purpose
+    return link.clips and not isinstance(link, clip_by_block_rms)  # Adafactor's, on purpose
 
 
 def _two_learning_rates(tx, rows, params, steps):
@@ -165,7 +165,7 @@ def _mask_without(flat: list[str], names: list[str]) -> str:
 
 
 def _is_zero(x: Any) -> bool:
-    return known(x) and x == 0
+    return is_concrete(x) and x == 0
 
 
 def _schedules(tx, rows, params, steps):
@@ -179,7 +179,7 @@ def _schedules(tx, rows, params, steps):
             for outer in rows:
                 if isinstance(outer.link, MultiSteps) and row.path.startswith(outer.path) and updates is not None:
                     k = outer.link.every_k_schedule
-                    updates = max(updates // k, 1) if known(k) else updates
+                    updates = max(updates // k, 1) if is_concrete(k) else updates
             values = _values(rate, 10**6 if updates is None else updates)
             if values is None:
                 continue
@@ -202,7 +202,7 @@ def _kept_slots(tx, rows, params, steps):
             continue
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
         seen = [x if name in row.seen else None for name, (_, x) in zip(names, places, strict=True)]
-        if kept := row.link.kept(treedef.unflatten(seen)):
+        if kept := row.link.uncoded(treedef.unflatten(seen)):
             yield Note("hint", "kept_slots", row.path, f"{row.path} stores as they are: {', '.join(kept)}")
 
 

@@ -8,13 +8,22 @@ import jax
 
 from ..core.leaves import Tree, is_nothing
 from ..core.model_trees import named_leaves
-from ..core.paths import Frozen, PathRules, keep, matches, resolve_labels, resolve_mask, spread
+from ..core.paths import (
+    Frozen,
+    LeafSelector,
+    PathRules,
+    broadcast_prefix,
+    matches,
+    resolve_labels,
+    resolve_mask,
+    select_leaves,
+)
 from ..core.transformation import GradientTransformation, Transformation
 from ..core.value import checked, show
 from ..optimizers.scion import scale_by_scion
 from ..transforms.combining.nesting import children
 from ..transforms.combining.select import masked, partition, selective_transform, set_to_zero
-from ..transforms.matrices.routing import places
+from ..transforms.matrices.routing import leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
 from .summary import WIDTH, given_to, names_of, shapes_of
 
@@ -115,13 +124,13 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
     inner = children(tx)
     whole = set(names_of(params)) == set(seen)  # not so where a transformation within another sees other params
     if whole and isinstance(tx, partition):
-        labels = spread(resolve_labels(tx.param_labels, params), params)
+        labels = broadcast_prefix(resolve_labels(tx.param_labels, params), params)
         labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
         for name, why in _reasons(tx.param_labels, params, "labels").items():
             note(name, labels=str(labels[name]), why=why)
         notes += _doubts(tx.param_labels, params)
     if whole and isinstance(tx, scale_by_scion):
-        reasons = [place.why for place in places(params)]
+        reasons = [place.why for place in leaf_roles(params)]
         notes += _doubts(tx, params)
         why = _by_leaf(reasons, params) if tx.norms is None else _reasons(tx.norms, params, "norms")
         for name, norm in _by_leaf(tx.norm_of_each(params), params).items():
@@ -133,7 +142,7 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
             note(name, why=why)
     if not inner:
         if whole and mask is not None:
-            seen = names_of(keep(resolve_mask(mask, params), params))
+            seen = names_of(select_leaves(resolve_mask(mask, params), params))
         for name in seen:
             routes[name] = routes[name]._replace(links=(*routes[name].links, tx))
     for (_, child), given in zip(inner, given_to(tx, params), strict=True):
@@ -152,7 +161,7 @@ def _by_leaf(values: list, params: Tree) -> dict[str, Any]:
 
 def _doubts(rules: Any, params: Tree) -> list[str]:
     """What labels, or a rule with norms by place, are unsure of, leaves of one kind together."""
-    if not hasattr(rules, "doubts") or not (said := rules.doubts(params)):
+    if not isinstance(rules, LeafSelector | GradientTransformation) or not (said := rules.doubts(params)):
         return []
     shapes = _by_leaf(jax.tree.leaves(params, is_leaf=is_nothing), params)
     by_doubt: dict[str, list[str]] = {}
@@ -169,8 +178,8 @@ def _doubts(rules: Any, params: Tree) -> list[str]:
 def _reasons(selection: Any, params: Tree, what: str | None) -> dict[str, str]:
     """Of each leaf what in a mask or in labels decides on it."""
     names = names_of(params)
-    if hasattr(selection, "why"):
-        return _by_leaf(selection.why(params), params)
+    if isinstance(selection, LeafSelector):
+        return _by_leaf(selection.reasons(params), params)
     if isinstance(selection, PathRules):
         hits = {n: next((pattern for pattern, _ in selection.rules if matches(pattern, n)), None) for n in names}
         return {name: f"{what}: no rule" if hit is None else f"{what}: rule {hit!r}" for name, hit in hits.items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.leaves import Tree
 from ..core.model_trees import names
-from ..core.paths import AllParams, keep
+from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
 from ..core.value import checked
 from ..transforms.combining.nesting import children, with_children
@@ -140,16 +140,17 @@ def _rows(
     `named`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
     it is stored, where one around it, such as `quantize_state`, stores it otherwise.
     """
-    tx = tx.told(params) if hasattr(tx, "told") else tx
+    tx = tx.resolved_for(params)
     touched = seen = names_of(params) if named is None else named
     inner = []
-    within = (lambda child: stored(tx.stored(child))) if hasattr(tx, "stored") else stored
     for (step, child), given in zip(children(tx), given_to(tx, params), strict=True):
         like = named if named is not None or set(names_of(given)) <= set(seen) else seen
-        inner.append(list(_rows(child, given, path + step, depth + 1, like, within)))
+        inner.append(
+            list(_rows(child, given, path + step, depth + 1, like, lambda child: stored(tx.stored_with(child))))
+        )
     own = size(jax.eval_shape(stored(tx).init, params)) - sum(row.state_bytes for rows in inner for row in rows)
-    if hasattr(tx, "touches") and named is None:
-        touched = names_of(keep(tx.touches(params), params))
+    if named is None and (chosen := tx.touched_leaves(params)) is not None:
+        touched = names_of(select_leaves(chosen, params))
     if inner:
         there = {name for rows in inner for row in rows for name in row.leaves}
         touched = tuple(name for name in touched if name in there)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import kernels
-from .leaves import Tree, add, is_nothing, narrow, paths, widen, zip_leaves
+from .leaves import Tree, add, cast_like, is_nothing, paths, widen, zip_leaves
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
@@ -71,4 +71,4 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_per
 
 def _follow(rule: Callable, new_tensors: Tree, old_tensors: Tree) -> Tree:
     treedef, rows = zip_leaves((new_tensors, old_tensors), ("new_tensors", "old_tensors"))
-    return treedef.unflatten([y if is_nothing(x) else narrow(rule(widen(x), widen(y)), y) for x, y in rows])
+    return treedef.unflatten([y if is_nothing(x) else cast_like(rule(widen(x), widen(y)), y) for x, y in rows])

@@ -42,7 +42,7 @@ class CodedSlots(NamedTuple):
     describe: Callable[[Any, Any], StoredSlot]
 
 
-class Operation(NamedTuple):
+class KernelOp(NamedTuple):
     """One elementwise operation on the updates, by the name it has in `native/cpp/rules.h`.
 
     name: "scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion", "rms", "rms_outside", "rss" or
@@ -99,7 +99,7 @@ class RMSScalars(NamedTuple):
     eps: Any
 
 
-def operations_of(tx: Any, state: Any, params: Any) -> tuple[Operation, ...] | None:
+def operations_of(tx: Any, state: Any, params: Any) -> tuple[KernelOp, ...] | None:
     """Returns `tx.as_kernel(state, params)`; None if the class that defines `update` defines no `as_kernel`."""
     for cls in type(tx).__mro__:
         if "update" in vars(cls):
@@ -107,11 +107,11 @@ def operations_of(tx: Any, state: Any, params: Any) -> tuple[Operation, ...] | N
     return None
 
 
-def operations_in_turn(transforms: tuple, states: Any, params: Any) -> tuple[Operation, ...] | None:
+def operations_in_turn(transforms: tuple, states: Any, params: Any) -> tuple[KernelOp, ...] | None:
     """Returns the operations of a chain, those of nested chains included; None if a link has none."""
     if not (isinstance(states, tuple) and len(states) == len(transforms)):
         return None
-    found: list[Operation] = []
+    found: list[KernelOp] = []
     for tx, state in zip(transforms, states, strict=True):
         operations = operations_of(tx, state, params)
         if operations is None:

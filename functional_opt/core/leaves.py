@@ -66,7 +66,7 @@ def map_leaves(
                 ) from e
             results = results if slots else (results,)
             targets = (row[-1] if like else row[0], *row[1:n])
-            results = [narrow(x, to) for x, to in zip(results, targets, strict=True)]
+            results = [cast_like(x, to) for x, to in zip(results, targets, strict=True)]
         for column, x in zip(columns, results, strict=True):
             column.append(x)
     trees = tuple(treedef.unflatten(c) for c in columns)
@@ -182,17 +182,17 @@ def map_with_path(fn: Callable[[Callable[[], str], Any], Any], tree: Tree) -> Tr
     return treedef.unflatten([fn(lambda i=i: paths(tree)[i], x) for i, x in enumerate(leaves)])
 
 
-def narrow(x: Any, like: Any) -> jax.Array:
+def cast_like(x: Any, like: Any) -> jax.Array:
     """`x` in the dtype of `like`."""
     return jnp.asarray(x, jnp.result_type(like))
 
 
 def add(x: Any, u: Any) -> jax.Array:
     """`x + u` in the dtype of `x`, added in float32 where that has 16 bits."""
-    return narrow(widen(x) + widen(u), x)
+    return cast_like(widen(x) + widen(u), x)
 
 
-def cast_like(tree: Tree, like: Tree) -> Tree:
+def cast_tree_like(tree: Tree, like: Tree) -> Tree:
     """Every array in the dtype of its counterpart; trees that do not correspond are left as they are."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
     try:
@@ -201,7 +201,7 @@ def cast_like(tree: Tree, like: Tree) -> Tree:
         return tree
     return treedef.unflatten(
         [
-            narrow(x, to) if getattr(x, "dtype", None) != getattr(to, "dtype", None) and not is_nothing(x) else x
+            cast_like(x, to) if getattr(x, "dtype", None) != getattr(to, "dtype", None) and not is_nothing(x) else x
             for x, to in zip(leaves, targets, strict=True)
         ]
     )
@@ -238,6 +238,6 @@ def copy_of(tree: Tree, dtype: Any = None) -> Tree:
     """Slots that start as the leaves of `tree`, in buffers of their own; as zeros where these are only shapes."""
 
     def leaf(slot, x):
-        return slot if isinstance(x, jax.ShapeDtypeStruct) else slot + narrow(x, slot)
+        return slot if isinstance(x, jax.ShapeDtypeStruct) else slot + cast_like(x, slot)
 
     return jax.tree.map(leaf, zeros_like(tree, dtype), tree)

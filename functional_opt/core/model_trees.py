@@ -18,10 +18,10 @@ def is_box(x: Any) -> bool:
     return hasattr(type(x), "replace_boxed") or hasattr(type(x), "get_metadata")
 
 
-def below(node: Any) -> list[Any]:
+def children_of(node: Any) -> list[Any]:
     """Returns the children of a pytree node, of any kind; none of a leaf.
 
-    >>> below({"a": (1, 2), "b": None}), below(3)
+    >>> children_of({"a": (1, 2), "b": None}), below(3)
     ([(1, 2), None], [])
     """
     inside = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
@@ -34,7 +34,7 @@ def unboxed(tree: Tree) -> Tree:
         return tree
 
     def content(x: Any) -> Any:
-        return unboxed(inside[0]) if is_box(x) and len(inside := below(x)) == 1 else x
+        return unboxed(inside[0]) if is_box(x) and len(inside := children_of(x)) == 1 else x
 
     return jax.tree.map(content, tree, is_leaf=is_box)
 
@@ -73,7 +73,7 @@ def _walk(tree: Tree, is_leaf: Callable[[Any], bool] | None) -> list[tuple[tuple
         inside = jax.tree_util.tree_leaves_with_path(x, is_leaf=lambda y, box=x: y is not box)
         for key, content in inside:
             own = path if len(inside) == 1 else path + key
-            found += [(own + below, y) for below, y in _walk(content, is_leaf)]
+            found += [(own + children_of, y) for children_of, y in _walk(content, is_leaf)]
     return found
 
 

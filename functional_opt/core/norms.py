@@ -1,7 +1,6 @@
 """Norms and sums of squares in float32, with safe derivatives, and checks for finite numbers."""
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,4 +82,4 @@ def vdot(tree_x: Tree, tree_y: Tree) -> jax.Array:
     9
     """
     products = jax.tree.map(lambda x, y: jnp.vdot(widen(x), widen(y), precision="highest"), tree_x, tree_y)
-    return functools.reduce(operator.add, jax.tree.leaves(products), 0)
+    return functools.reduce(jnp.add, jax.tree.leaves(products), jnp.zeros([], int))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .leaves import narrow, widen
+from .leaves import cast_like, widen
 from .norms import abs_sq, safe_sqrt
 
 
@@ -44,7 +44,7 @@ def safe_norm(x: Any, min_norm: Any, ord: Any = None, axis: Any = None, keepdims
     wide = widen(x)
     small = jnp.linalg.norm(jax.lax.stop_gradient(wide), ord, axis, keepdims=True) <= min_norm
     norm = jnp.linalg.norm(jnp.where(small, jnp.ones_like(wide), wide), ord, axis, keepdims)
-    return narrow(jnp.where(small.reshape(norm.shape), min_norm, norm), x.real)
+    return cast_like(jnp.where(small.reshape(norm.shape), min_norm, norm), x.real)
 
 
 def safe_root_mean_squares(x: Any, min_rms: Any) -> jax.Array:
@@ -55,4 +55,4 @@ def safe_root_mean_squares(x: Any, min_rms: Any) -> jax.Array:
     """
     x = jnp.asarray(x)
     rms = safe_sqrt(jnp.mean(abs_sq(widen(x))))
-    return narrow(jnp.where(rms <= min_rms, min_rms, rms), x.real)
+    return cast_like(jnp.where(rms <= min_rms, min_rms, rms), x.real)

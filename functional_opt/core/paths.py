@@ -127,6 +127,27 @@ class Frozen:
         return repr(self.thaw())
 
 
+class LeafSelector:
+    """Base class of labels and masks that are computed from the params; a subclass defines `__call__`."""
+
+    def __call__(self, params: Tree) -> Tree:
+        """Returns the label, or the bool, of each leaf."""
+        raise NotImplementedError
+
+    def reasons(self, params: Tree) -> list[str]:
+        """Returns for each leaf, None counted as one, what decided on it; `describe` prints it."""
+        raise NotImplementedError
+
+    def doubts(self, params: Tree) -> list[str]:
+        """Returns for each leaf a doubt, or "", as `GradientTransformation.doubts`."""
+        return []
+
+    def informed(self, tx: Any, params: Tree) -> Any:
+        """Returns a transformation of `partition` with what the labels know of the leaves filled in."""
+        del params
+        return tx
+
+
 def are_rules(x: Any) -> bool:
     """Whether a dict stands for path rules."""
     return isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str))
@@ -221,12 +242,12 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
     return treedef.unflatten(selection.leaves)
 
 
-def spread(prefix: Tree, tree: Tree) -> Tree:
+def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
     """What a resolved mask or labels say of each leaf of `tree`."""
     return jax.tree.map(lambda said, part: jax.tree.map(lambda _: said, part, is_leaf=is_nothing), prefix, tree)
 
 
-def keep(mask: Tree, tree: Tree, nothing: Any = None) -> Tree:
+def select_leaves(mask: Tree, tree: Tree, nothing: Any = None) -> Tree:
     """`tree` with `nothing` in place of the leaves, or whole parts, that a resolved mask leaves out."""
     return jax.tree.map(lambda chosen, x: x if chosen else nothing, mask, tree)
 

@@ -64,7 +64,7 @@ def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> 
     return found[0][1] if found else default
 
 
-def only(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "take that of one of them") -> T:
+def find_one(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "take that of one of them") -> T:
     """The one state of a class in a tree. Raises ValueError, with the remedy, where there is none or are several."""
     leaves = jax.tree.leaves(unboxed(tree), is_leaf=lambda x: isinstance(x, cls))
     found = [x for x in leaves if isinstance(x, cls)]

@@ -74,17 +74,17 @@ def rate_at(rate: Any, count: Any) -> Any:
     return rate(count) if isinstance(rate, Schedule) else rate
 
 
-def known(*xs: Any) -> bool:
+def is_concrete(*xs: Any) -> bool:
     """Whether all are numbers of Python or NumPy, whose value can be looked at: no arrays, which may be traced."""
     return all(isinstance(x, numbers.Real) for x in xs)
 
 
-def since(count: Any, begin: Any = 0) -> jax.Array:
+def elapsed(count: Any, begin: Any = 0) -> jax.Array:
     """Steps since `begin`, at least 0, as a float. Whole numbers are subtracted first: none is rounded."""
     return jnp.maximum(jnp.asarray(count) - begin, 0).astype(float)
 
 
-def share(t: jax.Array, steps: Any) -> jax.Array:
+def progress(t: jax.Array, steps: Any) -> jax.Array:
     """`min(t / steps, 1)`, and 1 exactly from the last step on: XLA may compute `t * (1 / steps)`."""
     return jnp.where(t < steps, t / steps, 1.0)
 
@@ -93,7 +93,7 @@ def periods(count: Any, begin: Any, steps: Any, staircase: bool) -> jax.Array:
     """How many times `steps` have passed since `begin`; with `staircase` divided as whole numbers."""
     if staircase:
         return (jnp.maximum(jnp.asarray(count) - begin, 0) // steps).astype(float)
-    return since(count, begin) / steps
+    return elapsed(count, begin) / steps
 
 
 def power(x: jax.Array, p: Any) -> jax.Array:

@@ -7,20 +7,20 @@ from typing import Any
 import jax
 
 
-def whole(x: Any, axis: int | None = None) -> Any:
+def replicate(x: Any, axis: int | None = None) -> Any:
     """The array, or one axis of it, whole on every device, where its sharding is part of its type and cuts it."""
     spec = jax.typeof(x).sharding.spec
     kept = [None] * len(spec) if axis is None else [*spec[:axis], None, *spec[axis + 1 :]]
     return x if [*spec] == kept else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*kept))
 
 
-def placed_like(x: jax.Array, like: Any) -> jax.Array:
+def reshard_like(x: jax.Array, like: Any) -> jax.Array:
     """What was computed of `whole(like)`, sharded as `like` is where that is part of its type."""
     sharding = jax.typeof(like).sharding
     return jax.sharding.reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
 
 
-def varying(x: Any) -> frozenset[str]:
+def varying_axes(x: Any) -> frozenset[str]:
     """The axes over which `shard_map` knows that an array differs; none where it does not keep track."""
     return getattr(getattr(_type(x), "manual_axis_type", None), "varying", frozenset())
 
@@ -30,20 +30,20 @@ def _type(x: Any) -> Any:
     return x if hasattr(x, "manual_axis_type") else jax.typeof(x)
 
 
-def vary(x: jax.Array, axes: Collection[str]) -> jax.Array:
+def as_varying(x: jax.Array, axes: Collection[str]) -> jax.Array:
     """Declares to `shard_map` that an array may differ over axes over which it did not."""
     return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
 
 
-def typed_as(x: jax.Array, like: Any) -> jax.Array:
+def match_type(x: jax.Array, like: Any) -> jax.Array:
     """The array, of the explicit sharding of `like` and varying in `shard_map` over the same axes."""
     sharding = _type(like).sharding
     if any(axis is not None for axis in getattr(sharding, "spec", ())):
         x = jax.sharding.reshard(x, sharding)
-    return vary(x, varying(like) - varying(x))
+    return as_varying(x, varying_axes(like) - varying_axes(x))
 
 
-def parts(x: jax.Array, axis: int) -> int:
+def shard_count(x: jax.Array, axis: int) -> int:
     """How many parts an explicit sharding cuts an axis into; 1 where the sharding is no part of the type."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()

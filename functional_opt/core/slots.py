@@ -93,7 +93,7 @@ def declared(cls: type) -> dict[str, Slot]:
     return {name: slots[0] for name, slots in found.items() if slots}
 
 
-class Place(typing.NamedTuple):
+class SlotPlace(typing.NamedTuple):
     """A part of a state. `path`: JAX's keys of where it is. `slot`: its declaration, None without one. `value`."""
 
     path: tuple[Any, ...]
@@ -106,7 +106,7 @@ class Place(typing.NamedTuple):
         return jax.tree_util.keystr(self.path)
 
 
-def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[Place]:  # noqa: B006, it is not changed
+def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[SlotPlace]:  # noqa: B006, it is not changed
     """The declared fields of a state, and each leaf that no declaration covers, in the order of the leaves.
 
     Args:
@@ -117,12 +117,12 @@ def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[Place]:  # 
     >>> [(place.name, place.slot.kind) for place in slots_of(adam(0.1).init({"w": 0.0}))]
     [('[0].count', 'counter'), ('[0].mu', 'signed'), ('[0].nu', 'unsigned')]
     """
-    found: list[Place] = []
+    found: list[SlotPlace] = []
     map_slots(found.append, state, named)
     return iter(found)
 
 
-def map_slots(fn: Callable[[Place], Any], state: Any, named: Mapping[str, Slot] = {}) -> Any:  # noqa: B006, likewise
+def map_slots(fn: Callable[[SlotPlace], Any], state: Any, named: Mapping[str, Slot] = {}) -> Any:  # noqa: B006, likewise
     """The state with `fn(place)` in place of each declared field and of each leaf that no declaration covers.
 
     >>> from functional_opt import adam
@@ -132,13 +132,13 @@ def map_slots(fn: Callable[[Place], Any], state: Any, named: Mapping[str, Slot] 
     return _map(fn, state, named, ())
 
 
-def _map(fn: Callable[[Place], Any], node: Any, named: Mapping[str, Slot], path: tuple) -> Any:
+def _map(fn: Callable[[SlotPlace], Any], node: Any, named: Mapping[str, Slot], path: tuple) -> Any:
     if jax.tree_util.all_leaves([node]):
-        return fn(Place(path, None, node))
+        return fn(SlotPlace(path, None, node))
     below, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     slots, results = declared(type(node)) or named, []
     for keys, x in below:
         slot, there = slots.get(getattr(keys[0], "name", getattr(keys[0], "key", ""))), (*path, *keys)
         inner = slot is None or slot.kind == "states"
-        results.append(_map(fn, x, named, there) if inner else fn(Place(there, slot, x)))
+        results.append(_map(fn, x, named, there) if inner else fn(SlotPlace(there, slot, x)))
     return treedef.unflatten(results)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from . import kernels
-from .leaves import Tree, cast_like
+from .leaves import Tree, cast_tree_like
 from .ranges import Convert
 from .state_check import CACHED, checks_state, state_class
 from .value import Static, show, value
@@ -48,17 +48,21 @@ class GradientTransformation:
     >>> updates["w"].tolist()
     [-1.0, -1.0]
 
-    A class says what `explain` and `with_metrics` are to know of it: `preconditions = True`, that updates are of one
-    size whatever the gradients' (a rule with second moments, or a sign), `clips = True`, that it bounds them,
-    `in_turn = True`, that what one transformation within it gives goes to the next.
+    The class attributes and the methods after `update` have defaults. A class overrides those that apply to it, for
+    `explain`, `describe`, `with_metrics`, `partition` and the kernels to read.
 
     Where a subclass's `init` makes a state of a class of its own (a NamedTuple, say), `update` raises ValueError for
     a state of any other class, such as that of another transformation.
     """
 
     preconditions = False
+    """Whether updates have one size whatever the gradients': true with second moments, or of a sign."""
     clips = False
+    """Whether it bounds the updates."""
     in_turn = False
+    """Whether each transformation inside passes its updates to the next one."""
+    stacks_matrices = False
+    """Whether it reads leaves as matrices by a field `weight_dimension_numbers`, which labels may fill in."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -79,9 +83,32 @@ class GradientTransformation:
         """One step: `(updates, state)`, to be added to the params and to be passed to the next step."""
         raise NotImplementedError
 
-    def as_kernel(self, state: Any, params: Tree) -> tuple[kernels.Operation, ...] | None:
+    def as_kernel(self, state: Any, params: Tree) -> tuple[kernels.KernelOp, ...] | None:
         """Returns the operations that do the same as `update`, in order; None if there are none for it."""
         return None
+
+    def touched_leaves(self, params: Tree) -> Tree | None:
+        """Returns a tree of bools: the leaves whose updates it may change. None stands for all that it is given."""
+        return None
+
+    def reported(self, state: Any) -> dict[str, jax.Array]:
+        """Returns scalars of its state for `with_metrics` to report, by name."""
+        return {}
+
+    def stored_with(self, inner: "GradientTransformation") -> "GradientTransformation":
+        """Returns a transformation whose state is stored as this one stores that of an `inner` one inside it."""
+        return inner
+
+    def resolved_for(self, params: Tree) -> "GradientTransformation":
+        """Returns itself, with whatever depends on the params filled in."""
+        return self
+
+    def doubts(self, params: Tree) -> list[str]:
+        """Returns for each leaf, None counted as one, a doubt about how it is read, or ""; [] for no doubt at all.
+
+        "PATH" in a doubt stands for the leaf's path.
+        """
+        return []
 
     def _state_class(self) -> type | None:
         """The class that `update` holds its state to; None for anything."""
@@ -133,7 +160,7 @@ class _Pair(GradientTransformation):
             extra = {name: x for name, x in extra.items() if name in taken}
         takes_params = inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _POSITIONAL for kind in kinds) > 2
         updates, new_state = self.update_fn(updates, state, *([params] if takes_params else []), **extra)
-        return updates, cast_like(new_state, state)
+        return updates, cast_tree_like(new_state, state)
 
     def _state_class(self):
         return None  # two functions of somebody else's: `init` is not called but by the user

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..core.leaves import (
     Tree,
     as_array,
-    cast_like,
+    cast_tree_like,
     is_nothing,
     map_leaves,
     paths,
@@ -122,7 +122,7 @@ class process(GradientTransformation):
             updates, post = self.postprocessor.update(updates, post, params, **extra)
         else:
             updates, post = update_if(ready, self.postprocessor, updates, post, params, extra)
-        return cast_like(updates, like), (pre, agg, post)
+        return cast_tree_like(updates, like), (pre, agg, post)
 
 
 @transformation

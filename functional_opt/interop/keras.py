@@ -14,7 +14,7 @@ from ..config import from_config, to_config
 from ..core.apply import apply_updates
 from ..core.schedule import Schedule
 from ..core.transformation import GradientTransformation, as_transformation
-from ..keras.optimizers.by_variable import ByVariable, keep
+from ..keras.optimizers.by_variable import ByVariable, keep_variables
 from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
 
 
@@ -139,7 +139,7 @@ def _optimizer_class() -> type:
             everything = ByVariable((key, given.get(key, jnp.zeros_like(x))) for key, x in params.items())
             tx = box.tx if box.owns_rate else with_learning_rate(box.tx, learning_rate)
             updates, new = tx.update(everything, state, ByVariable(params))
-            new, moved = keep(still, state, new), apply_updates(ByVariable(params), updates)
+            new, moved = keep_variables(still, state, new), apply_updates(ByVariable(params), updates)
             for v in trainable_variables:
                 v.assign(moved[box.keys[id(v)]])
             for (slot, is_key), x in zip(box.slots, jax.tree.leaves(new), strict=True):

@@ -22,11 +22,11 @@ class Foreign(Variable):
             can be set or has an `assign` beside it.
     """
 
-    def __init__(self, theirs: Any):
-        self.theirs = theirs
-        self._name = str(getattr(theirs, "path", None) or getattr(theirs, "name", None) or type(theirs).__name__)
-        self._unwatched = not _is_keras(theirs)
-        self.overwrite_with_gradient = bool(getattr(theirs, "overwrite_with_gradient", False))
+    def __init__(self, unwrap: Any):
+        self.theirs = unwrap
+        self._name = str(getattr(unwrap, "path", None) or getattr(unwrap, "name", None) or type(unwrap).__name__)
+        self._unwatched = not _is_keras(unwrap)
+        self.overwrite_with_gradient = bool(getattr(unwrap, "overwrite_with_gradient", False))
         if not isinstance(self._value, jax.Array):
             raise TypeError(
                 f"{self._name} holds a {type(self._value).__name__}, not a JAX array; "
@@ -59,13 +59,13 @@ class Foreign(Variable):
             self.theirs.value = x
 
     def __reduce__(self):
-        return ours, (self.theirs,)
+        return as_variable, (self.theirs,)
 
     def __deepcopy__(self, memo):
         return self
 
 
-def ours(variable: Any) -> Variable:
+def as_variable(variable: Any) -> Variable:
     """The variable, or the one view of it if it is another library's. TypeError for what is none."""
     if isinstance(variable, Variable):
         return variable
@@ -77,13 +77,13 @@ def ours(variable: Any) -> Variable:
     return view
 
 
-def theirs(variable: Variable) -> Any:
+def unwrap(variable: Variable) -> Any:
     """The variable as the user knows it."""
     return variable.theirs if isinstance(variable, Foreign) else variable
 
 
 def all_ours(variables: Iterable[Any]) -> list[Variable]:
-    return [ours(v) for v in variables]
+    return [as_variable(v) for v in variables]
 
 
 def is_variable(x: Any) -> bool:
@@ -120,11 +120,11 @@ def _watch_keras() -> Iterator[None]:
     class Watch(keras.StatelessScope):
         def get_current_value(self, variable):
             if variable._value is not None:
-                tracing.note_read(ours(variable))
+                tracing.note_read(as_variable(variable))
 
         def add_update(self, update):
             variable, value = update
-            tracing.note_write(ours(variable))
+            tracing.note_write(as_variable(variable))
             variable._value = value
 
     with Watch(initialize_variables=False):

@@ -12,3 +12,10 @@ from .library import status as status
 from .newton_schulz import newton_schulz as newton_schulz
 from .step import step as step
 from .switch import disabled as disabled
+
+
+class CPUKernels:
+    """What the package installs in `core.kernels`."""
+
+    step = staticmethod(step)
+    newton_schulz = staticmethod(newton_schulz)

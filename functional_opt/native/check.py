@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.kernels import AdamScalars, Operation, known_sum
+from ..core.kernels import AdamScalars, KernelOp, known_sum
 from .library import NEWTON_SCHULZ, STEP, SUMS_OF_SQUARES, to_check
 from .newton_schulz import carried as newton_schulz
 from .plan import plan_of
@@ -44,10 +44,10 @@ def small_steps() -> None:
 def _with_kernels(g, w, m, v, matrices):
     """New params and slots, updates and slots, and matrices."""
     operations = (
-        Operation("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
-        Operation("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
-        Operation("decay", (DECAY,)),
-        Operation("scale", (RATE,)),
+        KernelOp("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
+        KernelOp("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
+        KernelOp("decay", (DECAY,)),
+        KernelOp("scale", (RATE,)),
     )
     found = plan_of(operations, g, [*m, *v], w, enough=0)
     if found is None:

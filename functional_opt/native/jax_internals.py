@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..core.sharding import varying
+from ..core.sharding import varying_axes
 from .switch import reason, turn_off
 
 try:
@@ -72,7 +72,7 @@ def is_alone(x: jax.Array) -> bool:
     """Returns whether an array is of one device: varies over no axis of a mesh, and is sharded over none."""
     try:
         aval = jax.typeof(x)
-        return not varying(x) and aval.sharding.mesh.empty
+        return not varying_axes(x) and aval.sharding.mesh.empty
     except AttributeError as e:
         turn_off(f"JAX {jax.__version__} has another interface for shardings: {e}")
         return False

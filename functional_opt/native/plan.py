@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.kernels import CodedSlots, Operation, StoredSlot
+from ..core.kernels import CodedSlots, KernelOp, StoredSlot
 from ..core.leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
 
@@ -113,7 +113,7 @@ def _is_known(slot: StoredSlot) -> bool:
 
 
 def plan_of(
-    operations: tuple[Operation, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
+    operations: tuple[KernelOp, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
 ) -> tuple[Plan, jax.Array] | None:
     """Plans a chain: returns the plan and its scalars, or None where the kernel cannot do it or would not win.
 
@@ -134,7 +134,7 @@ def plan_of(
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 
-def _leaves(operations: tuple[Operation, ...], updates: Any, params: Any) -> list[_Leaf]:
+def _leaves(operations: tuple[KernelOp, ...], updates: Any, params: Any) -> list[_Leaf]:
     """Those that have a gradient."""
     grads, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
     trees = [_slots(tree, treedef) for operation in operations for tree in operation.slots]
@@ -169,7 +169,7 @@ def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
             yield Call(program, kinds, tuple(some), kept)
 
 
-def _program(operations: tuple[Operation, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
+def _program(operations: tuple[KernelOp, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
     """Encodes the chosen operations, ending with `add`, which takes in a last scale."""
     code, start = [], 0
     for operation, use in zip(operations, chosen, strict=True):

@@ -61,7 +61,7 @@ class scale_by_rss(GradientTransformation):
 
     def as_kernel(self, state, params):
         op = "rss" if self.eps_in_sqrt else "rss_outside"
-        return (kernels.Operation(op, (self.eps,), (state.sum_of_squares,)),)
+        return (kernels.KernelOp(op, (self.eps,), (state.sum_of_squares,)),)
 
 
 @checked

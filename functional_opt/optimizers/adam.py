@@ -97,7 +97,7 @@ class scale_by_adam(GradientTransformation):
             eps=eps,
             next_b1_correction=1 - b1 ** (t + 1),
         )
-        return (kernels.Operation("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
+        return (kernels.KernelOp("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -10,7 +10,7 @@ from ..core.norms import abs_sq
 from ..core.paths import Mask, PathRules
 from ..core.ranges import Convert, Decay, DType, NonNegative
 from ..core.schedule import Rate
-from ..core.sharding import whole
+from ..core.sharding import replicate
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import Static, checked
@@ -120,7 +120,7 @@ def _block_means(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         if n == 1:
             x = jnp.sum(x, axis, keepdims=True) / max(size, 1)
         elif n < size:
-            x = whole(x, axis).reshape(*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
+            x = replicate(x, axis).reshape(*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
             x = jnp.sum(x, axis + 1) / (size // n)
     return x
 

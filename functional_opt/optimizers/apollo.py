@@ -14,7 +14,7 @@ from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real
 from ..core.schedule import Rate
-from ..core.sharding import whole
+from ..core.sharding import replicate
 from ..core.slots import Counter, Number, RandomKey, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import Static, checked
@@ -138,7 +138,7 @@ class scale_by_apollo(GradientTransformation):
         axis = _shorter(g)
         rank = min(self.rank, g.shape[axis])
         p = jax.random.normal(key, (rank, g.shape[axis]), jnp.float32).astype(g.dtype) / math.sqrt(rank)
-        g = whole(g, axis)
+        g = replicate(g, axis)
         return p @ g if axis == 0 else g @ p.T
 
 

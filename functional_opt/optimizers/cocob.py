@@ -14,7 +14,7 @@ from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from .distance import dot, over
+from .distance import dot, safe_divide
 
 
 class COCOBState(NamedTuple):
@@ -71,7 +71,9 @@ class scale_by_cocob(GradientTransformation):
             total = total + size
             reward = jnp.maximum(reward - dot(w - w0, g), 0.0)
             theta = theta - g
-            bet = over(theta, scale) * over(scale + reward, jnp.maximum(total + scale, self.alpha * scale))
+            bet = safe_divide(theta, scale) * safe_divide(
+                scale + reward, jnp.maximum(total + scale, self.alpha * scale)
+            )
             return w0 - w + bet, theta, scale, total, reward
 
         _, *slots = state

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import narrow, widen
+from ..core.leaves import cast_like, widen
 from ..core.norms import safe_sqrt
 
 Vector = list[jax.Array]
@@ -49,16 +49,16 @@ def largest(x: Vector) -> jax.Array:
     return functools.reduce(jnp.maximum, sizes, jnp.zeros([], precision(x)))
 
 
-def over(x: Vector, scale: jax.Array) -> Vector:
+def divided(x: Vector, scale: jax.Array) -> Vector:
     """x / scale, in the dtypes of x; x where the scale is 0 or nearly."""
     scale = _nonzero(scale)
-    return [narrow(a / scale, a) for a in x]
+    return [cast_like(a / scale, a) for a in x]
 
 
 def pair(s: Vector, y: Vector) -> Pair:
     """The numbers of a pair of changes."""
     a, b = largest(s), largest(y)
-    s, y = over(s, a), over(y, b)
+    s, y = divided(s, a), divided(y, b)
     product, squares = dot(s, y), dot(y, y)
     length = safe_sqrt(dot(s, s)) * safe_sqrt(squares)
     cosine = product / jnp.where(length > 0, length, 1.0)
@@ -80,13 +80,13 @@ def times_inverse_hessian(g: Vector, s: Vector, y: Vector, rho: jax.Array, newes
     dtype = precision(g, s, y)
     rho = rho.astype(dtype)
     size = largest(g)
-    q = over(g, size)  # H is linear
+    q = divided(g, size)  # H is linear
 
     def at(memory, i):
         return [widen(jax.lax.dynamic_index_in_dim(x, i, keepdims=False)) for x in memory]
 
     def add(x, factor, z):
-        return [narrow(a + factor * b, a) for a, b in zip(x, z, strict=True)]
+        return [cast_like(a + factor * b, a) for a, b in zip(x, z, strict=True)]
 
     def backward(k, carry):
         q, alphas = carry
@@ -106,10 +106,10 @@ def times_inverse_hessian(g: Vector, s: Vector, y: Vector, rho: jax.Array, newes
         last = latest_first[jnp.argmax(rho[latest_first] != 0)]
         some = jnp.any(rho != 0)
         scale = jnp.where(some, pair(at(s, last), at(y, last)).scale, 1.0)
-        r = [narrow(scale * a, a) for a in r]
+        r = [cast_like(scale * a, a) for a in r]
         size = jnp.where(some, size, jnp.minimum(size, 1 / jnp.where(length > 0, length, 1.0)))
     r = jax.lax.fori_loop(0, m, forward, r)
-    return [narrow(size * a, a) for a in r]
+    return [cast_like(size * a, a) for a in r]
 
 
 def _nonzero(x: jax.Array) -> jax.Array:

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..core.leaves import map_leaves, narrow, zeros_like
+from ..core.leaves import cast_like, map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import DType, NonNegative, Positive
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..core.value import Static
-from .distance import Betas, dot, ratio, total
+from .distance import Betas, dot, ratio, total_over_leaves
 
 
 class DAdaptAdamWState(NamedTuple):
@@ -78,7 +78,9 @@ class dadapt_adamw(GradientTransformation):
         (b1, b2), b3 = self.betas, self.betas[1] ** 0.5
         t, d = increment(state.count), state.estim_lr
         rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        gain = total(lambda g, s, v: dot(g, s / (safe_sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq)
+        gain = total_over_leaves(
+            lambda g, s, v: dot(g, s / (safe_sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq
+        )
         r = b3 * state.numerator_weighted + (1 - b3) * rate * gain
 
         def leaf(g, m, v, s, w):
@@ -89,7 +91,7 @@ class dadapt_adamw(GradientTransformation):
 
         slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         updates, m, v, s = map_leaves(leaf, updates, *slots, read=(params,), params=params)
-        d = jnp.maximum(d, ratio(r, (1 - b3) * total(jnp.abs, s)))
+        d = jnp.maximum(d, ratio(r, (1 - b3) * total_over_leaves(jnp.abs, s)))
         scalars = {"estim_lr": d, "numerator_weighted": r}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, DAdaptAdamWState(m, v, s, count=t, **scalars)

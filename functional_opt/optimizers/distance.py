@@ -22,10 +22,11 @@ Betas = Annotated[Any, Convert(_decays, "pair of [0, 1)")]
 """A pair of decays, each in [0, 1)."""
 
 
-def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
+def total_over_leaves(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
     """Σ fn(g, *others) over the elements of all leaves that have an update, in float32 or wider.
 
-    >>> total(lambda g, w: g * w, {"a": jnp.ones(2), "b": None}, {"a": jnp.full(2, 3.0), "b": jnp.ones(1)}).item()
+    >>> grads, params = {"a": jnp.ones(2), "b": None}, {"a": jnp.full(2, 3.0), "b": jnp.ones(1)}
+    >>> total_over_leaves(lambda g, w: g * w, grads, params).item()
     6.0
     """
     _, rows = zip_leaves((updates, *others), ("updates", *("params" for _ in others)))
@@ -33,12 +34,12 @@ def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
     return jnp.sum(jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums])) if sums else jnp.zeros([])
 
 
-def size_of(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
+def largest_size(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
     """A size S, the largest element of `tree` where there is an update, at least `least`; constant to the derivative.
 
     Sums of |x / S|² do not overflow, and S does not spoil what is divided by S².
 
-    >>> size_of({"w": jnp.ones(2), "b": None}, {"w": jnp.array([-8.0, 3.0]), "b": jnp.array(9.0)}).item()
+    >>> largest_size({"w": jnp.ones(2), "b": None}, {"w": jnp.array([-8.0, 3.0]), "b": jnp.array(9.0)}).item()
     8.0
     """
     _, rows = zip_leaves((updates, tree), ("updates", "params"))
@@ -50,13 +51,13 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return (x.conj() * y).real
 
 
-def over_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
+def safe_divide_by_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
     """x / √(square + eps), and 0 where that would divide by 0."""
     root = safe_sqrt(square + eps)
     return jnp.where(root > 0, x / jnp.where(root > 0, root, 1.0), 0.0)
 
 
-def over(x: jax.Array, y: jax.Array) -> jax.Array:
+def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y for y ≥ 0, and 0 where y = 0."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
@@ -64,4 +65,4 @@ def over(x: jax.Array, y: jax.Array) -> jax.Array:
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y of two sums, y ≥ 0, and 0 where y is so small that 1 / y², of the derivative, overflows."""
     least = 16 * float(jnp.finfo(y.dtype).tiny) ** 0.5
-    return over(x, jnp.where(y > least, y, 0.0))
+    return safe_divide(x, jnp.where(y > least, y, 0.0))

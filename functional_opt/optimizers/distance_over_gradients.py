@@ -11,7 +11,7 @@ from ..core.ranges import DType, NonNegative, Real
 from ..core.slots import Number, Params
 from ..core.transformation import GradientTransformation, needs_params, transformation
 from ..core.value import Static
-from .distance import over_root
+from .distance import safe_divide_by_root
 
 
 class ScaleByDistanceOverGradientsState(NamedTuple):
@@ -66,7 +66,7 @@ class scale_by_distance_over_gradients(GradientTransformation):
         def leaf(g, r, squares, w, w0):
             r = jnp.maximum(r, safe_sqrt(jnp.sum(abs_sq(w - w0))))
             squares = squares + jnp.sum(abs_sq(g))
-            return self.global_scale * over_root(r, squares, self.eps) * g, r, squares
+            return self.global_scale * safe_divide_by_root(r, squares, self.eps) * g, r, squares
 
         slots = (state.max_dist, state.grad_sum_of_squares)
         read = (params, state.init_params)

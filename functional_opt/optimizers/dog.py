@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ..core.leaves import copy_of, map_leaves, narrow
+from ..core.leaves import cast_like, copy_of, map_leaves
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Convert, DType, NonNegative
@@ -15,7 +15,7 @@ from ..core.value import Static, checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from .distance import over_root, ratio, total
+from .distance import ratio, safe_divide_by_root, total_over_leaves
 
 
 class DoGState(NamedTuple):
@@ -59,14 +59,14 @@ class scale_by_dog(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        moved = safe_sqrt(total(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params))
+        moved = safe_sqrt(total_over_leaves(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params))
         r = jnp.maximum(state.max_dist, moved)
-        squares = state.sum_sq_norm_grads + total(abs_sq, updates)
-        step = over_root(r, squares, self.eps)
+        squares = state.sum_sq_norm_grads + total_over_leaves(abs_sq, updates)
+        step = safe_divide_by_root(r, squares, self.eps)
         if self.kind == "learning_rate":
             step = jnp.where(state.is_init_step, self.size, step)
         updates = map_leaves(lambda g: step * g, updates, params=params)
-        r, squares = narrow(r, state.max_dist), narrow(squares, state.sum_sq_norm_grads)
+        r, squares = cast_like(r, state.max_dist), cast_like(squares, state.sum_sq_norm_grads)
         return updates, DoGState(jnp.zeros_like(state.is_init_step), state.init_params, r, squares)
 
 
@@ -145,12 +145,12 @@ class scale_by_dowg(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        moved = total(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params)
+        moved = total_over_leaves(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params)
         r2 = jnp.maximum(state.estim_sq_dist, moved)
-        squares = state.weighted_sq_norm_grads + r2 * total(abs_sq, updates)
+        squares = state.weighted_sq_norm_grads + r2 * total_over_leaves(abs_sq, updates)
         step = ratio(r2, safe_sqrt(squares) + self.eps)
         updates = map_leaves(lambda g: step * g, updates, params=params)
-        squares, r2 = narrow(squares, state.weighted_sq_norm_grads), narrow(r2, state.estim_sq_dist)
+        squares, r2 = cast_like(squares, state.weighted_sq_norm_grads), cast_like(r2, state.estim_sq_dist)
         return updates, DoWGState(state.init_params, squares, r2)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ..core.leaves import full_like, map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.ranges import DType, NonNegative, Range, Scalar
-from ..core.schedule import Rate, known, rate_at
+from ..core.schedule import Rate, is_concrete, rate_at
 from ..core.slots import Counter, Signed16, Unsigned16
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..core.value import Static
@@ -63,7 +63,7 @@ class ftrl(GradientTransformation):
     state_dtype: Static[DType | None] = None
 
     def __post_init__(self):
-        if known(self.learning_rate) and self.learning_rate == 0:
+        if is_concrete(self.learning_rate) and self.learning_rate == 0:
             raise ValueError("learning_rate must be in (0, inf), got 0: FTRL divides by it")
 
     def init(self, params):

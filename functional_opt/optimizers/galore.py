@@ -12,7 +12,7 @@ from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import DType, PositiveInt, Real
 from ..core.schedule import Rate
-from ..core.sharding import whole
+from ..core.sharding import replicate
 from ..core.slots import Counter, Exact16, States
 from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
 from ..core.value import Static, checked
@@ -154,7 +154,7 @@ class _View:
         return self.shape[0 if self.left else 1], min(rank, *self.shape)
 
     def matrix(self, g: jax.Array) -> jax.Array:
-        g = whole(g)  # a decomposition needs it all
+        g = replicate(g)  # a decomposition needs it all
         return g.transpose(self.order).reshape(self.shape)
 
     def projector(self, g: jax.Array, rank: int) -> jax.Array:

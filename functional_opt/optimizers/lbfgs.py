@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
+from ..core.leaves import cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..core.ranges import DType, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Exact, Exact16, Number, Params
@@ -103,7 +103,7 @@ class scale_by_lbfgs(GradientTransformation):
         there = [i for i, row in enumerate(rows) if not is_nothing(row[0])]
         g, w, g1, w0, g0, s, y, like = ([jnp.asarray(rows[i][k]) for i in there] for k in range(8))
 
-        ds, dy = ([narrow(widen(a) - widen(b), a) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
+        ds, dy = ([cast_like(widen(a) - widen(b), a) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
         new, rho = pair([*map(widen, ds)], [*map(widen, dy)]), jnp.asarray(state.weights_memory)
         finite = jnp.isfinite(new.size_s) & jnp.isfinite(new.size_y)
         nothing = first | ~finite | ~_moved(ds, w, like) | (new.size_s * new.size_y < _least(new.weight, rho))
@@ -112,7 +112,7 @@ class scale_by_lbfgs(GradientTransformation):
         weight = jnp.where(usable & (cosine > jnp.finfo(cosine.dtype).eps), new.weight, 0.0)
 
         slot = (state.count - 1) % self.memory_size
-        rows_of = (ds, dy, narrow(weight, rho))
+        rows_of = (ds, dy, cast_like(weight, rho))
         s, y, rho = jax.lax.cond(
             nothing,
             lambda memory: jax.tree.map(lambda m: jnp.roll(m, 1, axis=0), memory),

@@ -74,7 +74,7 @@ class scale_by_lion(GradientTransformation):
 
     def as_kernel(self, state, params):
         scalars = kernels.LionScalars(self.b1, 1 - self.b1, self.b2, 1 - self.b2)
-        return (kernels.Operation("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
+        return (kernels.KernelOp("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
 
 
 def _clip_to_one(c: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..core.leaves import copy_of, map_leaves, narrow, widen_params, widen_tree, zeros_like
+from ..core.leaves import cast_like, copy_of, map_leaves, widen_params, widen_tree, zeros_like
 from ..core.model_trees import matching
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.ranges import DType, NonNegative, Positive, PositiveInt
@@ -18,7 +18,7 @@ from ..core.transformation import (
     zero_count,
 )
 from ..core.value import Static
-from .distance import dot, size_of, total
+from .distance import dot, largest_size, total_over_leaves
 
 
 class MechanicState(NamedTuple):
@@ -94,16 +94,16 @@ class mechanize(GradientTransformation):
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 
         size, most = (
-            size_of(updates, updates),
+            largest_size(updates, updates),
             float(jnp.finfo(state.s.dtype).max) ** 0.5 / 1000,
         )  # sums of h² stay finite
-        norm = size * safe_sqrt(total(lambda g: abs_sq(g / size), updates))
+        norm = size * safe_sqrt(total_over_leaves(lambda g: abs_sq(g / size), updates))
         decay = self.weight_decay * jnp.sum(state.s) * norm / (global_norm(params) + self.eps)
 
         def gain(g, delta, w):
             return jnp.clip(dot(delta, g + decay * w), -most, most)
 
-        h = jnp.clip(total(gain, updates, state.delta, params), -most, most)
+        h = jnp.clip(total_over_leaves(gain, updates, state.delta, params), -most, most)
         beta = 1 - 0.1 ** jnp.arange(1.0, self.num_betas + 1)
         r = beta * state.r - state.s * jnp.clip(h, -state.m, state.m)
         m = jnp.maximum(beta * state.m, jnp.abs(h) + self.eps)
@@ -116,5 +116,5 @@ class mechanize(GradientTransformation):
             return x0 - w + factor * delta, delta
 
         updates, delta = map_leaves(leaf, moves, state.delta, read=(params, state.x0), params=params)
-        r, m, v, s = (narrow(x, state.s) for x in (r, m, v, s))
+        r, m, v, s = (cast_like(x, state.s) for x in (r, m, v, s))
         return updates, MechanicState(inner, increment(state.count), r, m, v, s, state.x0, delta)

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import map_leaves, narrow, zeros_like
+from ..core.leaves import cast_like, map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative, Positive, Real
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..core.value import Static
-from .distance import dot, ratio, size_of, total
+from .distance import dot, largest_size, ratio, total_over_leaves
 
 
 class MomoState(NamedTuple):
@@ -66,7 +66,7 @@ def _step_size(
     tau = jnp.minimum(rate / share, most)
     if tx.adapt_lower_bound:
         low = jnp.maximum((height + slope - tau * size * square * size / 2) / share, tx.lower_bound)
-    return tau, narrow(low, lower_bound)
+    return tau, cast_like(low, lower_bound)
 
 
 @transformation
@@ -112,11 +112,11 @@ class momo(GradientTransformation):
         value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
         b = jnp.where(state.count > 0, self.beta, 0.0)
         f = b * state.barf + (1 - b) * value
-        gamma = b * state.gamma + (1 - b) * total(dot, updates, params)
+        gamma = b * state.gamma + (1 - b) * total_over_leaves(dot, updates, params)
         updates, d = map_leaves(lambda g, d: (g, b * d + (1 - b) * g), updates, state.exp_avg)
-        slope = total(lambda g, d, w: dot(d, w), updates, d, params)
-        size = size_of(updates, d)
-        square = total(lambda g, d: abs_sq(d / size), updates, d)
+        slope = total_over_leaves(lambda g, d, w: dot(d, w), updates, d, params)
+        size = largest_size(updates, d)
+        square = total_over_leaves(lambda g, d: abs_sq(d / size), updates, d)
         tau, low = _step_size(self, rate, 1.0, f - gamma, slope, size, square, state.lb)
         shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
 
@@ -124,7 +124,7 @@ class momo(GradientTransformation):
             return -(1 - shrink) * tau * d - shrink * w
 
         updates = map_leaves(leaf, updates, read=(d, params), params=params)
-        f, gamma = narrow(f, state.barf), narrow(gamma, state.gamma)
+        f, gamma = cast_like(f, state.barf), cast_like(gamma, state.gamma)
         return updates, MomoState(d, f, gamma, low, increment(state.count))
 
 
@@ -174,7 +174,7 @@ class momo_adam(GradientTransformation):
         value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
         t, b1, b2 = increment(state.count), self.b1, self.b2
         f = b1 * state.barf + (1 - b1) * value
-        gamma = b1 * state.gamma + (1 - b1) * total(dot, updates, params)
+        gamma = b1 * state.gamma + (1 - b1) * total_over_leaves(dot, updates, params)
 
         def moments(g, d, v):
             return g, b1 * d + (1 - b1) * g, b2 * v + (1 - b2) * abs_sq(g)
@@ -183,9 +183,9 @@ class momo_adam(GradientTransformation):
             return safe_sqrt(v / (1 - b2**t)) + self.eps
 
         updates, d, v = map_leaves(moments, updates, state.exp_avg, state.exp_avg_sq)
-        slope = total(lambda g, d, w: dot(d, w), updates, d, params)
-        size = size_of(updates, d)
-        square = total(lambda g, d, v: abs_sq(d / size) / by(v), updates, d, v)
+        slope = total_over_leaves(lambda g, d, w: dot(d, w), updates, d, params)
+        size = largest_size(updates, d)
+        square = total_over_leaves(lambda g, d, v: abs_sq(d / size) / by(v), updates, d, v)
         tau, low = _step_size(self, rate, 1 - b1**t, f - gamma, slope, size, square, state.lb)
         shrink = rate * self.weight_decay / (1 + rate * self.weight_decay)
 
@@ -193,5 +193,5 @@ class momo_adam(GradientTransformation):
             return -(1 - shrink) * tau * d / by(v) - shrink * w
 
         updates = map_leaves(leaf, updates, read=(d, v, params), params=params)
-        f, gamma = narrow(f, state.barf), narrow(gamma, state.gamma)
+        f, gamma = cast_like(f, state.barf), cast_like(gamma, state.gamma)
         return updates, MomoAdamState(d, v, f, gamma, low, t)

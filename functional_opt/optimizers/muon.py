@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
-from ..core.paths import Frozen, Mask, resolve_mask, spread
+from ..core.paths import Frozen, LeafSelector, Mask, broadcast_prefix, resolve_mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Number, Signed
@@ -34,7 +34,7 @@ from ..transforms.matrices.orthogonalize import (
     newton_schulz,
     scale_by_shape,
 )
-from ..transforms.matrices.routing import Layout, places
+from ..transforms.matrices.routing import Layout, leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
@@ -122,7 +122,7 @@ class scale_by_muon(GradientTransformation):
 
 
 @value
-class muon_labels:
+class muon_labels(LeafSelector):
     """Labels for `partition`: "muon" for the hidden matrices, "adam" for the others: embeddings, heads and vectors.
 
     Matrices are leaves with two axes and, known by their paths and their neighbours, the kernels of attentions with
@@ -157,8 +157,8 @@ class muon_labels:
         treedef = jax.tree.structure(params, is_leaf=is_nothing)
         return treedef.unflatten([self.label if spec is not None else "adam" for spec, _, _ in self._routes(params)])
 
-    def within(self, tx: GradientTransformation, params: Tree) -> GradientTransformation:
-        """A transformation of `partition`, its links told which axes of the leaves are rows and columns."""
+    def informed(self, tx, params):
+        """Returns `tx`, its links told which axes of the leaves are rows and columns."""
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
         specs, own = tuple(spec for spec, _, _ in self._routes(params)), self.weight_dimension_numbers
         if own is None and all(s is None or _are_last_two(s, x) for s, x in zip(specs, leaves, strict=True)):
@@ -166,23 +166,21 @@ class muon_labels:
         numbers = Frozen(specs, treedef)
 
         def told(link: Any) -> Any:
-            if getattr(link, "stacks_matrices", False) and link.weight_dimension_numbers in (None, own):
+            if link.stacks_matrices and link.weight_dimension_numbers in (None, own):
                 return dataclasses.replace(link, weight_dimension_numbers=numbers)
             return with_children(link, told)
 
         return told(tx)
 
-    def why(self, params: Tree) -> list[str]:
-        """What decides on each leaf, for `describe`."""
+    def reasons(self, params):
         return [why for _, why, _ in self._routes(params)]
 
-    def doubts(self, params: Tree) -> list[str]:
-        """What is not sure about each leaf, and how to say it, for `describe`; "" where all is."""
+    def doubts(self, params):
         return [doubt for _, _, doubt in self._routes(params)]
 
     def _routes(self, params: Tree) -> list[tuple[MuonDimensionNumbers | None, str, str]]:
         """Of each leaf, None counted as one, its dimension numbers if it has the label, what says so, and doubts."""
-        found = places(params, self.matrix_layout)
+        found = leaf_roles(params, self.matrix_layout)
         if self.mask is None:
             auto = [(numbers_at(place), f"{place.kind}: {place.why}", place.doubt) for place in found]
         else:
@@ -196,7 +194,7 @@ class muon_labels:
             routes = [a if spec == AUTO else (spec, said, "") for spec, a in zip(specs, auto, strict=True)]
         if self.mask is None:
             return routes
-        chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
+        chosen = jax.tree.leaves(broadcast_prefix(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
         return [r if yes else (None, "mask", "") for r, yes in zip(routes, chosen, strict=True)]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative
-from ..core.schedule import Rate, known, rate_at
+from ..core.schedule import Rate, is_concrete, rate_at
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..core.value import Static, checked
@@ -64,7 +64,7 @@ class scale_by_novograd(GradientTransformation):
         return ScaleByNovogradState(zero_count(), mu, zeros_like(each, self.state_dtype, real=True))
 
     def update(self, updates, state, params=None, **extra):
-        if not (known(self.weight_decay) and self.weight_decay == 0):
+        if not (is_concrete(self.weight_decay) and self.weight_decay == 0):
             needs_params(params, self)
         rate = rate_at(self.weight_decay, state.count)
 

@@ -12,7 +12,7 @@ from ..core.transformation import EmptyState, GradientTransformation, transforma
 from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from .distance import ratio, size_of, total
+from .distance import largest_size, ratio, total_over_leaves
 
 Variant = Literal["sps", "sps+"]
 
@@ -52,8 +52,8 @@ class scale_by_polyak(GradientTransformation):
         gap = widen(jnp.asarray(value)) - self.f_min
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0.0)
-        size = size_of(updates, updates)
-        square = total(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
+        size = largest_size(updates, updates)
+        square = total_over_leaves(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
         inverse = 1 / size  # XLA makes a / s / s a / (s · s), which over- or underflows
         step = ratio(gap * inverse * inverse, square + self.eps * inverse * inverse)
         step = jnp.minimum(step, self.max_learning_rate)

@@ -17,7 +17,7 @@ from ..core.value import checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace
-from ..transforms.stochastic.noise import Key, kept_as, key_data, key_in
+from ..transforms.stochastic.noise import Key, key_data, key_in, stored_like
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
@@ -84,7 +84,7 @@ class differentially_private_aggregate(GradientTransformation):
             return (clipped + noise) / len(factors)
 
         updates = map_leaves(leaf, updates, read=(key_of,), params=params, same_shape=False)
-        return updates, DifferentiallyPrivateAggregateState(kept_as(key, state.rng_key))
+        return updates, DifferentiallyPrivateAggregateState(stored_like(key, state.rng_key))
 
     @property
     def _key(self) -> Any:

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..core.leaves import copy_of, map_leaves, narrow, zeros_like
+from ..core.leaves import cast_like, copy_of, map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative, Positive
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Params, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ..core.value import Static
-from .distance import Betas, dot, over, ratio, total
+from .distance import Betas, dot, ratio, safe_divide, total_over_leaves
 
 
 class ProdigyState(NamedTuple):
@@ -87,7 +87,7 @@ class prodigy(GradientTransformation):
         t, d = increment(state.count), state.estim_lr
         rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
         weight = d / self.estim_lr0
-        gain = total(lambda g, w0, w: dot(g, w0 - w), updates, state.params0, params)
+        gain = total_over_leaves(lambda g, w0, w: dot(g, w0 - w), updates, state.params0, params)
         r = b3 * state.numerator_weighted + weight * rate * gain
 
         def moments(g, m, v, s):
@@ -97,12 +97,12 @@ class prodigy(GradientTransformation):
 
         slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         updates, m, v, s = map_leaves(moments, updates, *slots)
-        d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total(jnp.abs, s)))
+        d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total_over_leaves(jnp.abs, s)))
 
         def leaf(g, m, v, w):
-            return -rate * (over(m, safe_sqrt(v) + d * self.eps) + self.weight_decay * w)
+            return -rate * (safe_divide(m, safe_sqrt(v) + d * self.eps) + self.weight_decay * w)
 
         updates = map_leaves(leaf, updates, read=(m, v, params), params=params)
         scalars = {"estim_lr": d, "numerator_weighted": r}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, ProdigyState(m, v, s, state.params0, count=t, **scalars)

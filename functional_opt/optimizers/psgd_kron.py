@@ -12,15 +12,15 @@ from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
 from ..core.schedule import Rate, rate_at
-from ..core.sharding import placed_like, whole
+from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, RandomKey, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
-from ..transforms.matrices.kronecker import along, gram, slots_by_axis, sum_of_slices
+from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from ..transforms.stochastic.noise import Key, kept_as, key_data, key_in
+from ..transforms.stochastic.noise import Key, key_data, key_in, stored_like
 
 
 class ScaleByPsgdKronState(NamedTuple):
@@ -108,9 +108,9 @@ class scale_by_psgd_kron(GradientTransformation):
             m = self.b1 * m + (1 - self.b1) * g
             m_hat = m / (1 - self.b1**t)
             shape = g.shape or (1,)
-            u = whole(m_hat).reshape(shape)
+            u = replicate(m_hat).reshape(shape)
             factors = list(q[: len(shape)])
-            seen = u if self.momentum_into_precond_update else whole(g).reshape(shape)
+            seen = u if self.momentum_into_precond_update else replicate(g).reshape(shape)
             probes = jax.random.rademacher(probe, shape, "float32")
             fitting = due & jnp.any(seen != 0)  # zeros say nothing of the slope: Q would grow for ever
             factors = jax.lax.cond(fitting, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
@@ -123,10 +123,10 @@ class scale_by_psgd_kron(GradientTransformation):
                 rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
                 size = jnp.minimum(size, self.max_update_rms / _nonzero(rms))
             u = u * size
-            return placed_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
+            return reshard_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
 
         updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
-        return updates, ScaleByPsgdKronState(t, mu, tuple(q), kept_as(key, state.rng_key))
+        return updates, ScaleByPsgdKronState(t, mu, tuple(q), stored_like(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular
@@ -139,7 +139,9 @@ class scale_by_psgd_kron(GradientTransformation):
 
 def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
     """A factor, a matrix or a diagonal, along axis k of x."""
-    return along(q, x, k) if q.ndim == 2 else x * q.reshape([-1 if axis == k else 1 for axis in range(x.ndim)])
+    return (
+        multiply_axis(q, x, k) if q.ndim == 2 else x * q.reshape([-1 if axis == k else 1 for axis in range(x.ndim)])
+    )
 
 
 def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:

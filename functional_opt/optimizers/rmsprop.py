@@ -75,7 +75,7 @@ class scale_by_rms(GradientTransformation):
     def as_kernel(self, state, params):
         _, weight = _weight(self.bias_correction, self.decay, state)
         scalars = kernels.RMSScalars(self.decay, 1 - self.decay, weight, self.eps)
-        return (kernels.Operation("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
+        return (kernels.KernelOp("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
 
 
 class ScaleByRStdDevState(NamedTuple):

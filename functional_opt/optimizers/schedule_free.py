@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import Tree, copy_of, map_leaves, narrow, widen_params, widen_tree
+from ..core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
 from ..core.ranges import Count, Decay, DType, NonNegative, Range, Scalar
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Params, States
@@ -108,7 +108,7 @@ class schedule_free(GradientTransformation):
 
         updates, z = map_leaves(leaf, moves, state.z, read=(params,), params=params)
         scalars = {"b1": b1, "weight_sum": total, "max_lr": max_lr}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, ScheduleFreeState(
             step_count=increment(state.step_count), base_optimizer_state=inner, z=z, **scalars
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
 from ..core.model_trees import visible
 from ..core.norms import abs_sq, safe_sqrt
-from ..core.paths import Labels, resolve_labels, spread
+from ..core.paths import Labels, broadcast_prefix, resolve_labels
 from ..core.ranges import DType, Fraction, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed
@@ -17,7 +17,7 @@ from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
 from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
-from ..transforms.matrices.routing import Layout, places
+from ..transforms.matrices.routing import Layout, leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
@@ -111,11 +111,11 @@ class scale_by_scion(GradientTransformation):
         """The norm of every leaf, None counted as one."""
         if self.norms is None:
             if self.weight_dimension_numbers is None:
-                return [BY_PLACE[place.kind] for place in places(params, self.matrix_layout)]
+                return [BY_PLACE[place.kind] for place in leaf_roles(params, self.matrix_layout)]
             specs = given_specs(self.weight_dimension_numbers, params)
-            both = zip(specs, places(params, self.matrix_layout), strict=True)
+            both = zip(specs, leaf_roles(params, self.matrix_layout), strict=True)
             return [BY_PLACE[place.kind] if s in (None, AUTO) else "spectral" for s, place in both]
-        norms = jax.tree.leaves(spread(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
+        norms = jax.tree.leaves(broadcast_prefix(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
         leaves = jax.tree.leaves(params, is_leaf=is_nothing)
         for path, x, norm in zip(paths(params, is_nothing), leaves, norms, strict=True):
             if is_nothing(x):
@@ -130,16 +130,15 @@ class scale_by_scion(GradientTransformation):
         """The dimension numbers of every leaf, None where it is read by its last two axes."""
         numbers = AUTO if self.weight_dimension_numbers is None else self.weight_dimension_numbers
         kinds = ("matrix", "head", "embedding")
-        read = [numbers_at(place, kinds) for place in places(params, self.matrix_layout)]
+        read = [numbers_at(place, kinds) for place in leaf_roles(params, self.matrix_layout)]
         specs = read if numbers == AUTO else given_specs(numbers, params)
         return [auto if spec == AUTO else spec for spec, auto in zip(specs, read, strict=True)]
 
-    def doubts(self, params: Tree) -> list[str]:
-        """What is not sure about each leaf, for `describe`; "" where all is."""
+    def doubts(self, params):
         if self.norms is not None:
             return []
         said = given_specs(self.weight_dimension_numbers, params)
-        both = zip(said, places(params, self.matrix_layout), strict=True)
+        both = zip(said, leaf_roles(params, self.matrix_layout), strict=True)
         return [place.doubt if spec in (None, AUTO) else "" for spec, place in both]
 
     def _orthogonal(self, d: jax.Array) -> jax.Array:

@@ -10,12 +10,19 @@ from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
-from ..core.sharding import placed_like, whole
+from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
-from ..transforms.matrices.kronecker import absent, along, gram, slots_by_axis, sum_of_slices, unless_overflown
+from ..transforms.matrices.kronecker import (
+    absent,
+    gram,
+    multiply_axis,
+    slots_by_axis,
+    sum_of_slices,
+    unless_overflown,
+)
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace
@@ -118,7 +125,7 @@ class scale_by_shampoo(GradientTransformation):
             d, v = self._graft(g, v, t)
             if not _has_matrices(g):
                 return d, v, *matrices, *roots
-            u = blocks = _into_blocks(whole(g), self.block_size)
+            u = blocks = _into_blocks(replicate(g), self.block_size)
             for k in range(g.ndim):
                 old = matrices[k] if beta is None else beta * matrices[k]
                 sums = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
@@ -130,8 +137,8 @@ class scale_by_shampoo(GradientTransformation):
                     jax.lax.stop_gradient(matrices[k]),
                     roots[k],
                 )
-                u = jax.vmap(lambda a, x, k=k: along(a, x, k))(roots[k], u)
-            u = placed_like(_from_blocks(u, g.shape, self.block_size), g)
+                u = jax.vmap(lambda a, x, k=k: multiply_axis(a, x, k))(roots[k], u)
+            u = reshard_like(_from_blocks(u, g.shape, self.block_size), g)
             if self.grafting != "none":
                 own = _norm(u)
                 u = u * jnp.where(own > 0, _norm(d) / jnp.where(own > 0, own, 1), 0)

@@ -10,12 +10,12 @@ from ..core.norms import abs_sq
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
-from ..core.sharding import placed_like, whole
+from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
-from ..transforms.matrices.kronecker import along, gram, slots_by_axis, sum_of_slices, unless_overflown
+from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices, unless_overflown
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
@@ -95,15 +95,15 @@ class scale_by_soap(GradientTransformation):
         def leaf(g, m_then, v_then, *factors):
             gg, q = list(factors[: len(state.gg)]), list(factors[len(state.gg) :])
             axes = [k for k in range(g.ndim) if self._turns(g.shape, k)]
-            grad, m0, v0 = (whole(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
+            grad, m0, v0 = (replicate(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
             turned = grad
             for k in axes:
-                turned = along(q[k].conj().T, turned, k)
+                turned = multiply_axis(q[k].conj().T, turned, k)
             m = self.b1 * m0 + (1 - self.b1) * turned
             v = self.b2 * v0 + (1 - self.b2) * abs_sq(turned)
             u: Any = m / (1 - self.b1**t) / (jnp.sqrt(v / (1 - self.b2**t)) + self.eps)
             for k in axes:
-                u = along(q[k], u, k)
+                u = multiply_axis(q[k], u, k)
                 gg[k] = unless_overflown((beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype), gg[k])
             u = jnp.where(first, jnp.zeros_like(u), u)
             m, v = (jnp.where(first, old, x.astype(old.dtype)) for x, old in ((m, m0), (v, v0)))
@@ -111,7 +111,7 @@ class scale_by_soap(GradientTransformation):
                 m, v, q = jax.lax.cond(
                     refresh, lambda *x: _turn(first, axes, *x), lambda m, v, gg, q: (m, v, q), m, v, gg, q
                 )
-                u, m, v = placed_like(u, g), placed_like(m, m_then), placed_like(v, v_then)
+                u, m, v = reshard_like(u, g), reshard_like(m, m_then), reshard_like(v, v_then)
             return u, m, v, *gg, *q
 
         updates, mu, nu, *factors = map_leaves(
@@ -129,7 +129,7 @@ def _turn(first: Any, axes: list[int], m: jax.Array, v: jax.Array, gg: list, q: 
     q = list(q)
     for k in axes:
         new, order = jax.lax.cond(first, _decompose, _power_step, jax.lax.stop_gradient(gg[k]), q[k])
-        m = along(new.conj().T @ q[k], m, k)
+        m = multiply_axis(new.conj().T @ q[k], m, k)
         v = jnp.take(v, order, axis=k)
         q[k] = new
     return m, v, q

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import cast_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
+from ..core.leaves import cast_tree_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt
 from ..core.schedule import Rate
@@ -101,7 +101,7 @@ class scale_by_sophia(GradientTransformation):
             wide = widen_tree(grads, "updates"), state.hessian_fn_state, widen_params(params)
             h, inner = self.hessian_diagonal_fn.update(*wide, **extra)
             nu = map_leaves(lambda e, h: (e, self.b2 * h + (1 - self.b2) * e.real), h, state.nu)[1]
-            return nu, cast_like(inner, state.hessian_fn_state)
+            return nu, cast_tree_like(inner, state.hessian_fn_state)
 
         now = state.count % self.update_interval == 0
         nu, inner = jax.lax.cond(now, estimate, lambda: (state.nu, state.hessian_fn_state))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 
 from ..core.ranges import Count, Limit, NonNegative, Positive, PositiveInt, Range, Real, Scalar
-from ..core.schedule import Schedule, constant, half_cosine, periods, power, share, since
+from ..core.schedule import Schedule, constant, elapsed, half_cosine, periods, power, progress
 from ..core.value import Static, value
 
 
@@ -40,7 +40,7 @@ class polynomial_schedule(Schedule):
     transition_begin: Count = 0
 
     def __call__(self, count):
-        x = share(since(count, self.transition_begin), self.transition_steps)
+        x = progress(elapsed(count, self.transition_begin), self.transition_steps)
         return (self.init_value - self.end_value) * power(1 - x, self.power) + self.end_value
 
 
@@ -126,8 +126,8 @@ class inverse_sqrt_schedule(Schedule):
     def __call__(self, count):
         w = jnp.maximum(self.warmup_steps, 1)
         scale = w if self.timescale is None else self.timescale
-        decay = jnp.sqrt(scale / (scale + since(count, self.warmup_steps)))
-        return self.peak_value * jnp.where(count < self.warmup_steps, since(count) / w, decay)
+        decay = jnp.sqrt(scale / (scale + elapsed(count, self.warmup_steps)))
+        return self.peak_value * jnp.where(count < self.warmup_steps, elapsed(count) / w, decay)
 
 
 @value
@@ -147,7 +147,7 @@ class cosine_decay_schedule(Schedule):
     exponent: Positive = 1.0
 
     def __call__(self, count):
-        t = jnp.minimum(since(count), self.decay_steps)
+        t = jnp.minimum(elapsed(count), self.decay_steps)
         c = power(half_cosine(jnp.pi * t / self.decay_steps), self.exponent)
         return self.init_value * ((1 - self.alpha) * c + self.alpha)
 
@@ -171,7 +171,7 @@ class cosine_restarts_schedule(Schedule):
     alpha: Real = 0.0
 
     def __call__(self, count):
-        s = since(count) / self.first_decay_steps
+        s = elapsed(count) / self.first_decay_steps
         growth, constant = self.t_mul - 1.0, jnp.equal(self.t_mul, 1)
         d = jnp.where(constant, 1.0, growth)
         # cycle n starts at s = (t_mul^n - 1) / (t_mul - 1). The last 1e-5 of a cycle counts as the next one:
@@ -204,8 +204,8 @@ class warmup_stable_decay_schedule(Schedule):
     decay: Static[Literal["linear", "cosine", "sqrt"]] = "linear"
 
     def __call__(self, count):
-        up = share(since(count), jnp.maximum(self.warmup_steps, 1))
-        x = share(since(count, self.warmup_steps + self.stable_steps), self.decay_steps)
+        up = progress(elapsed(count), jnp.maximum(self.warmup_steps, 1))
+        x = progress(elapsed(count, self.warmup_steps + self.stable_steps), self.decay_steps)
         if self.decay == "linear":
             f = 1 - x
         elif self.decay == "cosine":

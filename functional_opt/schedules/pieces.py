@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import jax.numpy as jnp
 
 from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
-from ..core.schedule import Schedule, constant, half_cosine, known, since, to_schedule
+from ..core.schedule import Schedule, constant, elapsed, half_cosine, is_concrete, to_schedule
 from ..core.value import Static, checked, value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
@@ -21,7 +21,7 @@ def _pieces(name: str, x: Any) -> tuple:
     steps = [Integer("[0, inf)").check(f"a step in {name}", step) for step, _ in pairs]
     scales = [Range("[0, inf)").check(f"{name}[{step}]", scale) for step, scale in pairs]
     pairs = list(zip(steps, scales, strict=True))
-    return tuple(sorted(pairs, key=lambda pair: pair[0]) if known(*(step for step, _ in pairs)) else pairs)
+    return tuple(sorted(pairs, key=lambda pair: pair[0]) if is_concrete(*(step for step, _ in pairs)) else pairs)
 
 
 Pieces = Annotated[Any, Convert(_pieces, "{step: scale}")]
@@ -64,7 +64,7 @@ class piecewise_interpolate_schedule(Schedule):
     def __call__(self, count):
         start, begin, v = self.init_value, 0, constant(count, self.init_value)
         for step, scale in self.boundaries_and_scales or ():
-            end, x = start * scale, since(count, begin) / jnp.maximum(step - begin, 1)
+            end, x = start * scale, elapsed(count, begin) / jnp.maximum(step - begin, 1)
             if self.interpolate_type == "linear":
                 piece = start + (end - start) * x
             else:
@@ -96,7 +96,7 @@ class join_schedules(Schedule):
             raise ValueError("schedules must have at least one schedule, got none")
         if len(boundaries) != len(schedules) - 1:
             raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} boundaries, got {boundaries}")
-        if known(*boundaries) and list(boundaries) != sorted(boundaries):
+        if is_concrete(*boundaries) and list(boundaries) != sorted(boundaries):
             raise ValueError(f"boundaries must be in order, got {boundaries}")
         object.__setattr__(self, "schedules", schedules)
         object.__setattr__(self, "boundaries", boundaries)
@@ -133,9 +133,9 @@ def warmup_cosine_decay_schedule(
     [  0.  50. 100.  75.  25.   0.]
     """
     steps = decay_steps - warmup_steps
-    if known(steps) and steps <= 0:
+    if is_concrete(steps) and steps <= 0:
         raise ValueError(f"decay_steps must be greater than warmup_steps={warmup_steps}, got {decay_steps}")
-    if known(peak_value):
+    if is_concrete(peak_value):
         alpha = end_value / peak_value if peak_value else 0.0
     else:
         alpha = jnp.where(peak_value == 0, 0.0, end_value / jnp.where(peak_value == 0, 1.0, peak_value))
@@ -164,7 +164,7 @@ def warmup_exponential_decay_schedule(
 
 
 def _warmup(init_value: Any, peak_value: Any, warmup_steps: Any, then: Schedule) -> join_schedules:
-    steps: Any = max(warmup_steps, 1) if known(warmup_steps) else jnp.maximum(warmup_steps, 1)
+    steps: Any = max(warmup_steps, 1) if is_concrete(warmup_steps) else jnp.maximum(warmup_steps, 1)
     return join_schedules((linear_schedule(init_value, peak_value, steps), then), (warmup_steps,))
 
 
@@ -185,7 +185,7 @@ def linear_onecycle_schedule(
     >>> print(linear_onecycle_schedule(10, 1.0, 0.4, 0.8, div_factor=4.0, final_div_factor=4.0)(jnp.arange(0, 12, 2)))
     [0.25   0.625  1.     0.625  0.25   0.0625]
     """
-    if known(pct_start, pct_final) and pct_start > pct_final:
+    if is_concrete(pct_start, pct_final) and pct_start > pct_final:
         raise ValueError(f"pct_final must be at least pct_start={pct_start}, got {pct_final}")
     up, down = _whole(pct_start * transition_steps), _whole(pct_final * transition_steps)
     pieces = ((up, div_factor), (down, 1.0 / div_factor), (transition_steps, 1.0 / final_div_factor))
@@ -215,7 +215,7 @@ def cosine_onecycle_schedule(
 
 
 def _whole(x: Any) -> Any:
-    return int(x) if known(x) else jnp.floor(x)
+    return int(x) if is_concrete(x) else jnp.floor(x)
 
 
 def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Any]]) -> join_schedules:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import Tree, is_nothing, narrow
+from ..core import leaves
+from ..core.leaves import Tree, is_nothing
 
 
 def zeros_like(tree: Tree, dtype: Any = None) -> Tree:
@@ -80,7 +81,7 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 def cast_like(tree: Tree, other_tree: Tree) -> Tree:
     """Every leaf in the dtype of its counterpart."""
-    return jax.tree.map(lambda x, y: x if x is None else narrow(x, y), tree, other_tree, is_leaf=is_nothing)
+    return jax.tree.map(lambda x, y: x if x is None else leaves.cast_like(x, y), tree, other_tree, is_leaf=is_nothing)
 
 
 def dtype(tree: Tree, mixed_dtype_handler: Literal["promote", "highest", "lowest"] | None = None) -> Any:

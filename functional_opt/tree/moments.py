@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.leaves import Tree, is_nothing, narrow, widen
+from ..core.leaves import Tree, cast_like, is_nothing, widen
 from ..core.norms import abs_sq
 
 
@@ -43,11 +43,11 @@ def bias_correction(moment: Tree, decay: Any, count: Any) -> Tree:
     1.0
     """
     weight = 1 - decay ** jnp.asarray(count)
-    return jax.tree.map(lambda m: narrow(widen(m) / weight, m), moment)
+    return jax.tree.map(lambda m: cast_like(widen(m) / weight, m), moment)
 
 
 def _map(rule, updates: Tree, moments: Tree) -> Tree:
     def leaf(g, m):
-        return m if is_nothing(g) else narrow(rule(widen(jnp.asarray(g)), widen(jnp.asarray(m))), m)
+        return m if is_nothing(g) else cast_like(rule(widen(jnp.asarray(g)), widen(jnp.asarray(m))), m)
 
     return jax.tree.map(leaf, updates, moments, is_leaf=is_nothing)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import functional_opt as fo
+from functional_opt.core.leaves import is_nothing
 from functional_opt.core.transformation import Transformation
 from functional_opt.core.value import as_given
 from functional_opt.schedules import linear_schedule
@@ -115,13 +116,13 @@ class with_a_parabola(fo.GradientTransformation):
         return self.inner.init(params)
 
     def update(self, updates, state, params=None, **extra):
-        updates_flat = jax.tree.leaves(updates, is_leaf=fo.leaves.is_nothing)
+        updates_flat = jax.tree.leaves(updates, is_leaf=is_nothing)
 
         def f(w):
             return sum((term(*xs) for xs in zip(*map(there, (updates, w, params)), strict=True)), jnp.zeros([]))
 
         def there(tree):
-            pairs = zip(updates_flat, jax.tree.leaves(tree, is_leaf=fo.leaves.is_nothing), strict=True)
+            pairs = zip(updates_flat, jax.tree.leaves(tree, is_leaf=is_nothing), strict=True)
             return [x for g, x in pairs if g is not None]
 
         def term(g, w, start):

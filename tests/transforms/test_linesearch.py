@@ -93,7 +93,7 @@ def test_value_and_grad_are_reused():
     expected, expected_grad = jax.value_and_grad(loss)(w)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert_close(grad, expected_grad, rtol=1e-6, atol=1e-6)
-    value, _ = value_and_grad(w, state=fo.state.set(state, value=jnp.array(7.0)))
+    value, _ = value_and_grad(w, state=fo.tree.set(state, value=jnp.array(7.0)))
     assert value == 7.0  # what the state says
     value, _ = value_and_grad(w, state=tx.init(w))
     np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -15,6 +15,7 @@ from .gradient import Adadelta as Adadelta
 from .gradient import Adagrad as Adagrad
 from .gradient import Ftrl as Ftrl
 from .gradient import RMSprop as RMSprop
+from .graph_mode import AggregationMethod as AggregationMethod
 from .legacy import AdadeltaOptimizer as AdadeltaOptimizer
 from .legacy import AdagradOptimizer as AdagradOptimizer
 from .legacy import AdamOptimizer as AdamOptimizer
@@ -28,7 +29,6 @@ from .modern import Lamb as Lamb
 from .modern import Lion as Lion
 from .multi import MultiOptimizer as MultiOptimizer
 from .multi import OptimizerMap as OptimizerMap
-from .relics import AggregationMethod as AggregationMethod
 from .serialization import CLASSES
 from .serialization import deserialize as deserialize
 from .serialization import get as get

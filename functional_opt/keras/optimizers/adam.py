@@ -54,7 +54,7 @@ class Adam(TwoMoments):
     0.9
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"}, {"vhat": "nu_max"})
+    slots = ({"m": "mu"}, {"v": "nu"}, {"vhat": "nu_max"})
     keras3_slots = ({"momentum": "mu", "velocity": "nu"}, {"velocity_hat": "nu_max"})
     settings = ("epsilon", "amsgrad")
 
@@ -137,7 +137,7 @@ class Adamax(TwoMoments):
     0.9
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"})
+    slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "norm": "nu"},)
     row_mode = "touched"
 
@@ -165,7 +165,7 @@ class Nadam(TwoMoments):
     0.894
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"})
+    slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "velocity": "nu"},)
     row_mode = "slots_all"
     scalars = {"momentum_cache": "momentum_product"}

@@ -15,12 +15,12 @@ from ..variable import Variable
 from . import schedules
 from .configs import as_arguments, within
 from .custom import Custom
+from .graph_mode import users_level
 from .hyper import not_negative, present
 from .imperative import imperative
-from .relics import users_level
 from .replicas import AxisName
 from .rows import RowMode
-from .step import Numbers, Plan, decayed
+from .step import OptimizerStep, StepInputs, decayed
 from .stepping import GradsAndVars
 
 NO_RATE: Any = object()
@@ -199,7 +199,7 @@ class Optimizer(Custom):
     def _clips(self) -> list[tuple[Callable, Any]]:
         return [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
 
-    def _numbers(self) -> Numbers:
+    def _numbers(self) -> StepInputs:
         """The transformations and other numbers of a step, with hyperparameters as they now are."""
         hyper = {name: present(x) for name, x in self._hyper.items()}
         if "learning_rate" in hyper and self._decays:
@@ -207,7 +207,7 @@ class Optimizer(Custom):
         with unread():  # checked when they were assigned; the host must not wait for them at every step
             clips = chain(*(make(bound) for make, bound in self._clips() if bound is not None))
             rule = self.transform(SimpleNamespace(**hyper))
-        return Numbers(
+        return StepInputs(
             clips=clips,
             rule=rule,
             learning_rate=hyper.get("learning_rate"),
@@ -221,11 +221,11 @@ class Optimizer(Custom):
         decay = self._hyper["decay"]
         return callable(decay) or float(decay) != 0
 
-    def _plan(self, variables: Sequence[Variable]) -> Plan:
+    def _plan(self, variables: Sequence[Variable]) -> OptimizerStep:
         """What a step of these variables is compiled for."""
         key = lambda v: self._keys[id(v)]  # noqa: E731
         shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
-        return Plan(
+        return OptimizerStep(
             constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
             decayed=tuple(shrunk),
             rows="as they are" if self._is_custom else self.row_mode,

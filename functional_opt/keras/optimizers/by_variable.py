@@ -42,7 +42,7 @@ class State(NamedTuple):
     accumulated: ByVariable
 
 
-def grow(
+def extend_state(
     tx: GradientTransformation, state: State | None, values: ByVariable, *, average: bool, accumulate: bool
 ) -> State:
     """The state for all of `values`: what `state` has there, else as at the start."""
@@ -74,7 +74,7 @@ def shift_counts(inner: Any, by: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, inner, is_leaf=is_by_variable)
 
 
-def keep(keys: Any, old: Any, new: Any) -> Any:
+def keep_variables(keys: Any, old: Any, new: Any) -> Any:
     """The new state, but the old one of some variables."""
 
     def leaf(old, new):

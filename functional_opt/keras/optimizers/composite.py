@@ -49,7 +49,7 @@ class Muon(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": ("trace", "mu"), "velocity": "nu"},)
+    slots = ({"momentum": ("trace", "mu"), "velocity": "nu"},)
     settings = (
         *("adam_beta_1", "adam_beta_2", "epsilon", "exclude_layers", "muon_a", "muon_b", "muon_c", "adam_lr_ratio"),
         *("momentum", "ns_steps", "nesterov", "exclude_embeddings", "adam_weight_decay", "rms_rate"),
@@ -148,7 +148,7 @@ class ScheduleFreeAdamW(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "z", "velocity": "nu"},)
+    slots = ({"momentum": "z", "velocity": "nu"},)
     settings = ("epsilon", "warmup_steps")
 
     def __init__(

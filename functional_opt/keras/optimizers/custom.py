@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.schedule import Schedule
-from ..foreign import ours
+from ..foreign import as_variable
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 from .by_variable import ByVariable
@@ -91,7 +91,7 @@ class Custom(Keras3Methods, Hyperparameters):
         """
         if not self._is_custom:
             raise RuntimeError(f"{type(self).__name__} has the slots of its transformation; none can be added")
-        key = self._keys[id(ours(var))]
+        key = self._keys[id(as_variable(var))]
         if self._making is not None:
             slots = self._making
         else:

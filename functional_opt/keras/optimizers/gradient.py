@@ -47,7 +47,7 @@ class SGD(Optimizer):
     0.9
     """
 
-    keras2_slots = ({"momentum": "trace"},)
+    slots = ({"momentum": "trace"},)
     row_mode = "touched"
     settings = ("nesterov",)
 
@@ -92,7 +92,7 @@ class RMSprop(_MayLackIteration):
     0.684
     """
 
-    keras2_slots = ({"rms": "nu"}, {"momentum": "trace"}, {"mg": "mu"})
+    slots = ({"rms": "nu"}, {"momentum": "trace"}, {"mg": "mu"})
     keras3_slots = ({"velocity": "nu"}, {"momentum": "trace"}, {"average_gradient": "mu"})
     settings = ("epsilon", "centered")
 
@@ -142,7 +142,7 @@ class Adagrad(_MayLackIteration):
     0.9
     """
 
-    keras2_slots = ({"accumulator": "sum_of_squares"},)
+    slots = ({"accumulator": "sum_of_squares"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "epsilon")
 
@@ -184,7 +184,7 @@ class Adadelta(_MayLackIteration):
     0.99968
     """
 
-    keras2_slots = ({"accum_grad": "e_g"}, {"accum_var": "e_x"})
+    slots = ({"accum_grad": "e_g"}, {"accum_var": "e_x"})
     keras3_slots = ({"accumulated_grad": "e_g", "accumulated_delta_var": "e_x"},)
     row_mode = "touched"
     settings = ("epsilon",)
@@ -227,7 +227,7 @@ class Ftrl(Optimizer):
     0.0
     """
 
-    keras2_slots = ({"accumulator": "accumulator", "linear": "linear"},)
+    slots = ({"accumulator": "accumulator", "linear": "linear"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "l2_shrinkage_regularization_strength")
 

@@ -12,7 +12,7 @@ from ...core.ranges import Range, described, number
 from ...core.schedule import Schedule, as_schedule
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
-from .step import of_step
+from .step import ScheduledValue
 
 RANGES = {
     **{name: Range("[0, inf)") for name in ("learning_rate", "decay")},
@@ -101,10 +101,10 @@ def present(x: Any) -> Any:
         return x.value if x.dtype == jnp.float32 else x.value.astype(jnp.float32)
     if isinstance(x, LearningRateSchedule):
         # its numbers are float32 too, as in Keras, also for float64 variables
-        return of_step(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
+        return ScheduledValue(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
     if isinstance(x, Schedule):
-        return of_step(x)
-    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else of_step(as_schedule("", x))
+        return ScheduledValue(x)
+    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else ScheduledValue(as_schedule("", x))
 
 
 def _takes_nothing(fn: Callable) -> bool:

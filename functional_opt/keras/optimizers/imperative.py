@@ -9,7 +9,7 @@ from ...core.value import Static
 from .. import tracing
 from ..variable import Variable
 from .by_variable import ByVariable, State
-from .views import Slot
+from .views import SlotView
 
 
 @transformation
@@ -50,7 +50,7 @@ class imperative(GradientTransformation):
             done = tracing.call(run, *zip(*inputs.values(), strict=True))
         finally:
             opt._state, opt._traced_hyper = before
-        if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, Slot)]:
+        if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, SlotView)]:
             raise RuntimeError(f"{type(opt).__name__} assigns to {lost}, which it has not made with add_weight")
         new, slots, weights = done.out
         moved = {key: new[key] - params[key] for key in variables}

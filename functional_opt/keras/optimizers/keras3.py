@@ -11,7 +11,7 @@ import numpy as np
 from ..foreign import all_ours
 from ..variable import Variable
 from .hyper import present
-from .step import at, decayed
+from .step import decayed, resolve_schedules
 from .training import Training
 
 
@@ -120,7 +120,7 @@ class Keras3Methods(Training):
         """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
         rate = present(self._hyper["learning_rate"])
         rate = decayed(rate, present(self._hyper["decay"])) if self._decays else rate
-        return at(self._iterations.value, rate)
+        return resolve_schedules(self._iterations.value, rate)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Puts the values of `variables` into a dict-like store as "0", "1" ..."""

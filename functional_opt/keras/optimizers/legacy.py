@@ -17,8 +17,8 @@ from .adam import Adamax as Adamax
 from .adam import Nadam as Nadam
 from .base import Optimizer
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
-from .relics import GATE_OP
-from .views import Slot
+from .graph_mode import GATE_OP
+from .views import SlotView
 
 
 class TF1(Optimizer):
@@ -88,7 +88,7 @@ class TF1(Optimizer):
         return self._name
 
     def _slot(self, table, key, slot_name):
-        return Slot(self, table, key, f"{key}/{self._suffix(slot_name)}")
+        return SlotView(self, table, key, f"{key}/{self._suffix(slot_name)}")
 
     def _suffix(self, slot_name: str) -> str:
         n = [*self.get_slot_names(), slot_name].index(slot_name)
@@ -190,7 +190,7 @@ class AdadeltaOptimizer(TF1, Adadelta):
     0.1056
     """
 
-    keras2_slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
+    slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
 
     def __init__(self, learning_rate=0.001, rho=0.95, epsilon=1e-8, use_locking=False, name="Adadelta"):
         Range("(0, inf]").check("epsilon", epsilon)
@@ -242,7 +242,7 @@ class RMSPropOptimizer(TF1, RMSprop):
     0.9
     """
 
-    keras2_slots = ({"rms": "nu"}, {"mg": "mu"}, {"momentum": "trace"})
+    slots = ({"rms": "nu"}, {"mg": "mu"}, {"momentum": "trace"})
     renamed = {"rho": "decay"}
 
     def __init__(
@@ -279,7 +279,7 @@ class FtrlOptimizer(TF1, Ftrl):
     0.0
     """
 
-    keras2_slots = ({"accum": "accumulator", "linear": "linear"},)
+    slots = ({"accum": "accumulator", "linear": "linear"},)
     settings = (*Ftrl.settings, "accum_name", "linear_name")
 
     def __init__(

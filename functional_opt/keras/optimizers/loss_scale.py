@@ -12,7 +12,7 @@ from .base import SHARED, Optimizer
 from .configs import within
 from .serialization import deserialize, serialize
 from .step import Step
-from .wrapper import Wrapper, divided, needed, refuse_loss_scale
+from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 
 class Scaling(NamedTuple):
@@ -174,7 +174,7 @@ class LossScaleOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        inner, rest = needed(cls, "inner_optimizer", config)
+        inner, rest = required_entry(cls, "inner_optimizer", config)
         with within("inner_optimizer"):
             inner = deserialize(inner, custom_objects)
         return cls(inner, **rest)

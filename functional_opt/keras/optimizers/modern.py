@@ -36,7 +36,7 @@ class Lion(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "mu"},)
+    slots = ({"momentum": "mu"},)
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Lamb(TwoMoments):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "mu", "velocity": "nu"},)
+    slots = ({"momentum": "mu", "velocity": "nu"},)
 
     def transform(self, hyper):
         adam = scale_by_adam(hyper.beta_1, hyper.beta_2, self.epsilon)
@@ -106,7 +106,7 @@ class Adafactor(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
+    slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
     settings = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
 
     def __init__(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.words import short
-from ..foreign import theirs
+from ..foreign import unwrap
 from ..variable import Variable
 from .base import Optimizer
 from .configs import as_arguments, class_of, within
 from .serialization import deserialize, serialize
 from .step import Step
-from .wrapper import Wrapper, divided, needed, refuse_loss_scale
+from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 
 class OptimizerMap(MutableMapping):
@@ -142,7 +142,7 @@ class MultiOptimizer(Wrapper):
     def _part_of(self, variable: Variable) -> int:
         where = self._where.get(id(variable), self._left.get(variable.path))
         if where is None:
-            optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(theirs(variable)))
+            optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(unwrap(variable)))
             known = [id(part) for part in self._parts]
             if id(optimizer) not in known:
                 self._parts.append(optimizer)
@@ -180,7 +180,7 @@ class MultiOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        inner, rest = needed(cls, "optimizer_map", config)
+        inner, rest = required_entry(cls, "optimizer_map", config)
         with within("optimizer_map"):
             _, _, config = class_of(inner, {}, "an OptimizerMap")
             inner = OptimizerMap.from_config(config, custom_objects)

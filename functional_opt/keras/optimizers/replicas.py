@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.sharding import varying
+from ...core.sharding import varying_axes
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 
@@ -46,7 +46,7 @@ def _sum(g: Any, axis_name: AxisName) -> Any:
     return g if _is_same(g, axis_name) else jax.lax.psum(g, axis_name)
 
 
-def apart(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+def vary_over(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """The value as each replica's own, so that `shard_map` leaves the sum of its gradients to `summed`."""
     if axis_name is None or not is_bound(axis_name) or not _is_same(x, axis_name):
         return x
@@ -55,7 +55,7 @@ def apart(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
 
 def _is_same(x: Any, axis_name: AxisName) -> bool:
     """Whether `shard_map` knows an array to be the same along the axis; it may not keep track."""
-    return bool(varying(jax.lax.axis_index(axis_name)) - varying(jnp.asarray(x)))
+    return bool(varying_axes(jax.lax.axis_index(axis_name)) - varying_axes(jnp.asarray(x)))
 
 
 class Weight(Variable):
@@ -78,7 +78,7 @@ class Weight(Variable):
     def _aggregated(self, value: Any) -> Any:
         if self.aggregation == "none" or self._axis_name is None or not is_bound(self._axis_name):
             return value
-        value = apart(jnp.asarray(value, self.dtype), self._axis_name)
+        value = vary_over(jnp.asarray(value, self.dtype), self._axis_name)
         if self.aggregation == "sum":
             return jax.lax.psum(value, self._axis_name)
         if self.aggregation == "mean":

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foreign import ours
+from ..foreign import as_variable
 from ..variable import Variable
 from .by_variable import State
 from .donation import to_donate
+from .graph_mode import Operation
 from .packing import Group, Packing
-from .relics import Operation
-from .views import Fields, Scalar, Slot, find
+from .views import Fields, Scalar, SlotView, find
 
 Groups = tuple[dict[str, Fields], ...]
 """Slot names and the field of the state that they are views of, or the fields of which a variable has one.
@@ -30,10 +30,10 @@ class Variables(list):
         return self
 
 
-class Slots:
+class SlotMethods:
     """The part of an optimizer that shows its state as variables."""
 
-    keras2_slots: Groups = ()
+    slots: Groups = ()
     """Of the "keras2" dialect, or of both where `keras3_slots` is empty."""
     keras3_slots: Groups = ()
     scalars: dict[str, str] = {}
@@ -136,7 +136,7 @@ class Slots:
     # Slots
 
     def _groups(self) -> Groups:
-        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.keras2_slots
+        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.slots
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots there are; none before the first step."""
@@ -150,14 +150,14 @@ class Slots:
     def get_slot(self, var: Any, slot_name: str) -> Variable:
         """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
         named = {name: field for group in self._groups() for name, field in group.items()}
-        key, field = self._keys.get(id(ours(var))), named.get(slot_name)
+        key, field = self._keys.get(id(as_variable(var))), named.get(slot_name)
         if key is None or field is None or not self._has(field, key):
             raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
         return self._slot(lambda state: find(state, field, key), key, slot_name)
 
-    def _slot(self, table: Callable[[State], dict], key: str, slot_name: str) -> Slot:
+    def _slot(self, table: Callable[[State], dict], key: str, slot_name: str) -> SlotView:
         joint = "_" if self.dialect == "keras3" else "/"
-        return Slot(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
+        return SlotView(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
 
     def _has(self, field: Fields, key: str) -> bool:
         try:

@@ -18,13 +18,13 @@ from ...core.transformation import GradientTransformation, increment
 from ...core.value import value
 from ...transforms.combining.chain import chain
 from ..indexed_slices import IndexedSlices
-from .by_variable import ByVariable, State, is_by_variable, keep, shift_counts
+from .by_variable import ByVariable, State, is_by_variable, keep_variables, shift_counts
 from .rows import RowMode, by_rows, on_values
 
 Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]
 
 
-class Numbers(NamedTuple):
+class StepInputs(NamedTuple):
     """What may change from step to step without compiling again. None is left out."""
 
     clips: GradientTransformation
@@ -50,7 +50,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan(Step):
+class OptimizerStep(Step):
     """The step of one optimizer."""
 
     constraints: Constraints = ()
@@ -67,7 +67,7 @@ class Plan(Step):
 
 
 @value
-class of_step(Schedule):
+class ScheduledValue(Schedule):
     """A hyperparameter that depends on the step; the step puts its value in its place.
 
     It is computed in float32, as Keras does, also for float64 variables.
@@ -91,13 +91,13 @@ class decayed(Schedule):
         return self.learning_rate / (1 + self.decay * count)
 
 
-def at(step: Any, numbers: Any, in_float64: bool = False) -> Any:
+def resolve_schedules(step: Any, numbers: Any, in_float64: bool = False) -> Any:
     """The numbers with schedules replaced by what they are at a step.
 
     Hyperparameters are float32, as Keras keeps them; `in_float64` makes the coefficients that are computed
     from them float64, which is for variables that are.
     """
-    numbers = _replaced(of_step, step, numbers)
+    numbers = _replaced(ScheduledValue, step, numbers)
     if in_float64:
         wide = lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h  # noqa: E731
         numbers = jax.tree.map(wide, numbers)
@@ -111,8 +111,8 @@ def _replaced(kind: type[Schedule], step: Any, numbers: Any) -> Any:
 
 
 def _step(
-    plan: Plan,
-    numbers: Numbers,
+    plan: OptimizerStep,
+    numbers: StepInputs,
     values: ByVariable,
     state: State,
     idle: ByVariable,
@@ -125,7 +125,7 @@ def _step(
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
     in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
     # Keras 3 advances schedules with every gradient, also where several make one update
-    numbers = at(iterations if plan.keras3 else updates_done, numbers, in_float64)
+    numbers = resolve_schedules(iterations if plan.keras3 else updates_done, numbers, in_float64)
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:
         grads = on_values(lambda tree: jax.tree.map(lambda g: g / numbers.loss_scale, tree), grads)
@@ -152,7 +152,7 @@ def _step(
 
 
 def _update(
-    plan: Plan, numbers: Numbers, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
+    plan: OptimizerStep, numbers: StepInputs, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
 ) -> tuple[ByVariable, Any]:
     tx, clips = numbers.rule, numbers.clips.init(values)
     if plan.rows == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
@@ -171,7 +171,7 @@ def _update(
     def rule(inner, values, grads):
         updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
         updates = ByVariable((key, None if key in still else u) for key, u in updates.items())
-        return apply_updates(values, updates), keep(still, inner, new)
+        return apply_updates(values, updates), keep_variables(still, inner, new)
 
     new, inner = by_rows(rule, plan.rows, inner, values, grads)
     return new, inner if tx is numbers.rule else inner[1]
@@ -194,7 +194,12 @@ def _accumulate(
 
 
 def _average(
-    plan: Plan, numbers: Numbers, average: ByVariable, values: ByVariable, updates_done: jax.Array, now: Any
+    plan: OptimizerStep,
+    numbers: StepInputs,
+    average: ByVariable,
+    values: ByVariable,
+    updates_done: jax.Array,
+    now: Any,
 ) -> tuple[ByVariable, ByVariable]:
     """Running means of the values: a ← m·a + (1 − m)·v, starting with the first v; and the values, or these means."""
     if numbers.ema_momentum is None:
@@ -210,7 +215,7 @@ def _average(
     return values, average
 
 
-def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> ByVariable:
+def _constrain(plan: OptimizerStep, values: ByVariable, grads: ByVariable, now: Any) -> ByVariable:
     values = ByVariable(values)
     for key, constraint in plan.constraints:
         if grads[key] is not None:

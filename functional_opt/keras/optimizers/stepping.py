@@ -14,15 +14,15 @@ import numpy as np
 
 from ...core.transformation import EmptyState
 from ...transforms.clipping.clip import clip_by_global_norm
-from ..foreign import is_variable, ours, theirs
+from ..foreign import as_variable, is_variable, unwrap
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
-from .by_variable import ByVariable, State, grow
+from .by_variable import ByVariable, State, extend_state
 from .donation import donated_tree, to_donate
 from .packing import Group, Packed
 from .replicas import AxisName, summed
-from .slots import Slots
-from .step import Numbers, Rounds, Step, at, jitted_step
+from .slots import SlotMethods
+from .step import Rounds, Step, StepInputs, jitted_step, resolve_schedules
 
 log = logging.getLogger(__name__)
 _ARRAY = type(jnp.zeros(()))  # `isinstance(x, jax.Array)` takes thirty times as long
@@ -30,7 +30,7 @@ _ARRAY = type(jnp.zeros(()))  # `isinstance(x, jax.Array)` takes thirty times as
 GradsAndVars = Sequence[tuple[Any, Any]]
 
 
-class Stepping(Slots):
+class Stepping(SlotMethods):
     """The part of an optimizer that runs steps."""
 
     gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None
@@ -41,7 +41,7 @@ class Stepping(Slots):
     gradient_accumulation_steps: int | None
     use_ema: bool
 
-    def _numbers(self) -> Numbers:
+    def _numbers(self) -> StepInputs:
         """The transformations and other numbers of a step, with hyperparameters as they now are."""
         raise NotImplementedError
 
@@ -52,16 +52,16 @@ class Stepping(Slots):
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the slots of the variables now, rather than at the first step."""
         with self._undone_on_error():
-            self._ready([ours(v) for v in var_list])
+            self._ready([as_variable(v) for v in var_list])
 
     def _build_once(self, variables: Sequence[Variable]) -> None:
         """Calls a `build` of the user's own before the first step, as Keras 3 does."""
         if not self.built and type(self).build is not Stepping.build:
-            self.build([theirs(v) for v in variables])
+            self.build([unwrap(v) for v in variables])
 
     def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
         """The gradients after the user's own functions, one for each variable, None where there is none."""
-        present = [(g, theirs(v)) for g, v in pairs if g is not None]
+        present = [(g, unwrap(v)) for g, v in pairs if g is not None]
         if not present:
             raise ValueError(f"No gradients provided for any variable: {[v.name for v in variables]}.")
         if missing := [v.name for g, v in pairs if g is None]:
@@ -145,7 +145,7 @@ class Stepping(Slots):
         self._packed_step(last, numbers, grads)
         return True
 
-    def _packed_step(self, group: Group, numbers: Numbers, grads: Sequence[Any]) -> None:
+    def _packed_step(self, group: Group, numbers: StepInputs, grads: Sequence[Any]) -> None:
         arrays, packing = self._packed_state()
         values, arrays, self._iterations._value = jitted_step(
             Packed(self._plan(group.variables), group.layout(packing)),
@@ -181,14 +181,14 @@ class Stepping(Slots):
         new = [v for v in variables if id(v) not in self._keys]
         self._register(new)
         numbers = self._numbers()
-        rule = at(0, numbers.rule)
+        rule = resolve_schedules(0, numbers.rule)
         structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
         if new or not self.built or structure != self._structure:
             self._structure = structure
             known = list(self._variables.values())
             everything = self._by_variable(known, [v._value for v in known])
             accumulate = self.gradient_accumulation_steps is not None
-            self._state = grow(rule, self._state, everything, average=self.use_ema, accumulate=accumulate)
+            self._state = extend_state(rule, self._state, everything, average=self.use_ema, accumulate=accumulate)
             if self._pending_weights is not None:
                 self._assign_weights(self._pending_weights)
                 self._pending_weights = None
@@ -276,7 +276,7 @@ def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
     for _, v in pairs:
         if not is_variable(v):
             raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
-    return [(g, ours(v)) for g, v in pairs]
+    return [(g, as_variable(v)) for g, v in pairs]
 
 
 def _rounds(pairs: list[tuple]) -> list[list[tuple]]:

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from .. import gradients
-from ..foreign import all_ours, is_variable, ours, theirs
+from ..foreign import all_ours, as_variable, is_variable, unwrap
 from ..variable import Variable, trainable_variables
-from . import relics
-from .replicas import apart
+from . import graph_mode
+from .replicas import vary_over
 from .stepping import Stepping, as_pairs
 from .train_step import TrainStep
 
@@ -17,7 +17,7 @@ from .train_step import TrainStep
 class Training(Stepping):
     """The part of an optimizer that takes losses and gradients."""
 
-    GATE_NONE, GATE_OP, GATE_GRAPH = relics.GATE_NONE, relics.GATE_OP, relics.GATE_GRAPH
+    GATE_NONE, GATE_OP, GATE_GRAPH = graph_mode.GATE_NONE, graph_mode.GATE_OP, graph_mode.GATE_GRAPH
 
     def minimize(
         self,
@@ -29,7 +29,7 @@ class Training(Stepping):
         *,
         global_step: Any = None,
         **how: Any,
-    ) -> relics.Operation:
+    ) -> graph_mode.Operation:
         """One step downhill: `compute_gradients`, then `apply_gradients`, whose result it returns.
 
         Args:
@@ -61,7 +61,7 @@ class Training(Stepping):
         var_list: Any = None,
         grad_loss: Any = None,
         *,
-        gate_gradients: int = relics.GATE_OP,
+        gate_gradients: int = graph_mode.GATE_OP,
         aggregation_method: int | None = None,
         colocate_gradients_with_ops: bool = False,
     ) -> list[tuple]:
@@ -97,13 +97,14 @@ class Training(Stepping):
         pairs = self.compute_gradients(loss, jax.tree.leaves(params, is_leaf=is_variable))
         for g, v in pairs:
             if g is None:
+                name = as_variable(v).name
                 raise ValueError(
-                    f"Variable {ours(v).name} has `None` for gradient. Please make sure that the loss reads it, and "
+                    f"Variable {name} has `None` for gradient. Please make sure that the loss reads it, and "
                     "that all of its operations have a gradient (argmax and round have none)."
                 )
         return [g for g, _ in pairs]
 
-    def get_updates(self, loss: Callable[[], Any], params: Any) -> list[relics.Operation]:
+    def get_updates(self, loss: Callable[[], Any], params: Any) -> list[graph_mode.Operation]:
         """One step, as `minimize`: a list of what `apply_gradients` returns. Raises what `get_gradients` does."""
         variables = jax.tree.leaves(params, is_leaf=is_variable)
         return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
@@ -113,12 +114,12 @@ class Training(Stepping):
         loss: Callable[[], Any],
         var_list: Any,
         grad_loss: Any,
-        gate_gradients: int = relics.GATE_OP,
+        gate_gradients: int = graph_mode.GATE_OP,
         aggregation_method: int | None = None,
         colocate_gradients_with_ops: bool = False,
     ) -> tuple[list, list]:
         """The pairs, and what the loss assigns to variables that are not trained: (variable, value)."""
-        relics.check(gate_gradients, aggregation_method)
+        graph_mode.check(gate_gradients, aggregation_method)
         if not callable(loss):
             raise RuntimeError(
                 "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
@@ -141,10 +142,10 @@ class Training(Stepping):
             raise RuntimeError("the loss reads other variables, or rows of another shape, each time it is called")
         gradients.check_not_trained([v for v, _ in done.written], variables)
         by_id = dict(zip((id(v) for v in tried), done.gradients(grad_loss), strict=True))
-        grads = relics.gated([by_id[id(v)] for v in variables], gate_gradients)
+        grads = graph_mode.gated([by_id[id(v)] for v in variables], gate_gradients)
         if colocate_gradients_with_ops:
-            grads = relics.colocated(grads, variables)
-        return [(g, theirs(v)) for g, v in zip(grads, variables, strict=True)], done.written
+            grads = graph_mode.colocated(grads, variables)
+        return [(g, unwrap(v)) for g, v in zip(grads, variables, strict=True)], done.written
 
     def apply_gradients(
         self,
@@ -153,7 +154,7 @@ class Training(Stepping):
         experimental_aggregate_gradients: bool = True,
         *,
         global_step: Any = None,
-    ) -> relics.Operation:
+    ) -> graph_mode.Operation:
         """Updates the variables with their gradients and increments `iterations`, which it returns.
 
         Args:
@@ -167,7 +168,7 @@ class Training(Stepping):
         Raises TypeError for what is no pair, ValueError if no gradient is there or one does not have the
         shape of its variable, RuntimeError outside of the axis. Nothing is changed then.
         """
-        pairs, global_step = list(grads_and_vars), None if global_step is None else ours(global_step)
+        pairs, global_step = list(grads_and_vars), None if global_step is None else as_variable(global_step)
         if not pairs:
             return self._operation
         with jax.named_scope(name or self._name):
@@ -206,7 +207,7 @@ class Training(Stepping):
 
     def _local(self, v: Variable) -> jax.Array:
         """What a gradient is taken by: in replicas, the replica's own value."""
-        return apart(v._value, self.axis_name)
+        return vary_over(v._value, self.axis_name)
 
     def _resolve(self, var_list: Any, reads: dict[int, Variable]) -> list[Variable]:
         """The variables of a `var_list`; by default the trainable ones among those that were read."""

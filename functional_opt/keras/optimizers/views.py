@@ -12,7 +12,7 @@ from .by_variable import ByVariable, State, field_name, is_by_variable
 Fields = str | tuple[str, ...]
 
 
-class Slot(Variable):
+class SlotView(Variable):
     """A view of a part of an optimizer's state; to assign to it changes the state."""
 
     def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
@@ -28,7 +28,7 @@ class Slot(Variable):
         self._table(self._optimizer._state)[self._key] = x
 
 
-class Derived(Slot):
+class Derived(SlotView):
     """A weight that other libraries keep and this one computes, or has no use for; what is assigned is ignored."""
 
     def __init__(self, compute: Callable[[], jax.Array], name: str):
@@ -44,7 +44,7 @@ class Derived(Slot):
         pass
 
 
-class Scalar(Slot):
+class Scalar(SlotView):
     """A view of a number in an optimizer's state that is not kept by variable."""
 
     def __init__(self, optimizer: Any, field: str, name: str):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.transformation import increment
-from ..foreign import all_ours, ours
+from ..foreign import all_ours, as_variable
 from ..variable import Variable
 from .base import Optimizer
 from .configs import as_arguments
@@ -158,7 +158,7 @@ class Wrapper(Optimizer):
         return list(dict.fromkeys(name for part in self._parts for name in part.get_slot_names()))
 
     def get_slot(self, var, slot_name):
-        return self._parts[self._part_of(ours(var))].get_slot(var, slot_name)
+        return self._parts[self._part_of(as_variable(var))].get_slot(var, slot_name)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         super().exclude_from_weight_decay(var_list, var_names)  # for parts that come later
@@ -185,7 +185,7 @@ def refuse_loss_scale(argument: str, optimizer: Optimizer) -> None:
         raise ValueError(f"{argument} has a loss scale of its own; give the outermost optimizer the only one")
 
 
-def needed(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def required_entry(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """An entry of a config, and the others. TypeError or ValueError as in `as_arguments`."""
     config = as_arguments(cls, config, key)
     return config[key], {k: x for k, x in config.items() if k != key}

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 
 from ...core.leaves import Tree, map_leaves, map_with_path
-from ...core.sharding import varying
+from ...core.sharding import varying_axes
 from ...core.transformation import EmptyState, GradientTransformation, transformation
 from ...core.value import Static
 
@@ -51,10 +51,10 @@ class aggregate(GradientTransformation):
     def _refuse_sums(self, updates: Tree) -> None:
         """Raises ValueError for what `shard_map` knows to be the same on all devices, the sum already."""
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
-        told_apart = {axis for axis in axes if axis in varying(jax.lax.axis_index(axis))}
+        told_apart = {axis for axis in axes if axis in varying_axes(jax.lax.axis_index(axis))}
 
         def check(path, g):
-            if missing := told_apart - varying(g):
+            if missing := told_apart - varying_axes(g):
                 axis = sorted(missing)[0]
                 raise ValueError(
                     f"aggregate: updates{path()} is the same on all devices of axis {axis!r}: jax.shard_map sums the "

@@ -42,7 +42,7 @@ class clip(GradientTransformation):
         return map_leaves(leaf, updates, params=params), state
 
     def as_kernel(self, state, params):
-        return (kernels.Operation("clip", (self.max_delta,)),)
+        return (kernels.KernelOp("clip", (self.max_delta,)),)
 
 
 @transformation
@@ -97,7 +97,7 @@ class clip_by_global_norm(GradientTransformation):
         return map_leaves(lambda g: g * factor, updates, params=params), state
 
     def as_kernel(self, state, params):
-        return (kernels.Operation("scale", (self.max_norm,), squares=_factor),)
+        return (kernels.KernelOp("scale", (self.max_norm,), squares=_factor),)
 
 
 def _factor(squares: jax.Array, max_norm: Scalar) -> jax.Array:

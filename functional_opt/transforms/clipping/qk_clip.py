@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, is_nothing, map_leaves
+from ...core.leaves import is_nothing, map_leaves
 from ...core.model_trees import named_leaves, names
 from ...core.paths import PathRules
 from ...core.ranges import Convert, PositiveBound
@@ -79,7 +79,7 @@ class qk_clip(GradientTransformation):
         factors = jax.tree.map(factor, updates, places, powers, is_leaf=is_nothing)
         return map_leaves(leaf, updates, read=(params, factors), params=params, same_shape=False), state
 
-    def touches(self, params: Tree) -> Tree:
+    def touched_leaves(self, params):
         """For `explain`: a mask."""
         return jax.tree.map(lambda power: power > 0, self.powers.resolve(params, default=0.0))
 

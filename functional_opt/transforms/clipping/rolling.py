@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import narrow
+from ...core.leaves import cast_like
 from ...core.ranges import Scalar
 from ...core.slots import Counter, Number
 from ...core.transformation import increment, zero_count
@@ -27,7 +27,7 @@ def record(past: Rolling, x: jax.Array) -> Rolling:
     """With one more number, unless that is not finite."""
     seen, history = jnp.isfinite(x), jnp.asarray(past.history)
     place = past.count % history.size
-    history = history.at[place].set(narrow(jnp.where(seen, x, history[place]), history))
+    history = history.at[place].set(cast_like(jnp.where(seen, x, history[place]), history))
     return Rolling(jnp.where(seen, increment(past.count), past.count), history)
 
 

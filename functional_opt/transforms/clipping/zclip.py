@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from ...core.leaves import map_leaves, narrow
+from ...core.leaves import cast_like, map_leaves
 from ...core.norms import safe_sqrt
 from ...core.ranges import Decay, Integer, Positive, PositiveBound
 from ...core.slots import Counter, Number
@@ -75,5 +75,5 @@ class zclip(GradientTransformation):
         new_var = var + rate * ((target - past) * (target - new_mean) - var)
 
         seen, new = jnp.isfinite(norm), ZClipState(t, new_mean, new_var)
-        new = ZClipState(*(narrow(jnp.where(seen, x, old), old) for x, old in zip(new, state, strict=True)))
+        new = ZClipState(*(cast_like(jnp.where(seen, x, old), old) for x, old in zip(new, state, strict=True)))
         return map_leaves(lambda g: g * factor, updates, params=params), new

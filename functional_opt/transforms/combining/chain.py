@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...core import kernels
-from ...core.leaves import Tree, cast_like, widen_params, widen_tree
+from ...core.leaves import Tree, cast_tree_like, widen_params, widen_tree
 from ...core.state_check import wrong_state
 from ...core.transformation import EmptyState, GradientTransformation, as_transformation, transformation
 from ...core.value import Static, show
@@ -142,4 +142,4 @@ def _in_turn(transforms: tuple, updates: Tree, states: Any, params: Tree, extra:
     for t, state in zip(transforms, states, strict=True):
         updates, state = t.update(updates, state, params, **extra)
         new_states.append(state)
-    return cast_like(updates, like), tuple(new_states)
+    return cast_tree_like(updates, like), tuple(new_states)

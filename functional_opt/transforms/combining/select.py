@@ -8,7 +8,17 @@ import jax
 
 from ...core.leaves import Tree, is_nothing, map_leaves, paths
 from ...core.model_trees import visible
-from ...core.paths import AllParams, Labels, Mask, MaskedNode, keep, merge, resolve_labels, resolve_mask
+from ...core.paths import (
+    AllParams,
+    Labels,
+    LeafSelector,
+    Mask,
+    MaskedNode,
+    merge,
+    resolve_labels,
+    resolve_mask,
+    select_leaves,
+)
 from ...core.slots import States
 from ...core.state_check import wrong_state
 from ...core.transformation import (
@@ -103,7 +113,7 @@ class partition(GradientTransformation):
             return PartitionState({label: MaskedState(tx.init(params)) for label, tx in self.transforms.items()})
         labels = self._labels(params)
         states = {}
-        for label, tx in self.told(params).transforms.items():
+        for label, tx in self.resolved_for(params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             states[label] = MaskedState(tx.init(_own(chosen, params, params)))
         return PartitionState(states)
@@ -115,7 +125,7 @@ class partition(GradientTransformation):
         params = None if params is None else visible(params, updates)
         labels = self._labels(updates if params is None else params)
         new_updates, states = updates, {}
-        for label, tx in self.told(updates if params is None else params).transforms.items():
+        for label, tx in self.resolved_for(updates if params is None else params).transforms.items():
             chosen = jax.tree.map(lambda own, label=label: own == label, labels)
             more = _mask_extra(chosen, updates, extra) if self.mask_compatible_extra_args else extra
             new_updates, states[label] = _on_some(
@@ -123,12 +133,11 @@ class partition(GradientTransformation):
             )
         return new_updates, PartitionState(states)
 
-    def told(self, params: Tree) -> "partition":
-        """With what the labels have to say to the transformations: `muon_labels` knows which axes are a matrix's."""
-        within = getattr(self.param_labels, "within", None)
-        if within is None:
+    def resolved_for(self, params):
+        """Returns itself with what the labels tell the transformations; `muon_labels` knows the axes of matrices."""
+        if not isinstance(self.param_labels, LeafSelector):
             return self
-        transforms = {label: within(tx, params) for label, tx in self.transforms.items()}
+        transforms = {label: self.param_labels.informed(tx, params) for label, tx in self.transforms.items()}
         if all(tx is self.transforms[label] for label, tx in transforms.items()):
             return self
         new = copy.copy(self)
@@ -171,7 +180,9 @@ def _own(chosen: Tree, tree: Tree, updates: Tree) -> Tree:
 
 def _mask_extra(chosen: Tree, updates: Tree, extra: dict) -> dict:
     like = jax.tree.structure(updates)
-    return {k: keep(chosen, x, MaskedNode()) if jax.tree.structure(x) == like else x for k, x in extra.items()}
+    return {
+        k: select_leaves(chosen, x, MaskedNode()) if jax.tree.structure(x) == like else x for k, x in extra.items()
+    }
 
 
 @transformation

@@ -11,7 +11,7 @@ from ...core.leaves import Tree, is_nothing, paths
 from ...core.model_trees import is_function
 from ...core.paths import Frozen, MaskedNode, PathRules, are_rules, resolve_values
 from ...core.ranges import Convert
-from .routing import Place, places
+from .routing import LeafRole, leaf_roles
 
 
 class MuonDimensionNumbers(NamedTuple):
@@ -82,7 +82,7 @@ def specs_of(numbers: Any, tree: Tree) -> list[Any]:
     specs = given_specs(numbers, tree)
     if AUTO not in specs:
         return specs
-    read = map(numbers_at, places(tree))
+    read = map(numbers_at, leaf_roles(tree))
     return [auto if spec == AUTO else spec for spec, auto in zip(specs, read, strict=True)]
 
 
@@ -99,13 +99,13 @@ def given_specs(numbers: Any, tree: Tree) -> list[Any]:
         return [None if spec is _UNSAID else spec for spec in said if not isinstance(spec, MaskedNode)]
     if numbers is None or _is_spec(numbers.thaw()):
         spec = None if numbers is None else numbers.thaw()
-        return [None if place.kind == "vector" else spec for place in places(tree)]
+        return [None if place.kind == "vector" else spec for place in leaf_roles(tree)]
     resolve_values("weight_dimension_numbers", numbers, tree)  # refuses in words a tree of another structure
     parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
     return [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
 
 
-def numbers_at(place: Place, kinds: tuple[str, ...] = ("matrix",)) -> MuonDimensionNumbers | None:
+def numbers_at(place: LeafRole, kinds: tuple[str, ...] = ("matrix",)) -> MuonDimensionNumbers | None:
     """The dimension numbers of a leaf of one of these kinds."""
     return MuonDimensionNumbers(place.rows, place.columns) if place.kind in kinds else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...core.leaves import Tree, is_nothing, zeros_like
 from ...core.paths import AllParams
-from ...core.sharding import whole
+from ...core.sharding import replicate
 
 
 def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None], sharded: bool = False) -> Any:
@@ -30,7 +30,7 @@ def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | Non
         return 0  # not slots of the params' shapes, however many they are
 
     def slot(x, k):
-        x = (x if sharded else whole(x)).reshape(x.shape or (1,))
+        x = (x if sharded else replicate(x)).reshape(x.shape or (1,))
         made = make(x, k) if k < x.ndim else None
         return absent(x) if made is None else made
 
@@ -70,10 +70,10 @@ def unless_overflown(new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(jnp.all(jnp.isfinite(new), (-2, -1), keepdims=True), new, old)
 
 
-def along(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
+def multiply_axis(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
     """The matrix `a` times every vector of `x` along axis k.
 
-    >>> along(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 2.0]]), 1).tolist()
+    >>> multiply_axis(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 2.0]]), 1).tolist()
     [[2.0, 1.0]]
     """
     return jnp.moveaxis(jnp.tensordot(a, x, (1, k)), 0, k)

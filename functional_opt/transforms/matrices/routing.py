@@ -41,7 +41,7 @@ _UNREADABLE = (
 _STACKS = ("Scan*", "Vmap*", "*layers", "*blocks", "*layer_stack", "*experts")
 
 
-class Place(NamedTuple):
+class LeafRole(NamedTuple):
     """`kind`: "vector", "head" (the output layer), "embedding", "matrix", or "other" for more axes than can be read.
 
     `why`: what says so. `rows`, `columns`: the axes of the inputs and of the outputs; the others are a stack's.
@@ -55,13 +55,13 @@ class Place(NamedTuple):
     doubt: str = ""
 
 
-_known: dict[Any, tuple[Place, ...]] = {}
+_known: dict[Any, tuple[LeafRole, ...]] = {}
 
 
-def places(params: Tree, layout: Layout | None = None) -> Sequence[Place]:
+def leaf_roles(params: Tree, layout: Layout | None = None) -> Sequence[LeafRole]:
     """The place of every leaf, None counted as one.
 
-    >>> [place[:2] for place in places({"bias": jnp.ones(2), "lm_head": jnp.ones((2, 9)), "q": jnp.ones((2, 2))})]
+    >>> [place[:2] for place in leaf_roles({"bias": jnp.ones(2), "lm_head": jnp.ones((2, 9)), "q": jnp.ones((2, 2))})]
     [('vector', '1-d'), ('head', "path '*_head/**'"), ('matrix', '2-d')]
     """
     leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
@@ -71,10 +71,10 @@ def places(params: Tree, layout: Layout | None = None) -> Sequence[Place]:
         if key in _known:
             return _known[key]
     except (TypeError, ValueError):  # a node whose metadata cannot be hashed or compared
-        return _Model(names(params, is_nothing), shapes, layout).places()
+        return _Model(names(params, is_nothing), shapes, layout).roles()
     if len(_known) >= 256:
         _known.clear()
-    _known[key] = found = tuple(_Model(names(params, is_nothing), shapes, layout).places())
+    _known[key] = found = tuple(_Model(names(params, is_nothing), shapes, layout).roles())
     return found
 
 
@@ -109,40 +109,40 @@ class _Model:
                 self.below.setdefault(leaf.parts[:i], []).append(leaf)
         self.stacks = {prefix: _stack_axes(prefix, inside) for prefix, inside in self.below.items()}
 
-    def places(self) -> list[Place]:
+    def roles(self) -> list[LeafRole]:
         both = zip(self.leaves, self.there, strict=True)
-        return [self._place(leaf) if there else Place("vector", "0-d") for leaf, there in both]
+        return [self._place(leaf) if there else LeafRole("vector", "0-d") for leaf, there in both]
 
-    def _place(self, leaf: _Leaf) -> Place:
+    def _place(self, leaf: _Leaf) -> LeafRole:
         axes = len(leaf.shape)
         if axes < 2:
-            return Place("vector", f"{axes}-d")
+            return LeafRole("vector", f"{axes}-d")
         if self._is_vector(leaf):
-            return Place("vector", f"path {leaf.path!r}, {axes}-d")
+            return LeafRole("vector", f"path {leaf.path!r}, {axes}-d")
         k = max((self.stacks[leaf.parts[:i]] for i in range(len(leaf.parts))), default=0)
         last_two = self._turned((axes - 2,), (axes - 1,))
         for pattern in HEADS:
             if matches(pattern, leaf.path):
-                return Place("head", f"path {pattern!r}", *last_two)
+                return LeafRole("head", f"path {pattern!r}", *last_two)
         for pattern in EMBEDDINGS:
             if matches(pattern, leaf.path):
-                return Place("embedding", f"path {pattern!r}", (axes - 2,), (axes - 1,))
+                return LeafRole("embedding", f"path {pattern!r}", (axes - 2,), (axes - 1,))
         if axes - k < 2 or sum(n != 1 for n in leaf.shape) < 2 < axes:
-            return Place("vector", f"{axes}-d, a stack" if k else f"{axes}-d")
+            return LeafRole("vector", f"{axes}-d, a stack" if k else f"{axes}-d")
         if axes - k == 2:
             unsure = self.layout is None and leaf.parts[-1] == "weight"
             why = self._in_words(k, "", last_two) if k else "2-d"
-            return Place("matrix", why, *last_two, _ORDER if unsure else "")
+            return LeafRole("matrix", why, *last_two, _ORDER if unsure else "")
         return self._of_more_axes(leaf, k)
 
-    def _of_more_axes(self, leaf: _Leaf, k: int) -> Place:
+    def _of_more_axes(self, leaf: _Leaf, k: int) -> LeafRole:
         """A leaf that has more than two axes besides the k of a stack."""
         axes, bias = len(leaf.shape), self._bias(leaf)
         every = tuple(range(k, axes))
 
-        def matrix(why: str, inputs: tuple[int, ...], outputs: tuple[int, ...], k: int = k) -> Place:
+        def matrix(why: str, inputs: tuple[int, ...], outputs: tuple[int, ...], k: int = k) -> LeafRole:
             both = self._turned(inputs, outputs)
-            return Place("matrix", self._in_words(k, why, both), *both)
+            return LeafRole("matrix", self._in_words(k, why, both), *both)
 
         if axes - k == 3 and leaf.owned_by(_INTO_HEADS):
             if k == 0 and bias == (leaf.shape[0], leaf.shape[-1]) != leaf.shape[1:]:
@@ -151,12 +151,12 @@ class _Model:
         if axes - k == 3 and leaf.owned_by(_OUT_OF_HEADS) and self._has_heads(leaf):
             return matrix("attention, ", every[:2], every[2:])
         if _is_convolution(leaf):
-            return Place("other", f"{axes}-d, a convolution")
+            return LeafRole("other", f"{axes}-d, a convolution")
         outputs = 0 if bias is None else len(bias) - k
         fits = 1 < outputs < axes - k and bias == leaf.shape[:k] + leaf.shape[axes - outputs :]
         if fits and (k or leaf.shape[0] != leaf.shape[-2]) and self.layout != "out_in":
             return matrix("outputs as its bias, ", every[:-outputs], every[-outputs:])
-        return Place("other", f"{axes}-d", (), (), _UNREADABLE)
+        return LeafRole("other", f"{axes}-d", (), (), _UNREADABLE)
 
     def _in_words(self, k: int, why: str, both: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
         rows, columns = (", ".join(map(str, axes)) for axes in both)

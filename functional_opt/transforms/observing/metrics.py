@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ...core.model_trees import visible
 from ...core.norms import global_norm
-from ...core.queries import only
+from ...core.queries import find_one
 from ...core.schedule import Schedule, rate_at
 from ...core.slots import Number, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
@@ -99,7 +99,7 @@ def metrics(state: Any) -> dict[str, jax.Array]:
 
     Raises ValueError where there is none, or where there are several.
     """
-    return dict(only(state, MetricsState, "metrics", "wrap the transformation in with_metrics").metrics)
+    return dict(find_one(state, MetricsState, "metrics", "wrap the transformation in with_metrics").metrics)
 
 
 @transformation
@@ -115,12 +115,12 @@ class _normed(GradientTransformation):
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         return updates, ClippedState(jnp.asarray(global_norm(updates), state.norm.dtype), inner_state)
 
-    def measures(self, state):
+    def reported(self, state):
         return {"clipped_norm": state.norm}
 
 
 def _with_norms(tx: GradientTransformation) -> GradientTransformation:
-    return _normed(tx) if getattr(tx, "clips", False) else with_children(tx, _with_norms)
+    return _normed(tx) if tx.clips else with_children(tx, _with_norms)
 
 
 def _rates(tx: Any, state: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _measures(tx: Any, state: Any) -> dict[str, Any]:
     """What the links of a transformation say of their states, under the names that they give it."""
     found: dict[str, list] = {}
     for _, labels, link, own in walk(tx, state):
-        for name, x in link.measures(own).items() if hasattr(link, "measures") and own is not None else ():
+        for name, x in link.reported(own).items() if own is not None else ():
             found.setdefault(name, []).append((labels, x))
     return {key: x for name, xs in found.items() for key, x in _named(name, xs).items()}
 

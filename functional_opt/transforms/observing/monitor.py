@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, is_nothing, narrow, widen
+from ...core.leaves import Tree, cast_like, is_nothing, widen
 from ...core.ranges import Decay, DType
 from ...core.slots import Number, States
 from ...core.transformation import (
@@ -173,4 +173,4 @@ def _blank(measure: Callable, params: Tree) -> Tree:
 
 def _as_before(new: Any, old: Tree) -> Tree:
     """In the dtypes that the state began with; a leaf that was not measured, for want of a gradient, as it was."""
-    return jax.tree.map(lambda x, y: y if x is None else narrow(x, y), new, old, is_leaf=is_nothing)
+    return jax.tree.map(lambda x, y: y if x is None else cast_like(x, y), new, old, is_leaf=is_nothing)

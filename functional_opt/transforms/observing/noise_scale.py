@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import narrow
+from ...core.leaves import cast_like
 from ...core.norms import global_norm
-from ...core.queries import only
+from ...core.queries import find_one
 from ...core.ranges import Decay, Positive
-from ...core.schedule import known
+from ...core.schedule import is_concrete
 from ...core.slots import Number
 from ...core.transformation import GradientTransformation, transformation
 
@@ -58,7 +58,11 @@ class gradient_noise_scale(GradientTransformation):
     decay: Decay = 0.99
 
     def __post_init__(self):
-        if known(self.small_batch) and known(self.large_batch) and not self.small_batch < self.large_batch:
+        if (
+            is_concrete(self.small_batch)
+            and is_concrete(self.large_batch)
+            and not self.small_batch < self.large_batch
+        ):
             raise ValueError(f"large_batch must be above small_batch={self.small_batch}, got {self.large_batch}")
 
     def init(self, params):
@@ -76,13 +80,13 @@ class gradient_noise_scale(GradientTransformation):
         finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
 
         def average(old, x):
-            return narrow(jnp.where(finite, self.decay * old + (1 - self.decay) * x, old), old)
+            return cast_like(jnp.where(finite, self.decay * old + (1 - self.decay) * x, old), old)
 
         return updates, GradientNoiseScaleState(
             average(state.squared_norm, squared_norm), average(state.variance, variance)
         )
 
-    def measures(self, state: GradientNoiseScaleState) -> dict[str, jax.Array]:
+    def reported(self, state: GradientNoiseScaleState) -> dict[str, jax.Array]:
         """For `with_metrics`."""
         return {"noise_scale": noise_scale(state)}
 
@@ -96,6 +100,6 @@ def noise_scale(state: Any) -> jax.Array:
     32.0
     """
     missing = "put gradient_noise_scale in the chain"
-    squared_norm, variance = only(state, GradientNoiseScaleState, "noise_scale", missing)
+    squared_norm, variance = find_one(state, GradientNoiseScaleState, "noise_scale", missing)
     apart = squared_norm > 0
     return jnp.where(apart, jnp.maximum(variance, 0.0) / jnp.where(apart, squared_norm, 1.0), jnp.nan)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import is_nothing, narrow, widen, widen_params, widen_tree
+from ...core.leaves import cast_like, is_nothing, widen, widen_params, widen_tree
 from ...core.paths import MaskedNode
 from ...core.slots import Params, States
 from ...core.transformation import GradientTransformation, Transformation, needs_params, transformation
@@ -62,8 +62,8 @@ class kahan(GradientTransformation):
             if is_nothing(u) or not is_short(w):
                 return u, c
             y = u + widen(c)
-            step = step_to(narrow(widen(w) + y, w), w)
-            return step, narrow(y - (widen(stepped(w, step)) - widen(w)), c)
+            step = step_to(cast_like(widen(w) + y, w), w)
+            return step, cast_like(y - (widen(stepped(w, step)) - widen(w)), c)
 
         leaves, treedef = jax.tree.flatten(moves, is_leaf=is_nothing)
         rows = zip(leaves, treedef.flatten_up_to(params), treedef.flatten_up_to(state.compensation), strict=True)
@@ -89,4 +89,4 @@ def step_to(new: jax.Array, w: jax.Array) -> jax.Array:
 
 def stepped(w: jax.Array, step: jax.Array) -> jax.Array:
     """What `apply_updates` makes of w."""
-    return narrow(widen(w) + step, w)
+    return cast_like(widen(w) + step, w)

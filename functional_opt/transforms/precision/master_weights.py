@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...core.leaves import copy_of, is_nothing, narrow, widen_tree
+from ...core.leaves import cast_like, copy_of, is_nothing, widen_tree
 from ...core.model_trees import visible
 from ...core.paths import MaskedNode
 from ...core.slots import Params, States
@@ -78,7 +78,7 @@ class master_weights(GradientTransformation):
                 return u, m
             w = jnp.asarray(w + u, jnp.float32)
             if not self._splits(p):
-                return step_to(narrow(w, p), p), w
+                return step_to(cast_like(w, p), p), w
             upper = (_bits(w) + 0x8000) & ~0xFFFF
             step = step_to(lax.bitcast_convert_type(upper, jnp.float32), p)
             lower = _bits(w) - _bits(stepped(p, step).astype(jnp.float32))

@@ -12,7 +12,7 @@ from ...core import kernels
 from ...core.leaves import Tree
 from ...core.paths import AllParams
 from ...core.ranges import Count, PositiveInt
-from ...core.slots import SIGNED, UNSIGNED, Exact, Place, States, map_slots, slots_of
+from ...core.slots import SIGNED, UNSIGNED, Exact, SlotPlace, States, map_slots, slots_of
 from ...core.transformation import GradientTransformation, Transformation, transformation
 from ...core.value import Static
 from . import codes
@@ -100,15 +100,14 @@ class quantize_state(GradientTransformation):
         }
         return tuple(k._replace(slots=tuple(coded.get(id(tree), tree) for tree in k.slots)) for k in links)
 
-    def stored(self, inner):
-        """For `explain`: one whose state is that of a transformation within this one as it is stored."""
+    def stored_with(self, inner):
         return dataclasses.replace(self, inner=inner)
 
-    def kept(self, params: Tree) -> list[str]:
+    def uncoded(self, params: Tree) -> list[str]:
         """For `explain`: the slots with large leaves that are stored as they are, and why.
 
         >>> import optax
-        >>> quantize_state(optax.trace(0.9), min_size=0).kept({"w": jnp.ones(4)})
+        >>> quantize_state(optax.trace(0.9), min_size=0).uncoded({"w": jnp.ones(4)})
         [".trace['w'] (not declared)"]
         """
         found = slots_of(jax.eval_shape(self.inner.init, params), self._named)
@@ -192,21 +191,21 @@ class quantize_state(GradientTransformation):
     def _named(self) -> dict:
         return dict.fromkeys(self.unsigned, UNSIGNED) | dict.fromkeys(self.signed, SIGNED)
 
-    def _slots(self, state: Any) -> list[Place]:
+    def _slots(self, state: Any) -> list[SlotPlace]:
         return [place for place in slots_of(state, self._named) if self._has_codes(place)]
 
-    def _has_codes(self, place: Place) -> bool:
+    def _has_codes(self, place: SlotPlace) -> bool:
         return place.slot is not None and place.slot.bits <= self.bits
 
     def _is_large(self, x: Any) -> bool:
         return jnp.issubdtype(jnp.result_type(x), jnp.floating) and np.size(x) >= max(self.min_size, 1)
 
 
-def _is_signed(place: Place) -> bool:
+def _is_signed(place: SlotPlace) -> bool:
     return place.slot is not None and place.slot.kind == "signed"
 
 
-def _leaves(place: Place) -> tuple[list[str], list, Any]:
+def _leaves(place: SlotPlace) -> tuple[list[str], list, Any]:
     found, tree = jax.tree_util.tree_flatten_with_path(place.value)
     return [place.name + jax.tree_util.keystr(path) for path, _ in found], [x for _, x in found], tree
 

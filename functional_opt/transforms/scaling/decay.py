@@ -5,7 +5,7 @@ import jax
 from ...core import kernels
 from ...core.leaves import map_leaves
 from ...core.model_trees import visible
-from ...core.paths import Mask, keep, merge, resolve_mask
+from ...core.paths import Mask, merge, resolve_mask, select_leaves
 from ...core.schedule import Rate, Schedule
 from ...core.transformation import EmptyState, GradientTransformation, needs_params, transformation, zero_count
 from ...core.value import Static
@@ -55,13 +55,13 @@ class add_decayed_weights(GradientTransformation):
         if self.mask is None:
             return decay(updates), state
         chosen = resolve_mask(self.mask, visible(params, updates))
-        return merge(chosen, decay(keep(chosen, updates)), updates), state
+        return merge(chosen, decay(select_leaves(chosen, updates)), updates), state
 
     def as_kernel(self, state, params):
         rate, _ = rate_now(self.weight_decay, state)
         chosen = None if self.mask is None else resolve_mask(self.mask, visible(params, None))
-        return (kernels.Operation("decay", (rate,), only=chosen),)
+        return (kernels.KernelOp("decay", (rate,), only=chosen),)
 
-    def touches(self, params):
+    def touched_leaves(self, params):
         """For `explain`: a mask."""
         return jax.tree.map(lambda _: True, params) if self.mask is None else resolve_mask(self.mask, params)

@@ -43,7 +43,7 @@ class scale(GradientTransformation):
         return _times(updates, self.step_size, params), state
 
     def as_kernel(self, state, params):
-        return (kernels.Operation("scale", (self.step_size,)),)
+        return (kernels.KernelOp("scale", (self.step_size,)),)
 
 
 @transformation
@@ -68,7 +68,7 @@ class scale_by_schedule(GradientTransformation):
         return _times(updates, self.step_size_fn(state.count), params), ScaleByScheduleState(increment(state.count))
 
     def as_kernel(self, state, params):
-        return (kernels.Operation("scale", (self.step_size_fn(state.count),)),)
+        return (kernels.KernelOp("scale", (self.step_size_fn(state.count),)),)
 
 
 @transformation
@@ -99,7 +99,7 @@ class scale_by_learning_rate(GradientTransformation):
     def as_kernel(self, state, params):
         rate, _ = rate_now(self.learning_rate, state)
         rate = 1.0 if rate is None else rate
-        return (kernels.Operation("scale", (-rate if self.flip_sign else rate,)),)
+        return (kernels.KernelOp("scale", (-rate if self.flip_sign else rate,)),)
 
 
 def rate_now(rate: Any, state: Any) -> tuple[Any, Any]:

@@ -47,7 +47,7 @@ class trace(GradientTransformation):
         return updates, TraceState(t)
 
     def as_kernel(self, state, params):
-        return (kernels.Operation("nesterov" if self.nesterov else "trace", (self.decay,), (state.trace,)),)
+        return (kernels.KernelOp("nesterov" if self.nesterov else "trace", (self.decay,), (state.trace,)),)
 
 
 class EmaState(NamedTuple):

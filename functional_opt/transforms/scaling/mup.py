@@ -149,6 +149,6 @@ class scale_by_mup(GradientTransformation):
         r_out = math.prod(w for i, w in enumerate(wider) if i not in inputs)
         return 1.0 / r_in if self.optimizer == "adam" else r_out / r_in
 
-    def touches(self, params: Tree) -> Tree:
+    def touched_leaves(self, params):
         """For `explain`: a mask."""
         return jax.tree.map(lambda f: f != 1, self.multipliers(params))

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import map_leaves, narrow
+from ...core.leaves import cast_like, map_leaves
 from ...core.ranges import Bound, Fraction, Integer, NonNegative, Range, Scalar
 from ...core.slots import Counter, Number
 from ...core.transformation import GradientTransformation, increment, transformation, zero_count
@@ -95,5 +95,5 @@ class reduce_on_plateau(GradientTransformation):
             avg_value=jnp.zeros_like(mean),
         )
         during = state._replace(count=n, avg_value=mean)
-        state = jax.tree.map(lambda x, y, z: narrow(jnp.where(full, x, y), z), after, during, state)
+        state = jax.tree.map(lambda x, y, z: cast_like(jnp.where(full, x, y), z), after, during, state)
         return map_leaves(lambda g: scale * g, updates, params=params), state

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, narrow
+from ...core.leaves import Tree, cast_like
 
 
 @jax.custom_jvp
@@ -16,7 +16,7 @@ def _scaled(x: Any, scale: Any) -> Any:
 @_scaled.defjvp
 def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
     (x, scale), (tangent, _) = primals, tangents
-    return _scaled(x, scale), narrow(scale * tangent, x)
+    return _scaled(x, scale), cast_like(scale * tangent, x)
 
 
 def scale_gradient(inputs: Tree, scale: Any) -> Tree:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ...core.leaves import cast_like, map_leaves
+from ...core.leaves import cast_tree_like, map_leaves
 from ...core.transformation import EmptyState, GradientTransformation, transformation
 from ...core.value import Static
 
@@ -27,7 +27,7 @@ class stateless(GradientTransformation):
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
-        return cast_like(self.f(updates, params), updates if params is None else params), state
+        return cast_tree_like(self.f(updates, params), updates if params is None else params), state
 
 
 @transformation

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_like, is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
+from ...core.leaves import Tree, cast_like, cast_tree_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ...core.model_trees import differentiable
 from ...core.queries import get
 from ...core.ranges import Bound, Count, NonNegative, Range, Scalar
@@ -93,7 +93,7 @@ class scale_by_backtracking_linesearch(GradientTransformation):
         f = needs_loss(self, value, grad, value_fn, extra)
         down, noise = slope(updates, grad), rounding(value, grad, params)
         value = jnp.asarray(value, state.value.dtype)
-        moved = along(updates, params)
+        moved = params_along(updates, params)
 
         def attempt(carry):
             tried, guess, *_ = carry
@@ -120,7 +120,7 @@ class scale_by_backtracking_linesearch(GradientTransformation):
         updates = scaled(updates, rate, params)
         new_grad = None
         if self.store_grad:
-            _, there = value_and_gradient(f, along(updates, params)(1.0), updates)
+            _, there = value_and_gradient(f, params_along(updates, params)(1.0), updates)
             new_grad = filled(jax.tree.map(jnp.conj, there), state.grad)
         info = BacktrackingLinesearchInfo(tried, error)
         return updates, ScaleByBacktrackingLinesearchState(rate, new, new_grad, info)
@@ -155,7 +155,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
 
         def compute():
             new, new_grad = jax.value_and_grad(value_fn)(params, *args, **kwargs)
-            return cast_like((new, jax.tree.map(jnp.conj, new_grad)), (value, grad))
+            return cast_tree_like((new, jax.tree.map(jnp.conj, new_grad)), (value, grad))
 
         return jax.lax.cond(jnp.isfinite(value), lambda: (value, grad), compute)
 
@@ -173,7 +173,7 @@ def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: An
     return partial(value_fn, **_taken(value_fn, extra))
 
 
-def along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
+def params_along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
     """The params a step size away: η ↦ w + η·u, those that have no update where they are."""
     treedef, rows = zip_leaves((updates, params), ("updates", "params"))
 
@@ -211,7 +211,7 @@ def value_and_gradient(f: Callable, params: Tree, updates: Tree) -> tuple[Any, T
 
 def filled(grad: Tree, like: Tree) -> Tree:
     """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
-    return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else narrow(g, x), like, grad)
+    return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else cast_like(g, x), like, grad)
 
 
 def slope(updates: Tree, grad: Tree) -> jax.Array:

@@ -5,13 +5,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, narrow, zeros_like
+from ...core.leaves import Tree, cast_like, zeros_like
 from ...core.norms import safe_sqrt
 from ...core.ranges import Bound, Count, NonNegative
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, needs_params, transformation
 from ...core.value import Static
-from .linesearch import Grow, along, filled, needs_loss, rounding, scaled, slope, value_and_gradient
+from .linesearch import Grow, filled, needs_loss, params_along, rounding, scaled, slope, value_and_gradient
 
 
 class ZoomLinesearchInfo(NamedTuple):
@@ -131,7 +131,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
         needs_params(params, self)
         f = needs_loss(self, value, grad, value_fn, extra)
         dtype = state.value.dtype
-        move, noise = along(updates, params), rounding(value, grad, params)
+        move, noise = params_along(updates, params), rounding(value, grad, params)
 
         def phi(rate):
             new, grad = value_and_gradient(f, move(rate), updates)
@@ -168,7 +168,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
         rate, new, _ = best.point
         if self.verbose:
             self._tell(start, rate, info)
-        state = ScaleByZoomLinesearchState(narrow(rate, state.learning_rate), new, best.grad, info)
+        state = ScaleByZoomLinesearchState(cast_like(rate, state.learning_rate), new, best.grad, info)
         return scaled(updates, rate, params), state
 
     def _bounded(self, rate):

@@ -10,7 +10,7 @@ from ...core.leaves import is_nothing, map_leaves, widen_params, zip_leaves
 from ...core.model_trees import differentiable
 from ...core.slots import RandomKey
 from ...core.transformation import GradientTransformation, needs_params, transformation
-from .noise import Key, kept_as, key_data, key_in
+from .noise import Key, key_data, key_in, stored_like
 
 
 class HutchinsonState(NamedTuple):
@@ -61,7 +61,7 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
         _, hz = jax.jvp(jax.grad(lambda some: obj_fn(among_params(some))), (at,), (z,))
         read = alone(z), alone(hz)
         estimate = map_leaves(lambda g, z, hz: (z * hz).real, updates, read=read, params=params)
-        return estimate, HutchinsonState(kept_as(key, state.key))
+        return estimate, HutchinsonState(stored_like(key, state.key))
 
 
 def _signs(key: jax.Array, p: jax.Array) -> jax.Array:

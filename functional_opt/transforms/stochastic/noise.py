@@ -45,7 +45,7 @@ def key_in(data: Any, like: Any) -> jax.Array:
     return as_key(data) if _is_typed(data) else jax.random.wrap_key_data(data, impl=jax.random.key_impl(as_key(like)))
 
 
-def kept_as(key: jax.Array, data: Any) -> jax.Array:
+def stored_like(key: jax.Array, data: Any) -> jax.Array:
     """Returns a key in the form that the state had: its data, or itself."""
     return key if _is_typed(data) else jax.random.key_data(key)
 
@@ -108,7 +108,7 @@ class add_noise(GradientTransformation):
             return g + sigma * jax.random.normal(k, g.shape, g.dtype)
 
         updates = map_leaves(leaf, updates, read=(keys,), params=params, same_shape=False)
-        return updates, AddNoiseState(t, kept_as(key, state.rng_key))
+        return updates, AddNoiseState(t, stored_like(key, state.rng_key))
 
     @property
     def _key(self) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_like, map_leaves, narrow, zeros_like
+from ...core.leaves import Tree, cast_like, cast_tree_like, map_leaves, zeros_like
 from ...core.norms import all_finite, sums_of_squares
 from ...core.ranges import DType, Integer, PositiveInt
 from ...core.schedule import OrSchedule, Schedule
@@ -74,7 +74,7 @@ class MultiSteps(GradientTransformation):
         acc = zeros_like(params, self.accumulator_dtype)
         skip_state = ()
         if self.should_skip_update_fn is not None:
-            _, skip_state = self.should_skip_update_fn(cast_like(acc, params), zero_count(), params)
+            _, skip_state = self.should_skip_update_fn(cast_tree_like(acc, params), zero_count(), params)
         return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state, jnp.zeros([]))
 
     def update(self, updates, state, params=None, *, weight: Any = 1, **extra):
@@ -94,9 +94,9 @@ class MultiSteps(GradientTransformation):
         k = self.every_k_schedule
         k = k(state.gradient_step) if isinstance(k, Schedule) else k
         counted = state._replace(mini_step=jnp.where(skip, n, n + 1), acc_grads=acc, skip_state=skip_state)
-        counted = counted._replace(weight_sum=narrow(total, state.weight_sum))
+        counted = counted._replace(weight_sum=cast_like(total, state.weight_sum))
         new, new_state = self._close_if(~skip & (n + 1 >= k), grads, counted, params, extra)
-        return cast_like(new, updates if params is None else params), new_state
+        return cast_tree_like(new, updates if params is None else params), new_state
 
     def flush(self, state: MultiStepsState, params: Tree = None, **extra) -> tuple[Tree, MultiStepsState]:
         """The update from the gradients of a window that is not full, which this closes; zeros if it is empty.
@@ -104,7 +104,7 @@ class MultiSteps(GradientTransformation):
         A leaf whose gradients all were None counts as one with a gradient of zeros.
         """
         new, new_state = self._close_if(state.mini_step > 0, state.acc_grads, state, params, extra)
-        return cast_like(new, state.acc_grads if params is None else params), new_state
+        return cast_tree_like(new, state.acc_grads if params is None else params), new_state
 
     def _close_if(
         self, close: jax.Array, grads: Tree, state: MultiStepsState, params: Tree, extra: dict

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_like, is_nothing
+from ...core.leaves import Tree, cast_tree_like, is_nothing
 from ...core.model_trees import visible
 from ...core.slots import States
 from ...core.transformation import GradientTransformation, Transformation, transformation
@@ -51,7 +51,7 @@ class split_real_and_imaginary(GradientTransformation):
         new, inner = self.inner.update(
             _split(updates, like), state.inner_state, None if params is None else _split(params, params), **extra
         )
-        return cast_like(_merge(new), like), SplitRealAndImaginaryState(inner)
+        return cast_tree_like(_merge(new), like), SplitRealAndImaginaryState(inner)
 
 
 def _split(tree: Tree, like: Tree) -> Tree:

@@ -1,19 +1,28 @@
 """params_ema, eval_params: means of the params, and which params to evaluate."""
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, copy_of, is_nothing, map_leaves, narrow, widen, zeros_like
-from ...core.model_trees import below, boxed_like, unboxed
+from ...core.leaves import Tree, cast_like, copy_of, is_nothing, map_leaves, widen, zeros_like
+from ...core.model_trees import boxed_like, children_of, unboxed
 from ...core.paths import MaskedNode
 from ...core.ranges import DType, Range, Scalar
 from ...core.schedule import OrSchedule, Schedule
 from ...core.slots import Counter, Number, Params
 from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from ...core.value import Static
+
+
+@runtime_checkable
+class HasEvalParams(Protocol):
+    """A state, or params, that know better params to evaluate with."""
+
+    def eval_params(self, params: Tree) -> Tree:
+        """Returns the params to evaluate with, None for leaves that it does not cover."""
+        ...
 
 
 def eval_params(state: Any, params: Tree) -> Tree:
@@ -37,7 +46,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     >>> eval_params(state, params)["w"].round(3).item() == (params["w"] + u["w"]).round(3).item()
     True
     """
-    if hasattr(params, "eval_params"):
+    if isinstance(params, HasEvalParams):
         return params.eval_params(params)
     state, result = unboxed(state), (plain := unboxed(params))
     for one in _speakers(state):
@@ -53,9 +62,9 @@ def eval_params(state: Any, params: Tree) -> Tree:
 
 def _speakers(state: Any) -> Iterator[Any]:
     """The states with a method `eval_params`, inner ones first."""
-    for x in below(state):
+    for x in children_of(state):
         yield from _speakers(x)
-    if hasattr(state, "eval_params"):
+    if isinstance(state, HasEvalParams):
         yield state
 
 
@@ -65,7 +74,7 @@ def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
     def leaf(x, w, *rest):
         if is_nothing(x) or isinstance(x, MaskedNode):  # another state has it, or none
             return None
-        return narrow(read(widen(w), widen(x), *rest), w)
+        return cast_like(read(widen(w), widen(x), *rest), w)
 
     return jax.tree.map(leaf, kept, params, *more, is_leaf=lambda x: is_nothing(x) or isinstance(x, MaskedNode))
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.leaves import Tree, is_inexact, is_nothing, narrow, zip_leaves
+from ...core.leaves import Tree, cast_like, is_inexact, is_nothing, zip_leaves
 from ...core.model_trees import visible
-from ...core.sharding import placed_like, whole
+from ...core.sharding import replicate, reshard_like
 from ...core.transformation import GradientTransformation, Transformation, transformation
 
 
@@ -46,7 +46,7 @@ def _vector(tree: Tree, like: Tree) -> Any:
     leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
         return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
-    return jnp.concatenate([jnp.ravel(whole(x)) for x in leaves]) if leaves else jnp.zeros(0)
+    return jnp.concatenate([jnp.ravel(replicate(x)) for x in leaves]) if leaves else jnp.zeros(0)
 
 
 def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
@@ -58,8 +58,8 @@ def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
             continue
         part = vector[start : start + jnp.size(y)].reshape(jnp.shape(y))
         start += jnp.size(y)
-        part = narrow(part if jnp.iscomplexobj(y) else part.real, y)
-        parts.append(None if is_nothing(x) else placed_like(part, y))
+        part = cast_like(part if jnp.iscomplexobj(y) else part.real, y)
+        parts.append(None if is_nothing(x) else reshard_like(part, y))
     return jax.tree.structure(updates, is_leaf=is_nothing).unflatten(parts)
 
 

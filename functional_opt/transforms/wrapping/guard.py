@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_like, map_leaves
+from ...core.leaves import Tree, cast_tree_like, map_leaves
 from ...core.norms import all_finite
 from ...core.ranges import Count
 from ...core.slots import Counter, Number, States
@@ -97,7 +97,7 @@ def update_if(
 
     def run():
         new, new_state = tx.update(updates, state, params, **extra)
-        return cast_like(new, updates if params is None else params), cast_like(new_state, state)
+        return cast_tree_like(new, updates if params is None else params), cast_tree_like(new_state, state)
 
     def skip():
         return map_leaves(otherwise, updates, params=params), state

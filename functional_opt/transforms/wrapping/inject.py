@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.leaves import cast_like
+from ...core.leaves import cast_tree_like
 from ...core.model_trees import is_function
 from ...core.ranges import Convert, DType, unread
 from ...core.schedule import to_schedule
@@ -187,7 +187,7 @@ class _Injected(GradientTransformation):
             states[name] = self.numbers[name].update(s, **extra)
         numbers = {name: jnp.asarray(x, self.dtype or float) for name, x in numbers.items()}
         updates, inner = self._made_of_state(numbers).update(updates, state.inner_state, params, **extra)
-        inner = cast_like(inner, state.inner_state)
+        inner = cast_tree_like(inner, state.inner_state)
         return updates, InjectStatefulHyperparamsState(increment(state.count), numbers, states, inner)
 
     def __repr__(self):

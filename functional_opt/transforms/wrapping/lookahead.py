@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.apply import apply_updates
-from ...core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
+from ...core.leaves import Tree, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
 from ...core.model_trees import matching
 from ...core.ranges import Fraction, PositiveInt
 from ...core.slots import Counter, Params, States
@@ -119,7 +119,7 @@ class lookahead(GradientTransformation):
         if self.reset_state:
             anew = matching(apply_updates(w, fast), s)
             fast_state = jax.lax.cond(
-                sync, lambda: cast_like(self.fast_optimizer.init(anew), fast_state), lambda: fast_state
+                sync, lambda: cast_tree_like(self.fast_optimizer.init(anew), fast_state), lambda: fast_state
             )
         count = jnp.where(sync, 0, increment(state.steps_since_sync))
         updates = LookaheadParams(fast, slow) if apart else fast

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import cast_like, map_leaves, widen_tree
+from ...core.leaves import cast_tree_like, map_leaves, widen_tree
 from ...core.norms import all_finite
-from ...core.queries import only
+from ...core.queries import find_one
 from ...core.ranges import Positive, PositiveInt, Scalar
 from ...core.slots import Counter, Number, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
@@ -67,10 +67,10 @@ class dynamic_loss_scale(GradientTransformation):
         new, inner_state = update_if(finite, self.inner, grads, state.inner_state, params, extra)
         scale, good = next_scale(state.scale, state.good_steps, finite, self.growth_interval, self.min_scale)
         total = jnp.where(finite, state.total_skipped, increment(state.total_skipped))
-        new = cast_like(new, updates if params is None else params)
+        new = cast_tree_like(new, updates if params is None else params)
         return new, DynamicLossScaleState(scale, good, total, inner_state)
 
-    def measures(self, state: DynamicLossScaleState) -> dict[str, jax.Array]:
+    def reported(self, state: DynamicLossScaleState) -> dict[str, jax.Array]:
         """For `with_metrics`."""
         return {"loss_scale": state.scale}
 
@@ -96,4 +96,6 @@ def loss_scale(state: Any) -> jax.Array:
     32768.0
     """
     missing = "wrap the transformation in dynamic_loss_scale"
-    return only(state, DynamicLossScaleState, "loss_scale", missing, several="only the outermost may have one").scale
+    return find_one(
+        state, DynamicLossScaleState, "loss_scale", missing, several="only the outermost may have one"
+    ).scale

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.apply import apply_updates
-from ...core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
+from ...core.leaves import Tree, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
 from ...core.ranges import PositiveInt
 from ...core.slots import Counter, Params, States
 from ...core.transformation import GradientTransformation, Transformation, needs_params, transformation, zero_count
@@ -79,7 +79,7 @@ class sam(GradientTransformation):
         needs_params(params, self)
         step = self._period if self.opaque_mode else self._one
         updates, state = step(updates, state, params, extra)
-        return cast_like(updates, params), state
+        return cast_tree_like(updates, params), state
 
     def _one(self, updates: Tree, state: SAMState, params: Tree, extra: dict) -> tuple[Tree, SAMState]:
         first, last = state.steps_since_sync == 0, state.steps_since_sync == self.sync_period - 1
@@ -89,12 +89,12 @@ class sam(GradientTransformation):
 
         def climb():
             u, adv_state = self.adv_optimizer.update(g, state.adv_state, v, **extra)
-            return cast_like(_negative(u), g), state.opt_state, cast_like(adv_state, state.adv_state)
+            return cast_tree_like(_negative(u), g), state.opt_state, cast_tree_like(adv_state, state.adv_state)
 
         def descend():
             u, opt_state = self.optimizer.update(g, state.opt_state, w, **extra)
             u = map_leaves(lambda u, c, p: c - p + u, u, read=(w, v))
-            return cast_like(u, g), cast_like(opt_state, state.opt_state), self._restart(state.adv_state, w)
+            return cast_tree_like(u, g), cast_tree_like(opt_state, state.opt_state), self._restart(state.adv_state, w)
 
         u, opt_state, adv_state = jax.lax.cond(last, descend, climb)
         return u, SAMState(jnp.where(last, 0, state.steps_since_sync + 1), opt_state, adv_state, w)
@@ -116,10 +116,10 @@ class sam(GradientTransformation):
             g = map_leaves(lambda _, g: g, updates, read=(g,))  # None stays None
         u, opt_state = self.optimizer.update(g, state.opt_state, params, **extra)
         adv_state = self._restart(adv_state, params)
-        return u, SAMState(state.steps_since_sync, opt_state, cast_like(adv_state, state.adv_state), None)
+        return u, SAMState(state.steps_since_sync, opt_state, cast_tree_like(adv_state, state.adv_state), None)
 
     def _restart(self, adv_state: Any, params: Tree) -> Any:
-        return cast_like(self.adv_optimizer.init(params), adv_state) if self.reset_state else adv_state
+        return cast_tree_like(self.adv_optimizer.init(params), adv_state) if self.reset_state else adv_state
 
 
 def _negative(updates: Tree) -> Tree:
