@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from .core.leaves import Tree, as_array, cast_like, paths, widen
 from .core.sharding import match_type, shard_count, varying_axes
@@ -231,6 +230,8 @@ def loop_over_parts(part: Callable[[Any], Tree], n: int, accumulator: Any, n_rea
     n_real = n if n_real is None else n_real
     closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that it is traced
     rules = _spread(accumulator, shapes, n, n_real)
+
+    from jax.extend.core import jaxpr_as_fun  # slow to import
 
     def step(i, carries):
         xs = jaxpr_as_fun(closed)(jnp.asarray(i, jnp.int32))

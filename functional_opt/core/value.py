@@ -20,31 +20,25 @@ import inspect
 import typing
 from collections.abc import Callable
 from types import UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from .ranges import Bound as Bound
-from .ranges import Convert as Convert
-from .ranges import Count as Count
-from .ranges import Decay as Decay
-from .ranges import DType as DType
-from .ranges import Fraction as Fraction
-from .ranges import Integer as Integer
-from .ranges import Limit as Limit
-from .ranges import NonNegative as NonNegative
-from .ranges import Positive as Positive
-from .ranges import PositiveBound as PositiveBound
-from .ranges import PositiveInt as PositiveInt
-from .ranges import Range as Range
-from .ranges import Real as Real
-from .ranges import Scalar as Scalar
-from .ranges import described as described
-from .ranges import number as number
-from .ranges import unread as unread
+from .ranges import Integer, Range, described, number
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -81,6 +75,7 @@ def value(cls: type[T]) -> type[T]:
     Equality and hash go by value, also of arrays; only tracers go by identity. Rebuilding a value from
     leaves (inside `jax.jit`, `jax.tree.map` ...) runs no checks, so leaves may be anything.
 
+    >>> from functional_opt.core.ranges import NonNegative
     >>> @value
     ... class shift:
     ...     by: NonNegative
@@ -92,44 +87,123 @@ def value(cls: type[T]) -> type[T]:
     >>> jax.tree.map(lambda x: x + 1, shift(2.0))
     shift(3.0)
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    checks, then = _checks(hints), vars(cls).get("__post_init__")
+    dataclasses.dataclass(init=False, eq=False, repr=False)(cls)
+    read = functools.cache(
+        functools.partial(_Fields.of, cls)
+    )  # when first needed: importing the library does not wait
+    then = vars(cls).get("__post_init__")
 
-    def check_fields(self):
-        for name, check in checks.items():
+    def __init__(self, *args, **kwargs):
+        for name, x in read().bound(args, kwargs).items():
+            object.__setattr__(self, name, x)
+        self.__post_init__()
+
+    def __post_init__(self):
+        fields = read()
+        for name, check in fields.checks.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        for name in statics:
+        for name in fields.statics:
             object.__setattr__(self, name, by_value(_structure(name, getattr(self, name))))
         if then is not None:
             then(self)
 
-    setattr(cls, "__post_init__", check_fields)  # noqa: B010
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False, init="__init__" not in vars(cls))(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-    statics = tuple(n for n in names if _Structure in getattr(hints[n], "__metadata__", ()))
-    leaves = tuple(n for n in names if n not in statics)
-
     def flatten(x):
-        d = x.__dict__
-        return [d[n] for n in leaves], tuple(d[n] for n in statics)
+        d, fields = x.__dict__, read()
+        return [d[n] for n in fields.leaves], tuple(d[n] for n in fields.statics)
 
     def flatten_with_keys(x):
-        d = x.__dict__
-        return [(jax.tree_util.GetAttrKey(n), d[n]) for n in leaves], tuple(d[n] for n in statics)
+        d, fields = x.__dict__, read()
+        keys = map(jax.tree_util.GetAttrKey, fields.leaves)
+        return [(key, d[key.name]) for key in keys], tuple(d[n] for n in fields.statics)
 
     def unflatten(aux, children):
-        x = object.__new__(cls)
-        x.__dict__.update(zip(statics, aux, strict=True))
-        x.__dict__.update(zip(leaves, children, strict=True))
+        x, fields = object.__new__(cls), read()
+        x.__dict__.update(zip(fields.statics, aux, strict=True))
+        x.__dict__.update(zip(fields.leaves, children, strict=True))
         return x
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     _values.add(cls)
-    for method in (_repr, _eq, _hash):
+    if "__init__" not in vars(cls):
+        setattr(cls, "__init__", __init__)  # noqa: B010
+        setattr(cls, "__signature__", _Signature(read, cls))  # noqa: B010
+    setattr(cls, "__post_init__", __post_init__)  # noqa: B010
+    for method in (_repr, _eq, _hash, _setattr, _delattr):
         name = f"_{method.__name__}__"
         if name not in vars(cls):
             setattr(cls, name, method)
     return cls
+
+
+class _Fields(NamedTuple):
+    """The fields of a value: which are structure and which leaves, their checks, and the signature they make."""
+
+    name: str
+    statics: tuple[str, ...]
+    leaves: tuple[str, ...]
+    checks: dict[str, Callable[[str, Any], Any]]
+    positional: tuple[str, ...]
+    defaults: dict[str, Any]
+    signature: inspect.Signature
+
+    @classmethod
+    def of(cls, kind: type) -> "_Fields":
+        """Reads the annotations of a value's class."""
+        hints = typing.get_type_hints(kind, include_extras=True)
+        fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+        statics = tuple(f.name for f in fields if _Structure in getattr(hints[f.name], "__metadata__", ()))
+        leaves = tuple(f.name for f in fields if f.name not in statics)
+        empty = inspect.Parameter.empty
+        parameters = [
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY if f.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=empty if f.default is dataclasses.MISSING else f.default,
+                annotation=f.type,
+            )
+            for f in sorted(fields, key=lambda f: bool(f.kw_only))
+        ]
+        positional = tuple(f.name for f in fields if not f.kw_only)
+        defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        return cls(
+            kind.__name__, statics, leaves, _checks(hints), positional, defaults, inspect.Signature(parameters)
+        )
+
+    def bound(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the value of every field for a call of the constructor, or raises TypeError as Python does."""
+        given = dict(zip(self.positional, args)) | kwargs  # noqa: B905, the length is looked at below
+        values = self.defaults | given
+        if len(given) < len(args) + len(kwargs) or values.keys() != self.signature.parameters.keys():
+            try:
+                self.signature.bind(*args, **kwargs)
+            except TypeError as e:
+                raise TypeError(f"{self.name}.__init__() {e}") from None
+        return values
+
+
+class _Signature:
+    """The signature that `inspect` and `help` show for a value's class, read when it is asked for."""
+
+    def __init__(self, read: Callable[[], _Fields], cls: type):
+        self.read, self.cls = read, cls
+
+    def __get__(self, instance: Any, owner: type) -> inspect.Signature:
+        if owner.__init__ is self.cls.__init__:
+            return self.read().signature
+        own = inspect.signature(owner.__init__)  # of a subclass with a constructor of its own
+        return own.replace(parameters=[*own.parameters.values()][1:])
+
+
+def _setattr(self, name: str, x: Any) -> None:
+    if type(self) in _values or name in self.__dataclass_fields__:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+    object.__setattr__(self, name, x)
+
+
+def _delattr(self, name: str) -> None:
+    if type(self) in _values or name in self.__dataclass_fields__:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+    object.__delattr__(self, name)
 
 
 _values: set[type] = set()
@@ -181,6 +255,7 @@ def by_value(x: Any) -> Any:
 def checked(fn: Callable[P, T]) -> Callable[P, T]:
     """Holds a function's arguments to their annotations, as `value` does a class's fields.
 
+    >>> from functional_opt.core.ranges import NonNegative
     >>> @checked
     ... def double(rate: NonNegative, up: bool = True):
     ...     return 2 * rate

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 
 from ..core.leaves import map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
@@ -146,6 +145,8 @@ def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
 
 def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
     """One step of all factors."""
+    from jax.scipy.linalg import solve_triangular  # slow to import
+
     size = jnp.max(jnp.abs(g))
     a, b = g / size, probes.astype(g.dtype)
     for k, factor in enumerate(q):
