@@ -1,4 +1,4 @@
-"""Gradient-based optimizers for JAX: pure `(init, update)` pairs that are data, and a Keras facade over them."""
+"""Gradient-based optimizers for JAX: pure `(init, update)` pairs that are also data, and a Keras facade for them."""
 
 from . import contrib as contrib
 from . import experimental as experimental
@@ -370,7 +370,7 @@ from .tree_utils import tree_map_params as tree_map_params
 
 __version__ = "0.1.0"
 
-# Names that rooms further down have need of, handed to them.
+# Lower modules need these, but cannot import the modules that define them.
 kernels.install(native.CPUKernels())
 registry.provide({**vars(experimental), **globals()})
 schedules.InjectHyperparamsState = InjectHyperparamsState

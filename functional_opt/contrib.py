@@ -1,4 +1,4 @@
-"""Optax's `contrib` by its names; all of them also stand at the top of the library."""
+"""Optax's `contrib` under its names, all of which the library also has at the top level."""
 
 from .optimizers.acprop import acprop as acprop
 from .optimizers.acprop import scale_by_acprop as scale_by_acprop

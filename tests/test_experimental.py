@@ -114,9 +114,9 @@ def test_one_step_keeps_no_state():
 
 def test_errors():
     tx = ex.get_per_element_mean_and_sum_sq_diff_grads()
-    with pytest.raises(ValueError, match=r"updates\['b'\] has the gradients of 4 examples, but updates\['a'\] .* 3"):
+    with pytest.raises(ValueError, match=r"updates\['b'\] has gradients of 4 examples, but updates\['a'\] .* 3"):
         tx.update({"a": jnp.ones((3, 2)), "b": jnp.ones(4)}, tx.init(0.0))
-    with pytest.raises(ValueError, match=r"updates\['a'\] has shape \(\), without the axis of the examples, 0"):
+    with pytest.raises(ValueError, match=r"updates\['a'\] has shape \(\), which lacks the axis of the examples, 0"):
         tx.update({"a": jnp.ones([])}, tx.init(0.0))
     alone = ex.track_per_element_mean_and_variance_with_ema()
     with pytest.raises(ValueError, match="needs sum_sq_diff_grads: put it into a process"):

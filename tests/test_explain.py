@@ -213,6 +213,6 @@ def test_a_note_says_where_and_what_to_do():
     (note, *_) = fo.explain(fo.chain(fo.chain(ADAM, NORM), RATE), PARAMS).notes
     assert (note.kind, note.path) == ("warning", ".transforms[0].transforms[1]")
     assert (
-        note.message.startswith("clip_by_global_norm(1.0) stands after scale_by_adam")
+        note.message.startswith("clip_by_global_norm(1.0) comes after scale_by_adam")
         and "Put it first" in note.message
     )

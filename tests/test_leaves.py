@@ -75,7 +75,7 @@ def test_map_leaves_of_nothing():
         ({"a": 1.0}, {"a": 1.0, "b": np.ones(2)}, ValueError, r"updates has no leaf at \['b'\]; .* of shape \(2,\)"),
         ({"a": 1.0, "b": 1.0}, {"a": 1.0}, ValueError, r"updates has a leaf at \['b'\], where .* has none"),
         ({"a": 1.0}, {"a": None}, ValueError, r"the optimizer state has no leaf at \['a'\]"),
-        ([1.0, 2.0], (1.0, 2.0), ValueError, "updates and the optimizer state are made of other containers"),
+        ([1.0, 2.0], (1.0, 2.0), ValueError, "updates and the optimizer state have different containers"),
         ({"a": 1}, {"a": 1.0}, TypeError, r"updates\['a'\] has dtype int32; a gradient must be floating"),
         ({"a": "x"}, {"a": 1.0}, TypeError, r"updates\['a'\] must be an array, got 'x' \(str\)"),
     ],

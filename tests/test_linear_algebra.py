@@ -32,7 +32,7 @@ def test_of_a_function_on_trees():
     )
     np.testing.assert_allclose(value, 2.0, rtol=1e-6)
     assert_close(vector, {"a": np.full(3, 3**-0.5), "b": np.zeros([])}, atol=1e-5)
-    with pytest.raises(ValueError, match="v0 must be given where matrix is a function"):
+    with pytest.raises(ValueError, match="v0 must be given if matrix is a function"):
         fo.power_iteration(lambda v: v)
 
 

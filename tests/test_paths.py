@@ -76,7 +76,7 @@ def test_the_first_match_wins(patterns):
 def test_a_mask_of_one_kind_of_rules_is_the_opposite_elsewhere():
     assert chosen({"*/bias": True}) == ["encoder/layer_0/bias", "head/bias"]
     assert chosen({"*/bias": False}) == [p for p in PATHS if p not in ("encoder/layer_0/bias", "head/bias")]
-    with pytest.raises(ValueError, match="no rule matches 'bias'; add a last rule '\\*\\*' for all that is left"):
+    with pytest.raises(ValueError, match="no rule matches 'bias'; add a last rule '\\*\\*' for all other leaves"):
         chosen({"encoder/**": True, "head/*": False})
 
 

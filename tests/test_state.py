@@ -60,7 +60,7 @@ def test_several_of_one_name():
         "[0].count",
         "[1][0].count",
     ]
-    with pytest.raises(KeyError, match=r"'count' stands in several places: \[0\].count, \[1\]\[0\].count"):
+    with pytest.raises(KeyError, match=r"'count' is found in several places: \[0\].count, \[1\]\[0\].count"):
         get(state, "count")
     both = set_fields(state, count=jnp.int32(5))
     assert [int(x) for _, x in get_all_with_path(both, "count")] == [5, 5]
@@ -78,7 +78,7 @@ def test_a_param_of_the_same_name_is_found_too():
 
 
 def test_setting_what_is_not_there():
-    with pytest.raises(KeyError, match=r"there is no field 'rate'; there are \['count', 'mu', 'nu', 'w'\]"):
+    with pytest.raises(KeyError, match=r"the state has no field 'rate'; its fields are \['count', 'mu', 'nu', 'w'\]"):
         set_fields(adam(0.1).init({"w": 1.0}), rate=0.1)
 
 
@@ -98,5 +98,5 @@ def test_by_the_name_of_a_named_tuple_and_with_a_filter():
     new = set_fields(state, of_adam, count=jnp.int32(9))
     assert [int(x) for _, x in get_all_with_path(new, "count")] == [0, 9]
     assert set_fields(state, EmaState=None)[0] is None
-    with pytest.raises(KeyError, match="there is no field 'ema'"):
+    with pytest.raises(KeyError, match="the state has no field 'ema'"):
         set_fields(state, of_adam, ema=0)

@@ -1,1 +1,1 @@
-"""Questions about a chain: what it costs, where each leaf goes, what looks wrong."""
+"""Answers questions about a chain: what it costs, where each leaf goes, and what looks wrong."""

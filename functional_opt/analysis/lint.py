@@ -1,4 +1,4 @@
-"""review: what in a transformation is likely a mistake. The rules of `explain`."""
+"""review: finds likely mistakes in a transformation. Has the rules of `explain`."""
 
 import glob
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from ..transforms.wrapping.accumulate import MultiSteps
 
 
 class Note(NamedTuple):
-    """`kind`: "warning" or "hint". `rule`: its name. `path`: of the link in question. `message`: with the remedy."""
+    """A note of `explain`. `kind`: "warning" or "hint". `path`: that of the link. `message`: includes the remedy."""
 
     kind: str
     rule: str
@@ -31,13 +31,13 @@ class Note(NamedTuple):
 
 
 def review(tx: Any, rows: tuple, params: Tree, steps: int | None = None) -> tuple[Note, ...]:
-    """The notes on a transformation, whose rows `explain` has made; warnings first."""
+    """Returns the notes on a transformation, from its rows in `explain`; warnings come first."""
     notes = [note for rule in RULES for note in rule(tx, rows, params, steps)]
     return tuple(sorted(notes, key=lambda note: note.kind == "hint"))
 
 
 def _pairs(rows: tuple, first: Callable, second: Callable) -> Iterator[tuple[Any, Any]]:
-    """Links of two kinds, one before the other on leaves that they share; each second one once."""
+    """Yields pairs of links of two kinds, one before the other on leaves that they share; each second link once."""
     for i, b in enumerate(rows):
         shared = [a for a in rows[:i] if first(a.link) and set(a.leaves) & set(b.leaves)]
         before = [a for a in shared if second(b.link) and _in_turn(rows, a, b)]
@@ -46,13 +46,13 @@ def _pairs(rows: tuple, first: Callable, second: Callable) -> Iterator[tuple[Any
 
 
 def _in_turn(rows: tuple, a: Any, b: Any) -> bool:
-    """Whether what one gives goes to the other: not so for two optimizers that stand side by side, as in sam."""
+    """Returns whether b gets the updates of a. Two optimizers side by side, as in `sam`, do not."""
     around = [r for r in rows if all(x.path == r.path or x.path.startswith(f"{r.path}.") for x in (a, b))]
     return around[-1] is a or around[-1].link.in_turn
 
 
 def _descends(link: Any) -> bool:
-    """Whether a link turns updates downhill."""
+    """Returns whether a link turns updates downhill."""
     if isinstance(link, scale):
         return is_concrete(link.step_size) and bool(link.step_size < 0)
     return isinstance(link, scale_by_learning_rate) and link.flip_sign
@@ -70,7 +70,7 @@ def _decay_after_learning_rate(tx, rows, params, steps):
                 "warning",
                 "decay_after_learning_rate",
                 decay.path,
-                f"{decay.link!r} stands after {rate.link!r}, which has turned the sign: weights grow. Put it before",
+                f"{decay.link!r} comes after {rate.link!r}, which has flipped the sign: weights grow. Put it before",
             )
 
 
@@ -80,8 +80,8 @@ def _clip_after_preconditioner(tx, rows, params, steps):
             "warning",
             "clip_after_preconditioner",
             clipping.path,
-            f"{clipping.link!r} stands after {type(rule.link).__name__}, whose updates are of one size: "
-            "a spike has entered its state already. Put it first",
+            f"{clipping.link!r} comes after {type(rule.link).__name__}, whose updates do not grow with gradients: "
+            "a spike has already entered its state. Put it first",
         )
 
 
@@ -99,7 +99,7 @@ def _two_learning_rates(tx, rows, params, steps):
             "warning",
             "two_learning_rates",
             second.path,
-            f"{second.link!r} stands after {first.link!r}: the rates are multiplied, and so are the signs. Drop one",
+            f"{second.link!r} comes after {first.link!r}: the rates are multiplied, and so are the signs. Drop one",
         )
 
 
@@ -128,10 +128,10 @@ def _odd_masks(tx, rows, params, steps):
             name = type(row.link).__name__
             seen = set(rows[i + 1].seen) if isinstance(row.link, masked) else set(row.leaves)
             if not seen:
-                message = f"the mask of {name} leaves it nothing to do: it is False for all leaves"
+                message = f"the mask of {name} is False for all leaves: it does nothing"
                 yield Note("warning", "mask_of_nothing", row.path, message)
             elif seen >= set(row.seen) and not everywhere and isinstance(mask, PathRules | Frozen):
-                message = f"the mask of {name} leaves nothing out: it is True for all leaves. Drop it, or mend it"
+                message = f"the mask of {name} is True for all leaves: it leaves nothing out. Drop it, or correct it"
                 yield Note("warning", "mask_of_everything", row.path, message)
         if isinstance(row.link, partition):
             after = rows[i + 1 :]
@@ -157,7 +157,7 @@ def _decay_of_vectors(tx, rows, params, steps):
 
 
 def _mask_without(flat: list[str], names: list[str]) -> str:
-    """A mask that is False for these leaves only, as code: by their last names, or else by their axes."""
+    """Returns code for a mask that is False for these leaves only: by their last names, or else by their axes."""
     last = dict.fromkeys(glob.escape(name.split("/")[-1]) for name in flat)
     rules = {f"**/{part}": False for part in last}
     off = [name for name in names if any(matches(pattern, name) for pattern in rules)]
@@ -187,11 +187,11 @@ def _schedules(tx, rows, params, steps):
             who = f"{name} of {type(row.link).__name__}"
             if not values.any():
                 yield Note(
-                    "warning", "schedule_of_zeros", row.path, f"the {who} is 0 at every step: nothing will move"
+                    "warning", "schedule_of_zeros", row.path, f"the {who} is 0 at every step: no update has an effect"
                 )
             elif updates is not None and values[-2:].any() == 0:
                 last = int(counts[np.nonzero(values)[0][-1]])
-                message = f"the {who} is 0 after step {last} or so, and there are {updates}. Make the schedule longer"
+                message = f"the {who} is 0 after step {last} or so of {updates}. Make the schedule longer"
                 yield Note("warning", "schedule_that_ended", row.path, message)
 
 
@@ -203,11 +203,11 @@ def _kept_slots(tx, rows, params, steps):
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in places]
         seen = [x if name in row.seen else None for name, (_, x) in zip(names, places, strict=True)]
         if kept := row.link.uncoded(treedef.unflatten(seen)):
-            yield Note("hint", "kept_slots", row.path, f"{row.path} stores as they are: {', '.join(kept)}")
+            yield Note("hint", "kept_slots", row.path, f"quantize_state does not quantize {', '.join(kept)}")
 
 
 def _values(rate: Any, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """What a rate is worth at up to 512 steps, first and last ones among them; None where it cannot be told."""
+    """Returns up to 512 steps, including the first and last ones, and a rate's values there; None if unknown."""
     counts = np.unique(np.concatenate([np.arange(min(steps, 16)), np.linspace(0, steps - 1, 496).astype(int)]))
     if not isinstance(rate, Schedule):
         return counts, np.full(counts.shape, rate)

@@ -1,4 +1,4 @@
-"""describe: which leaf goes to which optimizer, and why, as a table."""
+"""describe: shows in a table which leaf goes to which optimizer, and why."""
 
 import dataclasses
 import textwrap
@@ -29,10 +29,10 @@ from .summary import WIDTH, given_to, names_of, shapes_of
 
 
 class Route(NamedTuple):
-    """Where a leaf goes: its `path` and `shape`, the `labels` that partitions give it, outer ones first, and `links`.
+    """The route of a leaf: its `path`, its `shape`, and the `labels` that partitions give it, outer ones first.
 
-    `links`: the transformations that see it, in turn; none for a leaf whose updates stay as they are. `why`: what
-    decided, at each partition or mask: a rule by path, a mask, a function.
+    `links`: the transformations that see it, in order; none for a leaf whose updates stay as they are. `why`: what
+    decided at each partition or mask, such as a path rule, a mask or a function.
     """
 
     path: str
@@ -44,9 +44,9 @@ class Route(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `describe` found; it prints as a table. `routes`: one for each leaf of the params.
+    """The result of `describe`; it prints as a table. `routes`: one for each leaf of the params.
 
-    `notes`: what it is unsure of, such as a leaf that may be a matrix, each with a way to say which it is.
+    `notes`: doubts, such as about a leaf that may be a matrix, each with a way to resolve it.
     """
 
     routes: tuple[Route, ...]
@@ -67,7 +67,7 @@ class Description:
         lines = [_cut("  ".join(c.ljust(n) for c, n in zip(row, widths, strict=True)).rstrip()) for row in cells]
         lines.insert(1, "-" * min(WIDTH, sum(widths) + 6))
         for (_, links), name in names.items():
-            steps = " → ".join(links) or "nothing is done to it"
+            steps = " → ".join(links) or "its updates stay as they are"
             lines += textwrap.wrap(f"{name}: {steps}", WIDTH, subsequent_indent="    ")
         for note in self.notes:
             lines += textwrap.wrap(f"warning: {note}", WIDTH, subsequent_indent="    ", break_long_words=False)
@@ -82,16 +82,16 @@ def _cut(line: str) -> str:
 
 @checked
 def describe(tx: Transformation, params: Tree) -> Description:
-    """Which leaf goes to which optimizer, and why: of `muon` and its kin, `partition`, `masked`, `groups`, nested.
+    """Shows which leaf goes to which optimizer, and why, for `muon` and the like, `partition`, `masked` and `groups`.
 
-    Nothing is computed: the params may be shapes and dtypes (`jax.eval_shape` of what makes them). What links do,
-    keep and cost is what `explain` says.
+    These may be nested. Nothing is computed: the params may be shapes and dtypes (`jax.eval_shape` of the function
+    that makes them). For what links do, store and cost, see `explain`.
 
     Args:
         tx: any transformation.
-        params: the params, or anything of their shapes and dtypes.
+        params: the params, or anything with their shapes and dtypes.
 
-    Returns a `Description`, which prints. Raises what `tx.init` raises, for path rules that match nothing, say.
+    Returns a printable `Description`. Raises whatever `tx.init` raises, for example if path rules match nothing.
 
     >>> import jax.numpy as jnp
     >>> from functional_opt import muon
@@ -114,7 +114,7 @@ def describe(tx: Transformation, params: Tree) -> Description:
 
 
 def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Route], notes: list[str]) -> None:
-    """Adds to the routes of the leaves that a transformation sees what it, or those within it, do to them."""
+    """Adds a transformation, or those inside it, to the routes of the leaves that it sees."""
 
     def note(name: str, **more: Any) -> None:
         old = routes[name]
@@ -122,7 +122,7 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
         routes[name] = old._replace(**new)
 
     inner = children(tx)
-    whole = set(names_of(params)) == set(seen)  # not so where a transformation within another sees other params
+    whole = set(names_of(params)) == set(seen)  # False if an inner transformation sees other params
     if whole and isinstance(tx, partition):
         labels = broadcast_prefix(resolve_labels(tx.param_labels, params), params)
         labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
@@ -154,13 +154,13 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
 
 
 def _by_leaf(values: list, params: Tree) -> dict[str, Any]:
-    """Values in the order of the leaves, None counted as one, by path; without those of None."""
+    """Returns values in leaf order (None counts as a leaf) by path, without those of None."""
     both = zip(named_leaves(params, is_nothing), values, strict=True)
     return {name: x for (name, leaf), x in both if not is_nothing(leaf)}
 
 
 def _doubts(rules: Any, params: Tree) -> list[str]:
-    """What labels, or a rule with norms by place, are unsure of, leaves of one kind together."""
+    """Returns the doubts of labels, or of a rule with norms by role; leaves with the same doubt share one."""
     if not isinstance(rules, LeafSelector | GradientTransformation) or not (said := rules.doubts(params)):
         return []
     shapes = _by_leaf(jax.tree.leaves(params, is_leaf=is_nothing), params)
@@ -176,7 +176,7 @@ def _doubts(rules: Any, params: Tree) -> list[str]:
 
 
 def _reasons(selection: Any, params: Tree, what: str | None) -> dict[str, str]:
-    """Of each leaf what in a mask or in labels decides on it."""
+    """Returns, for each leaf by path, the part of a mask or of labels that decides on it."""
     names = names_of(params)
     if isinstance(selection, LeafSelector):
         return _by_leaf(selection.reasons(params), params)

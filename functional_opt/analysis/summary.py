@@ -1,4 +1,4 @@
-"""explain: what a transformation will do to params, as a table, before anything runs."""
+"""explain: shows in a table what a transformation will do to params, before anything runs."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ COLUMNS = (("link", 42), ("what it does", 40), ("leaves", 9), ("state", 10), ("F
 
 
 class Row(NamedTuple):
-    """A link: where it stands in the transformation, and what it costs.
+    """A link: its place in the transformation, and its cost.
 
     `path`: as in `tx.transforms[0]`. `link`: the transformation. `what`: the first line of its docstring.
-    `leaves`: the paths of the leaves it touches; `seen`: of those it is given. `state_bytes`: of its own
-    state, without that of the links within it. `flops`: of one update with all that is within it; None where
-    XLA does not say. `depth`: how many transformations it is in.
+    `leaves`: the paths of the leaves it changes. `seen`: the paths of the leaves it is given. `state_bytes`: the size
+    of its own state, without that of the links inside it. `flops`: the cost of one update, including the links inside
+    it; None if XLA does not report it. `depth`: the number of transformations around it.
     """
 
     path: str
@@ -43,10 +43,10 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; it prints as a table.
+    """The result of `explain`; it prints as a table.
 
-    `rows`: the links, outer ones first. `leaves`: the paths of all params. `state_bytes`: of the whole state.
-    `flops`: of one update, None where XLA does not say. `notes`: what is likely a mistake, or a hint.
+    `rows`: the links, outer ones first. `leaves`: the paths of all params. `state_bytes`: the size of the entire
+    state. `flops`: the cost of one update; None if XLA does not report it. `notes`: likely mistakes, and hints.
     """
 
     rows: tuple[Row, ...]
@@ -75,19 +75,19 @@ class Explanation:
 
 @checked
 def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Explanation:
-    """What a transformation will do to params: each link, the leaves it touches, its state, its cost, and doubts.
+    """Shows what a transformation will do to params: each link, the leaves it changes, its state and cost, and notes.
 
-    Nothing is computed but schedules at some of the steps: `jax.eval_shape` says what the state takes, and XLA what
-    an update costs.
+    Nothing is computed except schedules at some of the steps: `jax.eval_shape` gives the size of the state, and XLA
+    the cost of an update.
 
     Args:
         tx: any transformation.
-        params: the params, or anything of their shapes and dtypes (`jax.eval_shape` of what makes them).
-        steps: how many updates there will be; with it, a schedule that ends before is noted.
+        params: the params, or anything with their shapes and dtypes (`jax.eval_shape` of what makes them).
+        steps: the number of updates planned; if given, a schedule that ends earlier gets a note.
 
-    Returns an `Explanation`, which prints. Its notes are a "warning" for what is likely a mistake (weight decay with
-    the wrong sign, a clip after Adam, no learning rate or two, a mask or a group without leaves, a schedule of
-    zeros) and a "hint" for what may be one. Raises what `tx.init` raises, for path rules that match nothing, say.
+    Returns a printable `Explanation`. Its notes are a "warning" for a likely mistake (weight decay with the wrong
+    sign, a clip after Adam, no learning rate or two, a mask or a group without leaves, a schedule of zeros) and a
+    "hint" for a possible one. Raises whatever `tx.init` raises, for example if path rules match nothing.
 
     >>> from functional_opt import adam, add_decayed_weights, chain
     >>> params = {"w": np.zeros((8, 4), "float32"), "b": np.zeros(4, "float32")}
@@ -104,7 +104,7 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
 
 
 def size(tree: Tree) -> int:
-    """The bytes of all arrays, or of what will be arrays."""
+    """Returns the size in bytes of all arrays, or of the arrays that shapes describe."""
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
     is_key = lambda x: jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
     leaves = [jax.eval_shape(jax.random.key_data, x) if is_key(x) else x for x in leaves]
@@ -112,7 +112,7 @@ def size(tree: Tree) -> int:
 
 
 def shapes_of(params: Tree) -> Tree:
-    """The shapes and dtypes of the params; None for what is no number, as the functions of a whole model."""
+    """Returns the shapes and dtypes of the params; None for a leaf that is not numeric, such as a function."""
 
     def leaf(x: Any) -> Any:
         if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
@@ -123,7 +123,7 @@ def shapes_of(params: Tree) -> Tree:
 
 
 def names_of(params: Tree) -> tuple[str, ...]:
-    """The path of every leaf."""
+    """Returns the path of every leaf."""
     return tuple(names(params))
 
 
@@ -135,10 +135,10 @@ def _rows(
     named: tuple[str, ...] | None = None,
     stored: Callable = lambda tx: tx,
 ) -> Iterator[Row]:
-    """The rows of a transformation and of those within it.
+    """Yields the rows of a transformation and of those inside it.
 
-    `named`: where its params are not leaves of the params. `stored`: makes of a transformation one whose state is as
-    it is stored, where one around it, such as `quantize_state`, stores it otherwise.
+    `named`: the paths to use if it gets other leaves than the params. `stored`: returns a variant of a transformation
+    whose state has the form in which an outer transformation, such as `quantize_state`, stores it.
     """
     tx = tx.resolved_for(params)
     touched = seen = names_of(params) if named is None else named
@@ -161,7 +161,7 @@ def _rows(
 
 
 def given_to(tx: Any, params: Tree) -> list[Tree]:
-    """The params that `tx` gives to each transformation within it: some of them, or in other shapes."""
+    """Returns the params that `tx` gives to each transformation inside it, which may be some, or in other shapes."""
     given: list[Tree] = [params] * len(children(tx))
     places = iter(range(len(given)))
 
@@ -169,7 +169,7 @@ def given_to(tx: Any, params: Tree) -> list[Tree]:
         i = next(places)
 
         def init(params):
-            if not isinstance(params, AllParams):  # a question where the slots are
+            if not isinstance(params, AllParams):  # with `AllParams`, `init` only locates the slots
                 given[i] = shapes_of(params)
             return child.init(params)
 
@@ -180,7 +180,7 @@ def given_to(tx: Any, params: Tree) -> list[Tree]:
 
 
 def _flops(tx: Any, params: Tree) -> float | None:
-    """Of one update, by XLA's count, which is not there for what needs more arguments or a mesh."""
+    """Returns XLA's count for one update; None if `update` needs more arguments or a mesh."""
     with contextlib.suppress(Exception):
         state = jax.eval_shape(tx.init, params)
         cost: Any = jax.jit(tx.update).lower(params, state, params).cost_analysis()

@@ -1,1 +1,1 @@
-"""Values, leaves, transformations, schedules and slots: all else builds on them, and they know no algorithm."""
+"""The foundation of the library: values, leaves, transformations, schedules and slots. It contains no algorithms."""

@@ -1,4 +1,4 @@
-"""apply_updates, incremental_update, periodic_update: new params from updates or from other params."""
+"""apply_updates, incremental_update, periodic_update: compute new params from updates or from other params."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from .leaves import Tree, add, cast_like, is_nothing, paths, widen, zip_leaves
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """`params + updates`, leaf by leaf, in the dtype of the params.
+    """Returns `params + updates`, leaf by leaf, in the dtype of the params.
 
     A leaf whose update is None stays as it is. 16-bit leaves are added in float32 and rounded once.
-    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ, TypeError if the
+    Raises ValueError, naming the leaf, if the trees or the shapes of two leaves differ, and TypeError if the
     update of a real leaf is complex.
 
     >>> apply_updates({"w": jnp.ones(2), "b": jnp.zeros(1)}, {"w": jnp.full(2, 0.5), "b": None})["w"].tolist()
@@ -28,21 +28,21 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 
 
 def _added(p: Any, u: Any) -> Any:
-    known = kernels.known_sum(p, u)  # a step that ran natively made the new params itself
+    known = kernels.known_sum(p, u)  # a native step has already computed the new params
     return add(p, u) if known is None else known
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> Tree:
-    """step_size · new + (1 − step_size) · old, leaf by leaf: one step of a running mean.
+    """Returns step_size · new + (1 − step_size) · old, leaf by leaf: one step of a running mean.
 
-    Arithmetic is in float32; the result has the dtypes of `old_tensors`. Where `new_tensors` is None the old
-    leaf stays.
+    Arithmetic is in float32; the result has the dtypes of `old_tensors`. Where `new_tensors` is None, the old
+    leaf is kept.
 
     Args:
-        new_tensors, old_tensors: trees of one structure.
-        step_size: a number in [0, 1], small to change slowly.
+        new_tensors, old_tensors: trees with the same structure.
+        step_size: a number in [0, 1]; the smaller it is, the slower the change.
 
-    Raises ValueError, naming the leaf, where the trees differ.
+    Raises ValueError, naming the leaf, if the trees differ.
 
     Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4).
 
@@ -53,12 +53,12 @@ def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> 
 
 
 def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_period: Any) -> Tree:
-    """The new tensors at every `update_period`-th step (steps % update_period == 0), the old ones otherwise.
+    """Returns the new tensors at every `update_period`-th step (steps % update_period == 0), else the old ones.
 
     Args:
         new_tensors, old_tensors: as in `incremental_update`.
         steps: the step count.
-        update_period: a whole number ≥ 1.
+        update_period: an integer ≥ 1.
 
     Grill et al. 2020, arXiv:2006.07733.
 

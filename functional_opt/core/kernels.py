@@ -1,7 +1,7 @@
-"""Where kernels plug in: how a transformation describes its work, and the calls that a kernel may serve.
+"""The interface to kernels: how a transformation describes its work, and the calls that a kernel may serve.
 
-The core knows no kernel. `functional_opt.native` installs its own here when the package is imported; until then, and
-wherever they do not apply, XLA does the work.
+The core contains no kernels. `functional_opt.native` installs its own here when the package is imported; until then,
+and wherever they do not apply, XLA does the work.
 """
 
 import weakref
@@ -17,10 +17,10 @@ from .leaves import Tree
 class StoredSlot(NamedTuple):
     """One leaf of a slot as it is stored.
 
-    data: the array, of numbers or of codes.
+    data: an array of numbers or of codes.
     kind: its dtype's name, or the format of its codes.
     shape: the shape of the numbers.
-    scale: the largest |x| of every block of a row, blocks on the last axis; None where `data` holds the numbers.
+    scale: the largest |x| in each block of a row, with the blocks on the last axis; None if `data` holds the numbers.
     """
 
     data: Any
@@ -35,7 +35,7 @@ class StoredSlot(NamedTuple):
 
 
 class CodedSlots(NamedTuple):
-    """A tree of slots in codes; `describe(x, scale)` returns the `StoredSlot` for leaves of `data` and `scales`."""
+    """A tree of slots stored as codes; `describe(x, scale)` returns the `StoredSlot` of a leaf and its scale."""
 
     data: Tree
     scales: Tree
@@ -43,15 +43,15 @@ class CodedSlots(NamedTuple):
 
 
 class KernelOp(NamedTuple):
-    """One elementwise operation on the updates, by the name it has in `native/cpp/rules.h`.
+    """One elementwise operation on the updates, named as in `native/cpp/rules.h`.
 
     name: "scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion", "rms", "rms_outside", "rss" or
         "rss_outside".
-    scalars: the numbers it reads, float32 or Python's, computed by the same expressions as in `update`; a NamedTuple
-        such as `AdamScalars` where there are several.
+    scalars: the numbers it reads, as float32 arrays or Python numbers, computed by the same expressions as in
+        `update`; a NamedTuple such as `AdamScalars` if there are several.
     slots: the trees of the state that it reads and replaces, or `CodedSlots`.
-    only: a tree of bools, the leaves it applies to; None for all.
-    squares: for a scale by the global norm, the function from Σ|g|² of each leaf and the scalar to the factor.
+    only: a tree of bools that selects the leaves it applies to; None for all.
+    squares: for scaling by the global norm, the function from Σ|g|² of each leaf and the scalar to the factor.
     """
 
     name: str
@@ -108,7 +108,7 @@ def operations_of(tx: Any, state: Any, params: Any) -> tuple[KernelOp, ...] | No
 
 
 def operations_in_turn(transforms: tuple, states: Any, params: Any) -> tuple[KernelOp, ...] | None:
-    """Returns the operations of a chain, those of nested chains included; None if a link has none."""
+    """Returns the operations of a chain, including those of nested chains; None if a link has none."""
     if not (isinstance(states, tuple) and len(states) == len(transforms)):
         return None
     found: list[KernelOp] = []
@@ -133,7 +133,7 @@ class Kernels(Protocol):
 
 
 class XLA:
-    """No kernels: XLA compiles the function as it is."""
+    """The default, without kernels: XLA compiles the function as it is."""
 
     def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
         del tx
@@ -147,7 +147,7 @@ _installed: list[Kernels] = [XLA()]
 
 
 def install(kernels: Kernels) -> None:
-    """Lets these kernels serve the calls from now on, whatever was installed before."""
+    """Makes these kernels serve all later calls, in place of any installed before."""
     _installed[:] = [kernels]
 
 
@@ -161,7 +161,7 @@ def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Arra
     return _installed[0].newton_schulz(x, rows, pure)
 
 
-# New params that a step computed together with its updates, for `apply_updates` to pick up.
+# New params that a step computed together with its updates; `apply_updates` looks them up here.
 _sums: dict[int, tuple[weakref.ref, Any, Any]] = {}
 
 

@@ -1,6 +1,6 @@
-"""Pytrees of arrays: a multi-output map with None and dtype rules, slots, casts.
+"""Functions on pytrees of arrays: a map with several outputs and with rules for None and dtypes, slots, and casts.
 
-Errors here are raised while tracing and name the leaf by its path, as `['dense']['bias']`.
+Errors here are raised while tracing and name the leaf by its path, such as `['dense']['bias']`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,29 +12,28 @@ import numpy as np
 from jax import core
 
 Tree = Any
-"""A pytree; its leaves are arrays, or None where there is nothing."""
+"""A pytree whose leaves are arrays, or None for no value."""
 
 _FOREIGN = (int, float, complex, np.ndarray, np.generic)
 
 MANY = 32
-"""So many leaves are worth a rule that is traced once for those that are alike."""
+"""From this number of leaves on, it pays to trace a rule only once for leaves that are alike."""
 
 
 def map_leaves(
     fn: Callable, updates: Tree, *slots: Tree, read: Sequence[Tree] = (), params: Tree = None, same_shape: bool = True
 ) -> Any:
-    """Maps a rule on one leaf over whole trees, with as many results as the rule has.
+    """Maps a rule for one leaf over trees; returns as many trees as the rule has results.
 
-    `fn(u, *slots, *read)` gives `(u, *slots)`, or just `u` where there are no slots. Around the rule,
-    for every leaf:
+    `fn(u, *slots, *read)` returns `(u, *slots)`, or just `u` if there are no slots. For every leaf:
 
     - None in `updates` means no update: the result is None and the slots stay as they are;
     - 16-bit values are widened to float32 before the rule runs;
-    - what comes out is cast back: each slot to its dtype, `u` to that of `params` if given, else its own.
+    - results are cast back: each slot to its dtype, `u` to that of `params` if given, else to its own.
 
-    The rule is a function of its arguments alone: it may run once for leaves that are alike.
+    The rule must depend on its arguments only: it may be traced once for several leaves that are alike.
 
-    Raises ValueError or TypeError naming the first leaf that does not fit.
+    Raises ValueError or TypeError, naming the first leaf that does not fit.
 
     >>> halve = lambda u, m: (u + m, m / 2)
     >>> grads, mu = {"w": jnp.ones(2), "b": None}, {"w": jnp.ones(2), "b": jnp.ones(1)}
@@ -61,8 +60,8 @@ def map_leaves(
                     raise
                 kept = [np.shape(x) for x in row[1:n]]
                 raise ValueError(
-                    f"updates{_path(updates, i)} has shape {np.shape(row[0])}, which the optimizer state there "
-                    f"does not fit, of shapes {kept}; if that is of other params, start from tx.init(params): {e}"
+                    f"updates{_path(updates, i)} has shape {np.shape(row[0])}, but the optimizer state has shapes "
+                    f"{kept} there; if that state was made for other params, start from tx.init(params): {e}"
                 ) from e
             results = results if slots else (results,)
             targets = (row[-1] if like else row[0], *row[1:n])
@@ -74,10 +73,10 @@ def map_leaves(
 
 
 def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = True) -> tuple[Any, list[tuple]]:
-    """The structure of the first tree, None counted as a leaf, and the leaves of all trees side by side.
+    """Returns the structure of the first tree (None counts as a leaf), and the leaves of all trees side by side.
 
-    Where the first tree has None the others may have anything. Raises ValueError otherwise, naming the
-    leaf, if a tree has another structure or (with `same_shape`) a leaf another shape.
+    Where the first tree has None, the others may have anything. Otherwise raises ValueError, naming the leaf, if
+    the structures of two trees or (with `same_shape`) the shapes of two leaves differ.
     """
     first, *rest = trees
     leaves, treedef = jax.tree.flatten(first, is_leaf=is_nothing)
@@ -93,7 +92,7 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
             continue
         shape = np.shape(as_array(row[0], lambda i=i: names[0] + _path(first, i)))
         for x, name in zip(row[1:], names[1:], strict=True):
-            if isinstance(x, str | bytes):  # which NumPy counts among scalars
+            if isinstance(x, str | bytes):  # NumPy counts these as scalars
                 as_array(x, lambda i=i, name=name: name + _path(first, i))
             if x is None or not hasattr(x, "dtype") and not np.isscalar(x):
                 what = "no leaf" if x is None else f"a {type(x).__name__}"
@@ -105,17 +104,17 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
 
 
 def is_nothing(x: Any) -> bool:
-    """Whether a leaf of a gradient means "no update": None, or JAX's float0 of an integer input."""
+    """Returns whether a leaf of a gradient means "no update": None, or JAX's float0 for an integer input."""
     return x is None or getattr(x, "dtype", None) == jax.dtypes.float0
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether an array or number is floating or complex, so that there can be a gradient of it."""
+    """Returns whether an array or number is floating or complex, so that it can have a gradient."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def as_array(x: Any, where: Callable[[], str]) -> Any:
-    """An array as it is, a Python number as one; TypeError for anything else."""
+    """Returns an array as it is and a Python number as an array; raises TypeError for anything else."""
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return x
     try:
@@ -134,7 +133,7 @@ def _check_inexact(x: Any, path: Callable[[], str]) -> None:
 
 
 def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
-    """The path of every leaf, as `['dense']['bias']`."""
+    """Returns the path of every leaf, such as `['dense']['bias']`."""
     return [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf)]
 
 
@@ -143,7 +142,7 @@ def _path(tree: Tree, i: int) -> str:
 
 
 def _mismatch(first: Tree, second: Tree, first_name: str, second_name: str) -> str:
-    """Says where two trees part: the first leaf that only one of them has."""
+    """Describes where two trees differ: the first leaf that only one of them has."""
     a, b = paths(first, is_nothing), paths(second, is_nothing)
     shapes = dict(zip(b, map(np.shape, jax.tree.leaves(second, is_leaf=is_nothing)), strict=True))
     if missing := [p for p in b if p not in set(a)]:
@@ -152,14 +151,14 @@ def _mismatch(first: Tree, second: Tree, first_name: str, second_name: str) -> s
     if extra := [p for p in a if p not in set(b)]:
         return f"{first_name} has a leaf at {extra[0] or 'the root'}, where {second_name} has none"
     kinds = [jax.tree.structure(t, is_leaf=is_nothing) for t in (first, second)]
-    return f"{first_name} and {second_name} are made of other containers: {kinds[0]} and {kinds[1]}"
+    return f"{first_name} and {second_name} have different containers: {kinds[0]} and {kinds[1]}"
 
 
 # Dtypes
 
 
 def widen(x: Any) -> Any:
-    """A 16-bit (or smaller) float as float32, any other array as it is; a number, or NumPy's array, as JAX's."""
+    """Widens a float of at most 16 bits to float32, and makes a number or a NumPy array one of JAX's."""
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
         return jnp.asarray(x, jnp.float32)
@@ -167,33 +166,33 @@ def widen(x: Any) -> Any:
 
 
 def widen_tree(tree: Tree, name: str) -> Tree:
-    """`widen` on every leaf. Raises TypeError, naming it, for a leaf that is no array."""
+    """Applies `widen` to every leaf. Raises TypeError, naming the leaf, for one that is not an array."""
     return map_with_path(lambda path, x: x if is_nothing(x) else widen(as_array(x, lambda: name + path())), tree)
 
 
 def widen_params(params: Tree) -> Tree:
-    """`widen` on every array of the params. A leaf that is none, of a whole model, say, stays as it is."""
+    """Applies `widen` to every array of the params. Other leaves, such as functions in a model, stay as they are."""
     return jax.tree.map(lambda x: widen(x) if hasattr(x, "dtype") and not is_nothing(x) else x, params)
 
 
 def map_with_path(fn: Callable[[Callable[[], str], Any], Any], tree: Tree) -> Tree:
-    """`jax.tree.map` of a function that also gets a way to find the leaf's path, for its errors."""
+    """Maps a function as `jax.tree.map` does; the function also gets one that returns the leaf's path, for errors."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten([fn(lambda i=i: paths(tree)[i], x) for i, x in enumerate(leaves)])
 
 
 def cast_like(x: Any, like: Any) -> jax.Array:
-    """`x` in the dtype of `like`."""
+    """Returns `x` in the dtype of `like`."""
     return jnp.asarray(x, jnp.result_type(like))
 
 
 def add(x: Any, u: Any) -> jax.Array:
-    """`x + u` in the dtype of `x`, added in float32 where that has 16 bits."""
+    """Returns `x + u` in the dtype of `x`; 16-bit values are added in float32."""
     return cast_like(widen(x) + widen(u), x)
 
 
 def cast_tree_like(tree: Tree, like: Tree) -> Tree:
-    """Every array in the dtype of its counterpart; trees that do not correspond are left as they are."""
+    """Casts every array to the dtype of its counterpart; returns a tree of another structure as it is."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
     try:
         targets = treedef.flatten_up_to(like)
@@ -208,9 +207,9 @@ def cast_tree_like(tree: Tree, like: Tree) -> Tree:
 
 
 def full_like(tree: Tree, fill: Any, dtype: Any = None, real: bool = False) -> Tree:
-    """Slots for `tree`: leaves of its shapes, filled; what is stored for 16-bit leaves is float32.
+    """Returns slots for `tree`: leaves of its shapes, filled with a value; slots for 16-bit leaves are float32.
 
-    `dtype` stores real leaves otherwise. With `real` the slot of a complex leaf is real, as for |g|².
+    `dtype` sets another dtype for real slots. With `real`, the slot of a complex leaf is real, as for |g|².
 
     >>> full_like({"w": jnp.ones(2, "bfloat16")}, 0.0)["w"].dtype, full_like(jnp.ones(2), 0.0, "bfloat16").dtype
     (dtype('float32'), dtype(bfloat16))
@@ -230,12 +229,12 @@ def full_like(tree: Tree, fill: Any, dtype: Any = None, real: bool = False) -> T
 
 
 def zeros_like(tree: Tree, dtype: Any = None, real: bool = False) -> Tree:
-    """`full_like` with zeros."""
+    """Returns `full_like(tree, 0, ...)`."""
     return full_like(tree, 0, dtype, real)
 
 
 def copy_of(tree: Tree, dtype: Any = None) -> Tree:
-    """Slots that start as the leaves of `tree`, in buffers of their own; as zeros where these are only shapes."""
+    """Returns slots that start as copies of the leaves of `tree`, in their own buffers; zeros for mere shapes."""
 
     def leaf(slot, x):
         return slot if isinstance(x, jax.ShapeDtypeStruct) else slot + cast_like(x, slot)

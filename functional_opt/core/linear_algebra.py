@@ -1,4 +1,4 @@
-"""power_iteration, matrix_inverse_pth_root: the largest eigenvalue, and roots, of a matrix."""
+"""power_iteration, matrix_inverse_pth_root: compute the largest eigenvalue and the inverse roots of a matrix."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ def power_iteration(
     precision: Any = HIGHEST,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Tree]:
-    """The eigenvalue of largest magnitude of a symmetric matrix, and its eigenvector.
+    """Returns the eigenvalue of largest magnitude of a symmetric matrix, and its eigenvector.
 
-    v ← A·v / ‖A·v‖, λ = ⟨v, A·v⟩. It ends when ‖A·v − λ·v‖ ≤ error_tolerance · |λ|. In float32 or wider.
+    v ← A·v / ‖A·v‖, λ = ⟨v, A·v⟩. Stops when ‖A·v − λ·v‖ ≤ error_tolerance · |λ|. Computes in float32 or wider.
 
     Args:
-        matrix: of shape (n, n), or a function v → A·v of trees like v0.
-        v0: where to start; with a function it must be given. If None, uniform in [−1, 1].
-        num_iters: the most products with the matrix after the first.
-        precision: of those products, where matrix is an array.
-        key: of the random v0; `jax.random.key(0)` if None.
+        matrix: an array of shape (n, n), or a function v → A·v on trees like v0.
+        v0: the start vector, required if matrix is a function. If None, uniform in [−1, 1].
+        num_iters: the maximum number of products with the matrix after the first.
+        precision: the precision of those products, if matrix is an array.
+        key: the key for a random v0; `jax.random.key(0)` if None.
 
     Raises ValueError for a function without v0, and for an array that is not square.
 
@@ -44,7 +44,7 @@ def power_iteration(
     """
     if callable(matrix):
         if v0 is None:
-            raise ValueError("v0 must be given where matrix is a function: a tree like what it takes")
+            raise ValueError("v0 must be given if matrix is a function: a tree like its argument")
         product = matrix
     else:
         matrix = _square(matrix)
@@ -79,23 +79,24 @@ def matrix_inverse_pth_root(
     error_tolerance: NonNegative = 1e-6,
     precision: Any = HIGHEST,
 ) -> tuple[jax.Array, jax.Array]:
-    """A^(−1/p) of a symmetric matrix without negative eigenvalues, from products alone, as accelerators like it.
+    """Computes A^(−1/p) of a symmetric matrix without negative eigenvalues by products only, to suit accelerators.
 
     A ← A + ridge_epsilon·λ·I with λ its largest eigenvalue; M = z·A, X = z^(1/p)·I with z = (1 + p)/(2·‖A‖);
     then T = ((p + 1)·I − M)/p, X ← X·T, M ← Tᵖ·M until M is I, to error_tolerance in every element.
 
     Args:
-        matrix: of shape (n, n).
-        p: a whole number ≥ 1, not traced.
-        num_iters: the most steps. They also end where M goes away from I, for want of digits; X is then the best one.
-        precision: of the products.
+        matrix: an array of shape (n, n).
+        p: an integer ≥ 1, not traced.
+        num_iters: the maximum number of steps. The iteration also stops when rounding errors move M away from I; X is
+            then the best one found.
+        precision: the precision of the products.
 
-    Returns X and the largest element of |M − I|. X is NaN for a matrix of zeros. Raises ValueError for what is not
-    square.
+    Returns X and the largest element of |M − I|. X is NaN for a matrix of zeros. Raises ValueError for a matrix that
+    is not square.
 
     Higham 2008, Functions of Matrices, eq. 7.18; Anil et al. 2021, arXiv:2002.09018.
 
-    Differs from Optax 0.2.8, which is wrong where p is no power of 2: for p = 6 by up to a third.
+    Differs from Optax 0.2.8, whose result is wrong if p is not a power of 2: for p = 6 by up to a third.
 
     >>> root, error = matrix_inverse_pth_root(jnp.diag(jnp.array([16.0, 1.0])), 4)
     >>> root.round(3).tolist(), bool(error < 1e-6)
@@ -141,7 +142,7 @@ def _dot(x: jax.Array, y: jax.Array, precision: Any) -> jax.Array:
 
 
 def _power(x: jax.Array, p: int, precision: Any) -> jax.Array:
-    """xᵖ by squaring."""
+    """Returns xᵖ by repeated squaring."""
     if p == 1:
         return x
     half = _power(x, p // 2, precision)

@@ -1,6 +1,6 @@
-"""Trees of model libraries: boxes that are no part of a path, modules that are callable and yet trees.
+"""Handles trees from model libraries: boxes, which are not part of a path, and modules, which are callable trees.
 
-Nothing here imports such a library: a box and a module are known by what they look like.
+Nothing here imports such a library: boxes and modules are recognized by their attributes.
 """
 
 import functools
@@ -14,12 +14,12 @@ from .value import is_value
 
 
 def is_box(x: Any) -> bool:
-    """Whether x keeps an array with metadata: a variable of nnx, `nn.Partitioned` and its kin."""
+    """Returns whether x holds an array with metadata: a variable of nnx, `nn.Partitioned` and the like."""
     return hasattr(type(x), "replace_boxed") or hasattr(type(x), "get_metadata")
 
 
 def children_of(node: Any) -> list[Any]:
-    """Returns the children of a pytree node, of any kind; none of a leaf.
+    """Returns the children of a pytree node of any kind; an empty list for a leaf.
 
     >>> children_of({"a": (1, 2), "b": None}), below(3)
     ([(1, 2), None], [])
@@ -29,7 +29,7 @@ def children_of(node: Any) -> list[Any]:
 
 
 def unboxed(tree: Tree) -> Tree:
-    """Returns the tree with the contents of all its boxes in their place; the same object if there are none."""
+    """Returns the tree with every box replaced by its contents; the same object if there are no boxes."""
     if not any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box))):
         return tree
 
@@ -40,7 +40,7 @@ def unboxed(tree: Tree) -> Tree:
 
 
 def boxed_like(tree: Tree, like: Tree) -> Tree:
-    """Returns a tree of the structure of `unboxed(like)` in boxes as `like` has them; any other as it is."""
+    """Puts a tree with the structure of `unboxed(like)` into the boxes of `like`; returns any other tree as it is."""
     bare = unboxed(like)
     if bare is like or jax.tree.structure(bare) != jax.tree.structure(tree):
         return tree
@@ -48,7 +48,7 @@ def boxed_like(tree: Tree, like: Tree) -> Tree:
 
 
 def names(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
-    """The path of every leaf as its owner writes it, `encoder/layer_0/bias`, without the boxes that leaves are in.
+    """Returns the path of every leaf as users write it, such as `encoder/layer_0/bias`, without boxes.
 
     >>> names({"layers": [{"w": 1.0}, {"w": 2.0}], "value": 3.0})
     ['layers/0/w', 'layers/1/w', 'value']
@@ -57,7 +57,7 @@ def names(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]
 
 
 def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
-    """Every leaf with its path, in the order of `jax.tree.leaves`. See `names`."""
+    """Returns every leaf with its path, in the order of `jax.tree.leaves`. See `names`."""
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in _walk(tree, is_leaf)]
 
 
@@ -78,10 +78,10 @@ def _walk(tree: Tree, is_leaf: Callable[[Any], bool] | None) -> list[tuple[tuple
 
 
 def is_function(x: Any) -> bool:
-    """Whether x is a function that is to be called, and no tree: modules of Equinox and Flax are callable, too.
+    """Returns whether x is a function to call rather than a tree; modules of Equinox and Flax are callable trees.
 
-    Callables that JAX takes for a leaf are functions, and so are partial functions, wrappers of a function such as
-    those of `equinox.filter_jit`, the library's own values, and modules that hold nothing but functions.
+    Functions are callables that JAX treats as leaves, partial functions, wrappers of a function such as those of
+    `equinox.filter_jit`, the library's own values, and modules that hold only functions.
 
     >>> is_function(len), is_function(functools.partial(max, 1)), is_function({"w": True})
     (True, True, False)
@@ -94,15 +94,15 @@ def is_function(x: Any) -> bool:
 
 
 def matching(params: Tree, slots: Tree) -> Tree:
-    """The params as `init` saw them: None where a slot is None."""
+    """Returns the params as `init` saw them: None where a slot is None."""
     return jax.tree.map(lambda slot, p: None if slot is None else p, slots, params, is_leaf=is_nothing)
 
 
 def differentiable(params: Tree, updates: Tree) -> tuple[list[Any], Callable[[list], Tree], Callable[[list], Tree]]:
-    """The leaves that a loss can be differentiated by, and two functions that take others in their place.
+    """Returns the leaves by which a loss can be differentiated, and two functions that put new values in their place.
 
-    The first puts them among the rest of the params, the second among None. A leaf that has no update and is no
-    floating or complex array is a constant of the loss.
+    The first function returns the new values with the rest of the params, the second with None elsewhere. A leaf that
+    has no update and is not a floating or complex array is a constant of the loss.
     """
     leaves, treedef = jax.tree.flatten(params)
     seen = treedef.flatten_up_to(visible(params, updates))
@@ -117,9 +117,9 @@ def differentiable(params: Tree, updates: Tree) -> tuple[list[Any], Callable[[li
 
 
 def visible(params: Tree, updates: Tree) -> Tree:
-    """The params as masks, labels and the like see them: None for what is no array where the update is None.
+    """Returns the params as masks and labels see them: None for a leaf that is not an array and has no update.
 
-    A step may be given a whole model, activation functions among its leaves, where `init` was given its arrays.
+    A step may get an entire model, with activation functions among its leaves, although `init` got only the arrays.
     """
     if all(hasattr(x, "shape") for x in jax.tree.leaves(params)):
         return params
@@ -129,5 +129,5 @@ def visible(params: Tree, updates: Tree) -> Tree:
 
     try:
         return jax.tree.map(leaf, updates, params, is_leaf=is_nothing)
-    except (ValueError, TypeError):  # trees that do not correspond, which others refuse in words
+    except (ValueError, TypeError):  # the trees do not correspond; a later check raises an error that says how
         return params

@@ -1,4 +1,4 @@
-"""safe_norm, safe_root_mean_squares, safe_increment: numbers whose derivatives and limits are safe."""
+"""safe_norm, safe_root_mean_squares, safe_increment: norms with finite derivatives, and a count without overflow."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .norms import abs_sq, safe_sqrt
 
 
 def safe_increment(count: Any) -> jax.Array:
-    """`count + 1` in the dtype of the count, staying at the largest number that dtype has.
+    """Returns `count + 1` in the dtype of the count; stops at the largest number of that dtype.
 
     >>> int(safe_increment(jnp.int8(126))), int(safe_increment(jnp.int8(127)))
     (127, 127)
@@ -26,15 +26,15 @@ def safe_increment(count: Any) -> jax.Array:
 
 
 safe_int32_increment = safe_increment
-"""Optax's old name of `safe_increment`."""
+"""Optax's old name for `safe_increment`."""
 
 
 def safe_norm(x: Any, min_norm: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> jax.Array:
-    """max(‖x‖, min_norm), with derivative 0 where it is `min_norm`, also at x = 0.
+    """Returns max(‖x‖, min_norm), with derivative 0 where the result is `min_norm`, even at x = 0.
 
     Args:
-        x: an array; 16-bit ones are summed in float32.
-        min_norm: the least result.
+        x: an array; 16-bit arrays are summed in float32.
+        min_norm: the smallest result.
         ord, axis, keepdims: as in `jnp.linalg.norm`.
 
     >>> float(safe_norm(jnp.array([3.0, 4.0]), 0.0)), jax.grad(safe_norm)(jnp.zeros(2), 0.0).tolist()
@@ -48,7 +48,7 @@ def safe_norm(x: Any, min_norm: Any, ord: Any = None, axis: Any = None, keepdims
 
 
 def safe_root_mean_squares(x: Any, min_rms: Any) -> jax.Array:
-    """max(√(mean |x|²), min_rms), with derivative 0 where it is `min_rms`; summed in float32.
+    """Returns max(√(mean |x|²), min_rms), with derivative 0 where the result is `min_rms`; sums in float32.
 
     >>> float(safe_root_mean_squares(jnp.array([3.0, -3.0]), 0.0))
     3.0

@@ -1,15 +1,15 @@
-"""Rules by path into a pytree, for masks and labels.
+"""Rules that select the leaves of a pytree by path, for masks and labels.
 
-A path is written `encoder/layer_0/bias`, without the boxes that leaves are in: `bias` in an `nnx.Variable` or an
-`nn.Partitioned` has the path that it has alone. A rule's pattern matches the end of a path, one `*` or name a
-part and `**` any number of parts; a leading `/` ties it to the root:
+A path is written `encoder/layer_0/bias`, without the boxes that hold the leaves: a `bias` in an `nnx.Variable` or an
+`nn.Partitioned` has the same path as a bare one. A pattern matches the end of a path. A name or `*` matches one part,
+and `**` matches any number of parts; a leading `/` anchors the pattern at the root:
 
 ==================  =========================================================
 `bias`              every leaf named bias
-`*/bias`            the same, but not a bias that stands at the root itself
+`*/bias`            the same, except for a bias at the root itself
 `encoder/**`        everything below an `encoder`, at any depth
 `/head/kernel`      that one leaf
-`norm_[0-9]/*`      within a part, the wildcards of `fnmatch`
+`norm_[0-9]/*`      inside a part, the wildcards of `fnmatch`
 ==================  =========================================================
 """
 
@@ -29,12 +29,12 @@ from .value import Static, value
 
 
 class MaskedNode(NamedTuple):
-    """Stands where a masked transformation sees no leaf."""
+    """Takes the place of a leaf that is hidden from a masked transformation."""
 
 
 @jax.tree_util.register_static
 class AllParams:
-    """A tree without leaves that stands for the params as a whole, to find where a state holds what is like them."""
+    """A tree without leaves that stands for all params, to find the parts of a state that are shaped like them."""
 
     def __eq__(self, other):
         return isinstance(other, AllParams)
@@ -49,12 +49,12 @@ def _is_place(x: Any) -> bool:
 
 @value
 class PathRules:
-    """Values by path pattern, the first match wins: `PathRules({"*/bias": False, "head/**": True})`.
+    """Assigns values by path pattern; the first match wins: `PathRules({"*/bias": False, "head/**": True})`.
 
-    A dict whose keys have a `*` may stand for this wherever a mask or labels are taken; write the class
-    where no key has one. `resolve(tree)` gives the values in the shape of `tree`.
+    A mask or labels may also be a plain dict, which is read as path rules if one of its keys has a `*`. If no key
+    has one, use this class. `resolve(tree)` returns the values in the structure of `tree`.
 
-    Raises ValueError if a rule matches no leaf (naming the nearest paths) or a leaf matches no rule and
+    Raises ValueError if a rule matches no leaf (naming the nearest paths), or if a leaf matches no rule and
     there is no default.
 
     >>> params = {"dense": {"kernel": 1.0, "bias": 0.0}, "head": {"bias": 0.0}}
@@ -71,17 +71,17 @@ class PathRules:
         return jax.tree.structure(tree, is_leaf=_is_place).unflatten(self.of_each(tree, default))
 
     def of_each(self, tree: Tree, default: Any = None) -> list[Any]:
-        """The value of every leaf, None and `MaskedNode` counted as leaves."""
+        """Returns the value of every leaf; None and `MaskedNode` count as leaves."""
         places = named_leaves(tree, is_leaf=_is_place)
         names, used, values = [name for name, _ in places], set(), []
         for name, leaf in places:
             hits = [(pattern, v) for pattern, v in self.rules if matches(pattern, name)]
             used.update(pattern for pattern, _ in hits)
-            if isinstance(leaf, MaskedNode):  # out of sight here, but a rule that names it is not a mistake
+            if isinstance(leaf, MaskedNode):  # hidden from this transformation, but a rule may still name it
                 values.append(leaf)
                 continue
             if not hits and default is None:
-                raise ValueError(f"no rule matches {name!r}; add a last rule '**' for all that is left")
+                raise ValueError(f"no rule matches {name!r}; add a last rule '**' for all other leaves")
             values.append(hits[0][1] if hits else default)
         for pattern, _ in self.rules:
             if names and pattern not in used and pattern != "**":
@@ -94,7 +94,7 @@ class PathRules:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a path written with `/`.
+    """Returns whether a pattern matches a path written with `/`.
 
     >>> matches("*/bias", "encoder/layer_0/bias"), matches("/*/bias", "encoder/layer_0/bias")
     (True, False)
@@ -115,7 +115,7 @@ def _match(pattern: list[str], path: list[str]) -> bool:
 
 @value
 class Frozen:
-    """A pytree of plain values (bools, labels) held as structure: hashable and never traced."""
+    """Holds a pytree of plain values (bools, labels) as structure: hashable and never traced."""
 
     leaves: Static[tuple]
     treedef: Static[Any]
@@ -135,26 +135,26 @@ class LeafSelector:
         raise NotImplementedError
 
     def reasons(self, params: Tree) -> list[str]:
-        """Returns for each leaf, None counted as one, what decided on it; `describe` prints it."""
+        """Returns what decided the label of each leaf (None counts as a leaf); `describe` prints it."""
         raise NotImplementedError
 
     def doubts(self, params: Tree) -> list[str]:
-        """Returns for each leaf a doubt, or "", as `GradientTransformation.doubts`."""
+        """Returns a doubt, or "", for each leaf, like `GradientTransformation.doubts`."""
         return []
 
     def informed(self, tx: Any, params: Tree) -> Any:
-        """Returns a transformation of `partition` with what the labels know of the leaves filled in."""
+        """Returns `tx`, a transformation of `partition`, with what the labels know about the leaves filled in."""
         del params
         return tx
 
 
 def are_rules(x: Any) -> bool:
-    """Whether a dict stands for path rules."""
+    """Returns whether x is a dict that is read as path rules."""
     return isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str))
 
 
 def _selection(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> Any:
-    """A mask or labels as given, in a hashable form; `leaf` checks each value."""
+    """Returns a mask or labels in a hashable form; `leaf` checks each value."""
     return x if x is None or is_function(x) else _tree_or_rules(name, x, leaf)
 
 
@@ -182,21 +182,21 @@ def _label_leaf(name: str, x: Any) -> Any:
 
 
 Mask = Annotated[Any, Convert(lambda name, x: _selection(name, x, _mask_leaf), "mask")]
-"""A tree of bools (or a prefix of one), a function from params to one, or path rules. True: transformed.
+"""A tree of bools (or a prefix of one), a function from params to one, or path rules. True means transformed.
 
-Leaves that no rule of a mask matches are the opposite of the rules where these all say the same, so
-`{"*/bias": False}` is all but the biases and `{"*/kernel": True}` the kernels only.
+If all rules of a mask have the same value, leaves that no rule matches get the opposite value:
+`{"*/bias": False}` selects all leaves except the biases, and `{"*/kernel": True}` only the kernels.
 """
 
 MaskOrFn = Tree | Callable[[Tree], Tree]
-"""Optax's name of a mask, for annotations."""
+"""Optax's name for a mask, for annotations."""
 
 Labels = Annotated[Any, Convert(lambda name, x: _selection(name, x, _label_leaf), "labels")]
 """A tree of labels (or a prefix of one), a function from params to one, or path rules."""
 
 
 def resolve_mask(mask: Any, tree: Tree) -> Tree:
-    """The mask as a tree of bools: one for each leaf of `tree`, None counted as a leaf, or for a part of it."""
+    """Returns the mask as a tree with a bool for each leaf of `tree` (None counts as a leaf), or for each subtree."""
     default = None
     if isinstance(mask, PathRules) and len(said := {v for _, v in mask.rules}) == 1:
         default = not said.pop()
@@ -204,7 +204,7 @@ def resolve_mask(mask: Any, tree: Tree) -> Tree:
 
 
 def resolve_labels(labels: Any, tree: Tree) -> Tree:
-    """The labels as a tree: one for each leaf of `tree`, None counted as a leaf, or for a part of it."""
+    """Returns the labels as a tree with one for each leaf of `tree` (None counts as a leaf), or for each subtree."""
     return _resolve("param_labels", labels, tree, _label_leaf, None)
 
 
@@ -220,7 +220,7 @@ def _resolve(name: str, selection: Any, tree: Tree, leaf: Callable, default: Any
 
 
 def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default: Any = None) -> Tree:
-    """What rules, or a tree of values that may be a prefix, say for each leaf of `tree`, None counted as a leaf."""
+    """Resolves rules, or a tree of values that may be a prefix, for the leaves of `tree`; None counts as a leaf."""
     if isinstance(selection, PathRules):
         return selection.resolve(tree, default)
     treedef = selection.treedef
@@ -235,7 +235,7 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
                 f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
-        hint = ". A dict is path rules if a key has a '*'; else write PathRules({...})" if "/" in str(strange) else ""
+        hint = ". If this dict holds path rules, write PathRules({...})" if "/" in str(strange) else ""
         raise ValueError(
             f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
         ) from e
@@ -243,15 +243,15 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
 
 
 def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
-    """What a resolved mask or labels say of each leaf of `tree`."""
+    """Expands a resolved mask or labels to one value for each leaf of `tree`."""
     return jax.tree.map(lambda said, part: jax.tree.map(lambda _: said, part, is_leaf=is_nothing), prefix, tree)
 
 
 def select_leaves(mask: Tree, tree: Tree, nothing: Any = None) -> Tree:
-    """`tree` with `nothing` in place of the leaves, or whole parts, that a resolved mask leaves out."""
+    """Returns `tree` with `nothing` in place of the leaves and subtrees that a resolved mask leaves out."""
     return jax.tree.map(lambda chosen, x: x if chosen else nothing, mask, tree)
 
 
 def merge(mask: Tree, chosen: Tree, rest: Tree) -> Tree:
-    """The leaves of `chosen` where a resolved mask is True, of `rest` where it is not."""
+    """Returns the leaves of `chosen` where a resolved mask is True, and those of `rest` elsewhere."""
     return jax.tree.map(lambda m, x, y: x if m else y, mask, chosen, rest)

@@ -1,6 +1,6 @@
-"""Parts of a nested state by field name, as `get(state, "mu")`.
+"""Reads and replaces parts of a nested state by field name, as in `get(state, "mu")`.
 
-The arrays of a state of nnx are in variables: what is read is without them, what is set is put into them.
+The arrays of an nnx state are in variables: reading unwraps them, and setting wraps the new values.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Filter = Callable[[Path, Any], bool] | None
 
 @dataclass(frozen=True)
 class NamedTupleKey:
-    """A step of a path: the field of a NamedTuple, with the name of its class."""
+    """One key of a path: a field of a NamedTuple, with the name of its class."""
 
     tuple_name: str
     name: str
@@ -33,13 +33,13 @@ class NamedTupleKey:
 
 
 def get_all_with_path(tree: Tree, key: str, filtering: Filter = None) -> list[tuple[Path, Any]]:
-    """Every NamedTuple of that name, every field of one and every entry of a dict, each with its path.
+    """Finds all NamedTuples, fields of NamedTuples and entries of dicts with a given name, each with its path.
 
     Args:
         tree: a state.
-        key: the name.
-        filtering: `f(path, value)`, True for those to be found; the path is a tuple of JAX's keys, and
-            `NamedTupleKey` for fields. `jax.tree_util.keystr(path)` writes it.
+        key: the name to look for.
+        filtering: `f(path, value)`, which returns True for the values to keep. A path is a tuple of JAX's keys, with
+            `NamedTupleKey` for fields; `jax.tree_util.keystr(path)` formats it.
 
     >>> from functional_opt import adam
     >>> [(keystr(path), int(x)) for path, x in get_all_with_path(adam(1e-3).init({"w": 0.0}), "count")]
@@ -50,9 +50,9 @@ def get_all_with_path(tree: Tree, key: str, filtering: Filter = None) -> list[tu
 
 
 def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> Any:
-    """The one that `get_all_with_path` finds, or `default` if there is none.
+    """Returns the one value that `get_all_with_path` finds, or `default` if there is none.
 
-    Raises KeyError with their paths if there are several.
+    Raises KeyError, listing the paths, if there are several.
 
     >>> from functional_opt import adam
     >>> int(get(adam(1e-3).init({"w": 0.0}), "count"))
@@ -60,12 +60,12 @@ def get(tree: Tree, key: str, default: Any = None, filtering: Filter = None) -> 
     """
     found = get_all_with_path(tree, key, filtering)
     if len(found) > 1:
-        raise KeyError(f"{key!r} stands in several places: {', '.join(keystr(path) for path, _ in found)}")
+        raise KeyError(f"{key!r} is found in several places: {', '.join(keystr(path) for path, _ in found)}")
     return found[0][1] if found else default
 
 
 def find_one(tree: Tree, cls: type[T], reader: str, missing: str, several: str = "take that of one of them") -> T:
-    """The one state of a class in a tree. Raises ValueError, with the remedy, where there is none or are several."""
+    """Returns the only state of a class in a tree. Raises ValueError with a remedy if there is none or several."""
     leaves = jax.tree.leaves(unboxed(tree), is_leaf=lambda x: isinstance(x, cls))
     found = [x for x in leaves if isinstance(x, cls)]
     if len(found) != 1:
@@ -75,9 +75,9 @@ def find_one(tree: Tree, cls: type[T], reader: str, missing: str, several: str =
 
 
 def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
-    """Returns the tree with all that `get_all_with_path` finds replaced.
+    """Returns the tree with all values that `get_all_with_path` finds replaced.
 
-    Raises KeyError for a name that is not there.
+    Raises KeyError for a name that is not found, and ValueError for floats in place of the codes of `quantize_state`.
 
     >>> from functional_opt import adam
     >>> set(adam(1e-3).init({"w": 0.0}), count=3)[0].count
@@ -89,20 +89,20 @@ def set(tree: Tree, filtering: Filter = None, /, **kwargs: Any) -> Tree:
             _refuse_floats_for_codes(path, old, new)
         if not found:
             there = sorted({str(names[0]) for path, names, _ in _nodes(tree) if path and _is_named(path[-1])})
-            raise KeyError(f"there is no field {key!r}; there are {there}")
+            raise KeyError(f"the state has no field {key!r}; its fields are {there}")
     return _set(tree, (), (), kwargs, filtering)
 
 
 def _refuse_floats_for_codes(path: Path, old: Tree, new: Tree) -> None:
-    """Raises ValueError where floats would be stored as codes of `quantize_state`."""
+    """Raises ValueError if floats would be stored as codes of `quantize_state`."""
     before, after = (jax.tree.flatten(tree) for tree in (old, new))
     pairs = zip(before[0], after[0], strict=True) if before[1] == after[1] else product(before[0], after[0])
     for x, y in pairs:
         if _dtype(x) in (np.int8, np.uint8) and jnp.issubdtype(_dtype(y), jnp.inexact):
             raise ValueError(
-                f"{keystr(path)} holds codes ({_dtype(x)}), and what is to be stored there is {_dtype(y)}: set it in "
-                "the floats of tx.decode(state), and store these with tx.encode, tx the quantize_state; see "
-                "functional_opt.codes for single arrays"
+                f"{keystr(path)} holds codes ({_dtype(x)}), but the new value is {_dtype(y)}: set it in "
+                "tx.decode(state), where tx is the quantize_state, and store the result with tx.encode; for single "
+                "arrays see functional_opt.codes"
             )
 
 
@@ -111,7 +111,7 @@ def _dtype(x: Any) -> Any:
 
 
 def _children(node: Any) -> list[tuple[Any, str, Any]]:
-    """`(key, name, child)` of a container; a list's and a tuple's children have no name."""
+    """Returns `(key, name, child)` for each child of a container; children of a list or a tuple have no name."""
     if hasattr(node, "_fields"):
         return [(NamedTupleKey(type(node).__name__, n), n, getattr(node, n)) for n in node._fields]
     if isinstance(node, dict):
@@ -126,7 +126,7 @@ def _is_named(key: Any) -> bool:
 
 
 def _names(name: str, node: Any) -> tuple:
-    """What a node is found by: its name in its parent, and that of its class if it is a NamedTuple."""
+    """Returns the names that find a node: its name in its parent and, for a NamedTuple, the name of its class."""
     return (*([name] if name != "" else []), *([type(node).__name__] if hasattr(node, "_fields") else []))
 
 
@@ -136,7 +136,7 @@ def _nodes(tree: Tree) -> Iterator[tuple[Path, tuple, Any]]:
 
 
 def _below(node: Any, path: Path) -> Iterator[tuple[Path, tuple, Any]]:
-    """What a container holds, then what its children hold."""
+    """Yields the children of a container, then everything inside them."""
     children = [((*path, key), name, x) for key, name, x in _children(node)]
     yield from ((child, _names(name, x), x) for child, name, x in children)
     for child, _, x in children:

@@ -1,7 +1,7 @@
-"""Ranges: the numbers and dtypes that an argument takes, said by its annotation and shown by `help`.
+"""Annotations for the numbers and dtypes that an argument takes; `help` shows them.
 
-`b1: Decay` is a number in [0, 1), `Range("[0, 1)")`. Whatever is known of a number is held to that: its kind and
-shape always, its value wherever it can be looked at, in Python, in NumPy and on a device, but not in a traced array.
+`b1: Decay` is a number in [0, 1), `Range("[0, 1)")`. The kind and shape of a number are always checked. Its value is
+checked wherever it is known: in Python, in NumPy and on a device, but not in a traced array.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 from jax import core
 
 Scalar = float | jax.Array | np.ndarray
-"""A number: of Python, of NumPy, or a 0-d array, which may be traced."""
+"""A Python or NumPy number, or a 0-d array, which may be traced."""
 
 
 INT32_MAX = np.iinfo(np.int32).max
@@ -26,8 +26,9 @@ INT32_MAX = np.iinfo(np.int32).max
 class Range:
     """Annotates a number that must lie in an interval, written as in a paper: `Range("[0, 1)")`.
 
-    Takes numbers of Python and NumPy and real arrays of shape (). A traced array is held to its shape and kind,
-    everything else to the interval as well; that reads an array from its device, once (see `unread`).
+    Takes Python and NumPy numbers and real arrays of shape (). Of a traced array, only the shape and kind are
+    checked. Everything else must also lie in the interval; this check reads an array from its device, once (see
+    `unread`).
 
     >>> Range("[0, 1)").check("b2", 0.999)
     0.999
@@ -57,7 +58,7 @@ class Range:
         return above and (x < self.high if self.open_high else x <= self.high)
 
     def check(self, name: str, x: Any) -> Any:
-        """The number as it is, but a float for an integer that int32 cannot hold."""
+        """Returns the number as it is, but an integer that int32 cannot hold as a float."""
         if type(x) is float and x in self:
             return x
         known = number(x)
@@ -76,7 +77,7 @@ class Range:
 
 
 class Integer(Range):
-    """Annotates a whole number in an interval: a count of steps, say. A float may be one: 3.0."""
+    """Annotates a whole number in an interval, such as a count of steps. A float such as 3.0 is accepted."""
 
     kind = "whole number"
 
@@ -91,11 +92,11 @@ class Integer(Range):
 
 
 class Convert:
-    """Annotates a field whose values are put in one form, or refused: `Convert(function of name and value)`.
+    """Annotates a field whose values are converted or rejected: `Convert(function of name and value)`.
 
     Args:
-        check: a function of a field's name and a value.
-        takes: the values it takes, in words, which `help` shows.
+        check: a function of a field's name and a value, which returns the converted value or raises.
+        takes: a description of the accepted values, which `help` shows.
     """
 
     def __init__(self, check: Callable[[str, Any], Any], takes: str = ""):
@@ -110,9 +111,9 @@ _is_unread = contextvars.ContextVar("is_unread", default=False)
 
 @contextlib.contextmanager
 def unread() -> Iterator[None]:
-    """Inside, arrays on devices are held to their shape and kind only: to read them, the host would wait for them.
+    """Limits checks inside it to the shape and kind of arrays on devices, so that the host does not wait for values.
 
-    For code that makes transformations at every step, of numbers that were checked when they came in.
+    For code that makes transformations at every step, from numbers that were checked before.
     """
     token = _is_unread.set(True)
     try:
@@ -122,7 +123,7 @@ def unread() -> Iterator[None]:
 
 
 def number(x: Any) -> Any:
-    """The int or float that x is, None where it is one whose value cannot be looked at, NotImplemented for others.
+    """Returns the int or float that x is, None if it is a number of unknown value, and NotImplemented otherwise.
 
     >>> number(np.float32(0.5)), number(jnp.asarray(3)), number(True), number("1"), number(np.zeros(1))
     (0.5, 3, NotImplemented, NotImplemented, NotImplemented)
@@ -136,13 +137,13 @@ def number(x: Any) -> Any:
     if tuple(x.shape) or not _is_real(x.dtype):
         return NotImplemented
     if not isinstance(x, jax.Array) and hasattr(x, "__jax_array__"):
-        x = x.__jax_array__()  # Flax's variables are such boxes
+        x = x.__jax_array__()  # as for Flax's variables
     if isinstance(x, core.Tracer):
         return None
     if isinstance(x, jax.Array):
         if _is_unread.get() or not x.sharding.addressable_devices:
             return None
-        with jax.transfer_guard_device_to_host("allow"):  # as `jax.device_get`, which takes ten times as long
+        with jax.transfer_guard_device_to_host("allow"):  # `jax.device_get` does the same, but ten times more slowly
             x = np.asarray(x)
     if isinstance(x, np.ndarray | np.generic):
         return int(x) if jnp.issubdtype(x.dtype, jnp.integer) else float(x)
@@ -151,7 +152,7 @@ def number(x: Any) -> Any:
 
 @functools.lru_cache
 def _is_real(dtype: Any) -> bool:
-    """Whether it is of real numbers; for `np.issubdtype` timedelta64 is one, too."""
+    """Returns whether a dtype is of real numbers. Excludes timedelta64, an integer type for `np.issubdtype`."""
     try:
         return np.dtype(dtype).kind != "m" and any(jnp.issubdtype(dtype, of) for of in (jnp.integer, jnp.floating))
     except TypeError:
@@ -159,7 +160,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def described(x: Any) -> str:
-    """A value and its type for an error message, short whatever it is.
+    """Formats a value and its type for an error message, and keeps it short.
 
     >>> described("0.9"), described(10**5000)
     ("'0.9' (str)", 'an integer of some 5000 digits')
@@ -191,9 +192,9 @@ Fraction = Annotated[Scalar, Range("[0, 1]")]
 NonNegative = Annotated[Scalar, Range("[0, inf)")]
 Positive = Annotated[Scalar, Range("(0, inf)")]
 Bound = Annotated[Scalar, Range("[0, inf]")]
-"""A number ≥ 0 that something is held below or above: infinity holds nothing."""
+"""A bound ≥ 0; infinity means no bound."""
 Limit = Annotated[Scalar, Range("[-inf, inf]")]
-"""A number of either sign that bounds another: infinity does not bound it."""
+"""A bound of either sign; infinity means no bound."""
 PositiveBound = Annotated[Scalar, Range("(0, inf]")]
 Count = Annotated[int, Integer("[0, inf)")]
 PositiveInt = Annotated[int, Integer("[1, inf)")]

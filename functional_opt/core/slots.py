@@ -1,14 +1,14 @@
-"""Slots: what the fields of a state hold, declared where the state is.
+"""Slots: declarations of what each field of a state holds.
 
-The annotation of a field declares it::
+The annotation of a field declares its slot::
 
     class ScaleByAdamState(NamedTuple):
         count: Counter
         mu: Signed
         nu: Unsigned
 
-`slots_of` and `map_slots` find the declared fields of any state: in chains, under masks, in wrappers. What is not
-declared, such as the state of another library, they report as that.
+`slots_of` and `map_slots` find the declared fields of any state: in chains, under masks, in wrappers. They report
+leaves without a declaration, such as those of another library's state, with slot None.
 """
 
 import dataclasses
@@ -31,16 +31,17 @@ class Slot:
     Args:
         kind: one of
 
-            - "signed": means, sums or differences of gradients or updates, an element for each of a param or fewer;
-            - "unsigned": the same of what is never negative, such as second moments, which updates are divided by;
-            - "params": params: a copy, an average, or what completes them. Rounding it moves the params;
-            - "exact": other arrays that rounding would spoil: bases, preconditioners, sums over a few steps;
-            - "counter": whole numbers that count steps;
-            - "number": rates, norms, metrics and flags, a few for the optimizer or for a leaf;
+            - "signed": means, sums or differences of gradients or updates, with at most one element per element of
+              a param;
+            - "unsigned": the same for values that are never negative, such as second moments that divide the updates;
+            - "params": a copy or an average of params, or an addition to them; rounding it would change the params;
+            - "exact": other arrays that must not be rounded: bases, preconditioners, sums over a few steps;
+            - "counter": integers that count steps;
+            - "number": rates, norms, metrics and flags, a few per optimizer or per leaf;
             - "key": a key of `jax.random`, or its data;
-            - "states": states of other transformations, which declare their own.
-        bits: the fewest bits an element may be stored in. `quantize_state` reaches the slots that allow its own, and
-            `state_dtype` those that allow 16.
+            - "states": states of other transformations, which declare their own slots.
+        bits: the fewest bits in which an element may be stored. `quantize_state` quantizes the slots that allow its
+            number of bits, and `state_dtype` casts those that allow 16.
 
     >>> Slot("unsigned", bits=4)
     Slot(kind='unsigned', bits=4)
@@ -64,7 +65,7 @@ Unsigned = Annotated[Tree, UNSIGNED]
 Signed16 = Annotated[Tree, Slot("signed", bits=16)]
 Unsigned16 = Annotated[Tree, Slot("unsigned", bits=16)]
 Exact16 = Annotated[Tree, Slot("exact", bits=16)]
-"""For slots that codes would spoil: two whose difference is taken, sums that the params are computed from, bases."""
+"""For slots that must not be quantized: two whose difference is taken, sums that determine the params, and bases."""
 Params = Annotated[Tree, Slot("params")]
 Exact = Annotated[Tree, Slot("exact")]
 Counter = Annotated[Any, Slot("counter")]
@@ -75,7 +76,7 @@ States = Annotated[Any, Slot("states")]
 
 @functools.cache
 def declared(cls: type) -> dict[str, Slot]:
-    """The declarations of a class of states, by field; empty for one that has none.
+    """Returns the declarations of a state class, by field; empty if it has none.
 
     >>> from functional_opt import ScaleByAdamState
     >>> {name: slot.kind for name, slot in declared(ScaleByAdamState).items()}
@@ -94,7 +95,7 @@ def declared(cls: type) -> dict[str, Slot]:
 
 
 class SlotPlace(typing.NamedTuple):
-    """A part of a state. `path`: JAX's keys of where it is. `slot`: its declaration, None without one. `value`."""
+    """A part of a state: its `path` as JAX keys, its `slot` (None if it is not declared) and its `value`."""
 
     path: tuple[Any, ...]
     slot: Slot | None
@@ -102,16 +103,16 @@ class SlotPlace(typing.NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as `[0].mu`."""
+        """Returns the path as a string, such as `[0].mu`."""
         return jax.tree_util.keystr(self.path)
 
 
 def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[SlotPlace]:  # noqa: B006, it is not changed
-    """The declared fields of a state, and each leaf that no declaration covers, in the order of the leaves.
+    """Iterates over the declared fields of a state and the leaves that no declaration covers, in leaf order.
 
     Args:
         state: any state.
-        named: what fields and keys of that name hold, where their container declares nothing.
+        named: slots by name, for the fields and keys of containers that declare nothing.
 
     >>> from functional_opt import adam
     >>> [(place.name, place.slot.kind) for place in slots_of(adam(0.1).init({"w": 0.0}))]
@@ -123,7 +124,7 @@ def slots_of(state: Any, named: Mapping[str, Slot] = {}) -> Iterator[SlotPlace]:
 
 
 def map_slots(fn: Callable[[SlotPlace], Any], state: Any, named: Mapping[str, Slot] = {}) -> Any:  # noqa: B006, likewise
-    """The state with `fn(place)` in place of each declared field and of each leaf that no declaration covers.
+    """Returns the state with `fn(place)` for each declared field and for each leaf that no declaration covers.
 
     >>> from functional_opt import adam
     >>> map_slots(lambda place: place.slot.kind, adam(0.1).init({"w": 0.0}))[0]

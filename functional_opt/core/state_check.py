@@ -1,6 +1,6 @@
-"""Refuses a state that another transformation made, before the update reads anything of it.
+"""Rejects a state that another transformation made, before `update` reads any of it.
 
-A rule need not say what its state is: `init` of an empty tree, traced once for each transformation, gives the class.
+A transformation need not declare its state: `init` of an empty tree, traced once per transformation, gives the class.
 """
 
 import functools
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 _BUILTIN = (tuple, list, dict, type(None), jax.ShapeDtypeStruct)
-"""What may be the state of anything, a tree like the params among others: only its owner can tell."""
+"""Classes that any transformation's state may have, such as those of params: only the transformation can check it."""
 
 _MISSING = object()
 CACHED = "_state_class"
-"""Where a transformation keeps the class of its state, beside its fields."""
+"""The attribute in which a transformation caches the class of its state, beside its fields."""
 
 
 def checks_state(method: Callable) -> Callable:
@@ -25,7 +25,7 @@ def checks_state(method: Callable) -> Callable:
     def checked(self, *args, **kwargs):
         place = 0 if state_first else 1
         state = args[place] if len(args) > place else kwargs.get("state", _MISSING)
-        # a method that an override calls gets what that override hands on
+        # no check if an override calls this method: the state is then whatever the override passes on
         if state is not _MISSING and getattr(type(self), method.__name__) is checked:
             cls = self.__dict__.get(CACHED, _MISSING)
             if cls is _MISSING:
@@ -38,21 +38,21 @@ def checks_state(method: Callable) -> Callable:
 
 
 def state_class(tx: Any) -> type | None:
-    """The class of a transformation's state, where that is one of its own; None where anything may be the state.
+    """Returns the class of a transformation's state if it is one of its own; None if any state is accepted.
 
     >>> from functional_opt import chain, trace
     >>> state_class(trace(0.9)).__name__, state_class(chain(trace(0.9)))
     ('TraceState', None)
     """
     try:
-        structure = jax.tree.structure(tx)  # numbers do not decide the class
+        structure = jax.tree.structure(tx)  # the class does not depend on the numbers
         if structure not in _known:
             if len(_known) >= 1024:
                 _known.clear()
             found = type(jax.eval_shape(lambda: tx.init({})))
             _known[structure] = None if found in _BUILTIN else found
         return _known[structure]
-    except Exception:  # an `init` that does not take an empty tree does not tell, nor does what has no tree structure
+    except Exception:  # unknown: `init` does not take an empty tree, or `tx` is not a pytree
         return None
 
 
@@ -60,9 +60,9 @@ _known: dict[Any, type | None] = {}
 
 
 def _is_one(state: Any, cls: type) -> bool:
-    """Whether a state is of a class, or of one of the same name and fields: Optax's, or that of a module reloaded.
+    """Returns whether a state is of a class, or of one with its name and fields: Optax's, or a reloaded module's.
 
-    Nothing at all will do as the state of a transformation that keeps none.
+    A transformation that keeps no state accepts any tree without leaves.
     """
     if isinstance(state, cls):
         return True
@@ -73,11 +73,11 @@ def _is_one(state: Any, cls: type) -> bool:
 
 
 def wrong_state(who: str, expected: str, got: Any) -> str:
-    """Says that a state is not the one that `init` makes, and what to do."""
+    """Returns the error message for a state that `init` did not make, with a remedy."""
     return (
         f"{who}.update: the state must be {expected}, as {who}.init makes it; got {_described(got)}. Pass the state "
-        "that init or the last update of this very transformation returned, and restore a saved one into the "
-        "structure of tx.init(params)"
+        "that this transformation's init or last update returned, and restore a saved state into the structure of "
+        "tx.init(params)"
     )
 
 
@@ -92,6 +92,6 @@ def _described(state: Any) -> str:
 
 
 def _named(cls: type) -> str:
-    """`TraceState(trace)`: the class and its fields."""
+    """Returns a class with its fields, such as `TraceState(trace)`."""
     fields = getattr(cls, "_fields", None)
     return cls.__name__ if fields is None else f"{cls.__name__}({', '.join(fields)})"

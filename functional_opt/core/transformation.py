@@ -20,15 +20,15 @@ from .state_check import CACHED, checks_state, state_class
 from .value import Static, show, value
 
 transformation = value
-"""Decorates a subclass of `GradientTransformation`: a frozen dataclass, hyperparameters its leaves."""
+"""Makes a subclass of `GradientTransformation` a frozen dataclass and a pytree of its hyperparameters."""
 
 
 class EmptyState(NamedTuple):
-    """The state of a transformation that keeps none."""
+    """The state of a transformation that keeps no state."""
 
 
 def init_empty_state(params: Tree) -> EmptyState:
-    """The `init` of a transformation that keeps no state."""
+    """Returns `EmptyState()`; the `init` of a transformation that keeps no state."""
     del params
     return EmptyState()
 
@@ -36,8 +36,8 @@ def init_empty_state(params: Tree) -> EmptyState:
 class GradientTransformation:
     """A pure `(init, update)` pair over pytrees; `init, update = tx` unpacks it, and `tx[0]` is `init`.
 
-    `GradientTransformation(init, update)` makes one from two functions. Classes that `@transformation`
-    decorates are the usual way: their hyperparameters are leaves of the transformation itself.
+    `GradientTransformation(init, update)` makes one from two functions. The usual way is a class decorated with
+    `@transformation`, whose hyperparameters are leaves of the transformation itself.
 
     >>> def init(params):
     ...     return EmptyState()
@@ -48,21 +48,21 @@ class GradientTransformation:
     >>> updates["w"].tolist()
     [-1.0, -1.0]
 
-    The class attributes and the methods after `update` have defaults. A class overrides those that apply to it, for
-    `explain`, `describe`, `with_metrics`, `partition` and the kernels to read.
+    The class attributes and the methods after `update` have defaults. A subclass overrides those that apply to it;
+    `explain`, `describe`, `with_metrics`, `partition` and the kernels read them.
 
-    Where a subclass's `init` makes a state of a class of its own (a NamedTuple, say), `update` raises ValueError for
-    a state of any other class, such as that of another transformation.
+    If a subclass's `init` returns a class of its own (a NamedTuple, say), `update` raises ValueError for a state of
+    any other class, such as another transformation's.
     """
 
     preconditions = False
-    """Whether updates have one size whatever the gradients': true with second moments, or of a sign."""
+    """True if the size of the updates does not depend on that of the gradients, as with second moments or signs."""
     clips = False
-    """Whether it bounds the updates."""
+    """True if it bounds the updates."""
     in_turn = False
-    """Whether each transformation inside passes its updates to the next one."""
+    """True if each inner transformation passes its updates to the next one."""
     stacks_matrices = False
-    """Whether it reads leaves as matrices by a field `weight_dimension_numbers`, which labels may fill in."""
+    """True if a field `weight_dimension_numbers`, which labels may fill in, says how it reads leaves as matrices."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -73,49 +73,49 @@ class GradientTransformation:
         return object.__new__(cast(type[Self], _Pair) if cls is GradientTransformation else cls)
 
     def __init__(self, init: Any = None, update: Any = None):
-        """Nothing here: `_Pair` keeps the two functions, a subclass its fields."""
+        """Does nothing: `_Pair` stores the two functions, and a subclass stores its fields."""
 
     def init(self, params: Tree) -> Any:
-        """The state before the first step, for `params` or anything of their shapes and dtypes."""
+        """Returns the state before the first step, for `params` or anything with their shapes and dtypes."""
         raise NotImplementedError
 
     def update(self, updates: Tree, state: Any, params: Tree = None, **extra) -> tuple[Tree, Any]:
-        """One step: `(updates, state)`, to be added to the params and to be passed to the next step."""
+        """Takes one step. Returns the updates to add to the params, and the state for the next step."""
         raise NotImplementedError
 
     def as_kernel(self, state: Any, params: Tree) -> tuple[kernels.KernelOp, ...] | None:
-        """Returns the operations that do the same as `update`, in order; None if there are none for it."""
+        """Returns kernel operations that are equivalent to `update`, in order; None if there are none."""
         return None
 
     def touched_leaves(self, params: Tree) -> Tree | None:
-        """Returns a tree of bools: the leaves whose updates it may change. None stands for all that it is given."""
+        """Returns a tree of bools, True for leaves whose updates it may change; None means all that it is given."""
         return None
 
     def reported(self, state: Any) -> dict[str, jax.Array]:
-        """Returns scalars of its state for `with_metrics` to report, by name."""
+        """Returns scalars from its state, by name, for `with_metrics` to report."""
         return {}
 
     def stored_with(self, inner: "GradientTransformation") -> "GradientTransformation":
-        """Returns a transformation whose state is stored as this one stores that of an `inner` one inside it."""
+        """Returns a variant of `inner` whose state has the form in which this transformation stores it."""
         return inner
 
     def resolved_for(self, params: Tree) -> "GradientTransformation":
-        """Returns itself, with whatever depends on the params filled in."""
+        """Returns itself, with everything that depends on the params filled in."""
         return self
 
     def doubts(self, params: Tree) -> list[str]:
-        """Returns for each leaf, None counted as one, a doubt about how it is read, or ""; [] for no doubt at all.
+        """Returns a doubt about how each leaf is read, or "" (None counts as a leaf); [] if there are no doubts.
 
         "PATH" in a doubt stands for the leaf's path.
         """
         return []
 
     def _state_class(self) -> type | None:
-        """The class that `update` holds its state to; None for anything."""
+        """Returns the class that `update` requires of its state; None if it accepts any."""
         return state_class(self)
 
     def __getstate__(self):
-        """For pickle and copy: the fields, without what is remembered of them."""
+        """Returns the fields for pickle and copy, without the cached class of the state."""
         return {name: x for name, x in self.__dict__.items() if name != CACHED}
 
     def __iter__(self):
@@ -126,7 +126,7 @@ class GradientTransformation:
 
 
 GradientTransformationExtraArgs = GradientTransformation
-"""Optax's name for one that takes extra arguments; here all do."""
+"""Optax's name for a transformation that takes extra arguments; here all of them do."""
 
 Params = Updates = OptState = Tree
 TransformInitFn = Callable[[Params], OptState]
@@ -138,7 +138,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 @transformation
 class _Pair(GradientTransformation):
-    """Two functions; the dtypes of their state are held fixed, and they get the extra arguments they take."""
+    """A transformation made of two functions. Keeps their state's dtypes and passes the extra arguments they take."""
 
     init_fn: Static[Callable]
     update_fn: Static[Callable]
@@ -163,14 +163,14 @@ class _Pair(GradientTransformation):
         return updates, cast_tree_like(new_state, state)
 
     def _state_class(self):
-        return None  # two functions of somebody else's: `init` is not called but by the user
+        return None  # the functions are foreign: only the user calls `init`
 
     def __repr__(self):
         return f"GradientTransformation({show(self.init_fn)}, {show(self.update_fn)})"
 
 
 def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
-    """Ours as it is; anything else with `.init` and `.update` (an Optax transformation) wrapped."""
+    """Returns a transformation of ours as it is; wraps anything else with `.init` and `.update`, such as Optax's."""
     if isinstance(tx, GradientTransformation):
         return tx
     if callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None)) and not isinstance(tx, type):
@@ -180,13 +180,13 @@ def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
 
 
 Transformation = Annotated[
-    GradientTransformation, Convert(lambda name, x: as_transformation(x, name), "ours or any other")
+    GradientTransformation, Convert(lambda name, x: as_transformation(x, name), "of this library or any other")
 ]
-"""A field or argument that holds a transformation; a foreign one is wrapped."""
+"""Annotates a field or argument that holds a transformation; a foreign one is wrapped."""
 
 
 def with_extra_args_support(tx: Any) -> Any:
-    """The transformation as one that takes extra keyword arguments, which all of ours do; a foreign one is wrapped.
+    """Returns a transformation that takes extra keyword arguments. All of ours do; a foreign one is wrapped.
 
     >>> import optax
     >>> tx = with_extra_args_support(optax.scale(-1.0))
@@ -197,23 +197,23 @@ def with_extra_args_support(tx: Any) -> Any:
 
 
 def needs_params(params: Tree, who: GradientTransformation) -> None:
-    """Refuses a step without the params that a transformation reads."""
+    """Raises ValueError if a transformation that reads the params is called without them."""
     if params is None:
         raise ValueError(f"{type(who).__name__} needs the params: call update(updates, state, params)")
 
 
 def increment(count: jax.Array) -> jax.Array:
-    """`count + 1`, staying at the largest number of its dtype.
+    """Returns `count + 1`; stops at the largest number of its dtype.
 
     >>> int(increment(jnp.int32(2**31 - 1))) == 2**31 - 1
     True
     """
-    if not hasattr(count, "dtype"):  # a tuple's method: the state is another one, without this field
-        raise ValueError("the state has no step count: it is not the one that this transformation's init made")
+    if not hasattr(count, "dtype"):  # `state.count` of another transformation's state may be the method of a tuple
+        raise ValueError("the state has no step count: pass the state that this transformation's init or update made")
     count = count if isinstance(count, jax.Array) else jnp.asarray(count)
     return jnp.where(count < count.dtype.type(jnp.iinfo(count.dtype).max), count + 1, count)
 
 
 def zero_count() -> jax.Array:
-    """A step count at its start: int32, shape ()."""
+    """Returns a step count of 0: int32, shape ()."""
     return jnp.zeros([], jnp.int32)

@@ -1,17 +1,17 @@
-"""Values: frozen dataclasses that are pytrees, their numbers the leaves.
+"""Values: frozen dataclasses that are pytrees whose leaves are their numbers.
 
 Everything the library hands out (transformations, schedules, path rules) is such a value. It can be
 closed over or passed to a jitted function, mapped by `jax.vmap`, differentiated by `jax.grad`,
 compared, hashed, pickled, edited with `dataclasses.replace` and printed as the code that made it.
 
-What may stand in a field is said once, by its annotation::
+The annotation of a field says what the field accepts::
 
     @value
     class scale_by_adam(GradientTransformation):
         b1: Decay = 0.9                   # a leaf, checked to lie in [0, 1)
         nesterov: Static[bool] = False    # part of the tree's structure, never traced
 
-`checked` holds the arguments of a plain function to its annotations in the same way.
+`checked` checks the arguments of a plain function against its annotations in the same way.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ Static = Annotated[T, _Structure]
 
 
 def _plain(check: Callable[[str, Any], Any], as_type: type) -> Callable[[str, Any], Any]:
-    """A check of a number that is structure: it must be known, and becomes a plain one, which can be hashed."""
+    """Returns a check for a number that is structure: it must be known, and becomes a plain, hashable number."""
 
     def plain(name: str, x: Any) -> Any:
         known = number(check(name, x))
@@ -70,9 +70,9 @@ def _plain(check: Callable[[str, Any], Any], as_type: type) -> Callable[[str, An
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def value(cls: type[T]) -> type[T]:
-    """Makes a class a frozen dataclass and a pytree, its annotated fields checked.
+    """Makes a class a frozen dataclass and a pytree, and checks its annotated fields.
 
-    Equality and hash go by value, also of arrays; only tracers go by identity. Rebuilding a value from
+    Equality and hash are by value, for arrays too; only tracers are compared by identity. Rebuilding a value from
     leaves (inside `jax.jit`, `jax.tree.map` ...) runs no checks, so leaves may be anything.
 
     >>> from functional_opt.core.ranges import NonNegative
@@ -88,9 +88,8 @@ def value(cls: type[T]) -> type[T]:
     shift(3.0)
     """
     dataclasses.dataclass(init=False, eq=False, repr=False)(cls)
-    read = functools.cache(
-        functools.partial(_Fields.of, cls)
-    )  # when first needed: importing the library does not wait
+    # read at the first use, so that importing the library does not wait for it
+    read = functools.cache(functools.partial(_Fields.of, cls))
     then = vars(cls).get("__post_init__")
 
     def __init__(self, *args, **kwargs):
@@ -136,7 +135,7 @@ def value(cls: type[T]) -> type[T]:
 
 
 class _Fields(NamedTuple):
-    """The fields of a value: which are structure and which leaves, their checks, and the signature they make."""
+    """The fields of a value: which are structure and which are leaves, their checks and their signature."""
 
     name: str
     statics: tuple[str, ...]
@@ -171,7 +170,7 @@ class _Fields(NamedTuple):
 
     def bound(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the value of every field for a call of the constructor, or raises TypeError as Python does."""
-        given = dict(zip(self.positional, args)) | kwargs  # noqa: B905, the length is looked at below
+        given = dict(zip(self.positional, args)) | kwargs  # noqa: B905, the length is checked below
         values = self.defaults | given
         if len(given) < len(args) + len(kwargs) or values.keys() != self.signature.parameters.keys():
             try:
@@ -182,7 +181,7 @@ class _Fields(NamedTuple):
 
 
 class _Signature:
-    """The signature that `inspect` and `help` show for a value's class, read when it is asked for."""
+    """The signature that `inspect` and `help` show for a value's class, read on demand."""
 
     def __init__(self, read: Callable[[], _Fields], cls: type):
         self.read, self.cls = read, cls
@@ -190,7 +189,7 @@ class _Signature:
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         if owner.__init__ is self.cls.__init__:
             return self.read().signature
-        own = inspect.signature(owner.__init__)  # of a subclass with a constructor of its own
+        own = inspect.signature(owner.__init__)  # a subclass has its own constructor
         return own.replace(parameters=[*own.parameters.values()][1:])
 
 
@@ -210,15 +209,15 @@ _values: set[type] = set()
 
 
 def is_value(x: Any) -> bool:
-    """Whether x is of a class that `value` decorates."""
+    """Returns whether x is an instance of a class decorated with `value`."""
     return type(x) in _values
 
 
 def _structure(name: str, x: Any) -> Any:
-    """A number as structure: of an array that has one its value, where that is known."""
+    """Returns a value as structure: an array of shape () as a Python number. Raises TypeError for a tracer."""
     if isinstance(x, core.Tracer):
         raise TypeError(
-            f"{name} decides on shapes or on what is computed, and must be known before tracing, got {x}; "
+            f"{name} determines shapes or what is computed, and must be known before tracing, got {x}; "
             f"optax.inject_hyperparams needs static_args=({name!r},), functional_opt's does not"
         )
     is_number = isinstance(x, np.generic | np.ndarray | jax.Array) and np.shape(x) == ()
@@ -226,7 +225,7 @@ def _structure(name: str, x: Any) -> Any:
 
 
 class Partial(functools.partial):
-    """`functools.partial` that compares by value, so that a new one of the same function compiles nothing anew."""
+    """A `functools.partial` that compares by value, so that a new but equal one does not cause a recompilation."""
 
     def __eq__(self, other):
         return type(self) is type(other) and self.func == other.func and _key(self._given) == _key(other._given)
@@ -244,7 +243,7 @@ class Partial(functools.partial):
 
 
 def by_value(x: Any) -> Any:
-    """A `functools.partial` as one that compares by value; anything else as it is.
+    """Returns a `functools.partial` as one that compares by value; anything else as it is.
 
     >>> by_value(functools.partial(max, 1)) == by_value(functools.partial(max, 1))
     True
@@ -253,7 +252,7 @@ def by_value(x: Any) -> Any:
 
 
 def checked(fn: Callable[P, T]) -> Callable[P, T]:
-    """Holds a function's arguments to their annotations, as `value` does a class's fields.
+    """Checks a function's arguments against their annotations, as `value` checks a class's fields.
 
     >>> from functional_opt.core.ranges import NonNegative
     >>> @checked
@@ -265,7 +264,7 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     """
     signature = inspect.signature(fn)
 
-    @functools.cache  # looked at when first called: importing the library does not wait for it
+    @functools.cache  # read at the first call, so that importing the library does not wait for it
     def rules() -> dict[str, Callable[[str, Any], Any]]:
         return _checks(typing.get_type_hints(fn, include_extras=True))
 
@@ -275,7 +274,7 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return fn(*args, **kwargs)  # which says it in Python's own words, with the function's name
+            return fn(*args, **kwargs)  # raises Python's own error, which names the function
         for name, x in bound.arguments.items():
             x = bound.arguments[name] = as_given(x)
             if name in checks:
@@ -288,9 +287,9 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
 
 
 class _Shown:
-    """The default of an argument that is structure, as the signature shows it: no number.
+    """Wraps a numeric default of an argument that is structure, for the signature.
 
-    So it is none to `optax.inject_hyperparams` either, which would trace it.
+    `optax.inject_hyperparams` traces defaults that are numbers; it leaves this one alone.
     """
 
     def __init__(self, x: Any):
@@ -307,7 +306,7 @@ class _Shown:
 
 
 def as_given(x: Any) -> Any:
-    """A default from a signature of `checked` as the function has it, anything else as it is."""
+    """Returns the original of a default from the signature of a `checked` function; anything else as it is."""
     return x.x if isinstance(x, _Shown) else x
 
 
@@ -322,7 +321,7 @@ def _checks(hints: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
 
 
 def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
-    """The check an annotation asks for, or None."""
+    """Returns the check that an annotation asks for, or None."""
     origin = get_origin(hint)
     if origin is Annotated:
         static = static or _Structure in hint.__metadata__
@@ -367,7 +366,7 @@ def _repr(self) -> str:
 
 
 def show(x: Any) -> str:
-    """A field as one would type it: a dtype by its name, a function by its own."""
+    """Formats a field as one would type it: a dtype or a function by its name."""
     if isinstance(x, np.dtype):
         return repr(x.name)
     if inspect.isfunction(x):

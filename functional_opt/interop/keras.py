@@ -19,25 +19,25 @@ from ..transforms.scaling.learning_rate import learning_rates, with_learning_rat
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
-    """Returns a `keras.optimizers.Optimizer` that steps by a gradient transformation. Keras must run on JAX.
+    """Returns a `keras.optimizers.Optimizer` that applies a gradient transformation. Keras must run on JAX.
 
-    For `model.compile(optimizer=to_keras(tx))`: fit, callbacks, mixed precision, `.keras` files with the state. To
-    load such a file in another process, set KERAS_BACKEND=jax or import Keras, then import `functional_opt.interop`:
-    that registers the optimizer with Keras.
+    Use it as `model.compile(optimizer=to_keras(tx))`. It works with fit, callbacks, mixed precision and `.keras`
+    files, which include the state. To load such a file in another process, set KERAS_BACKEND=jax or import Keras,
+    then import `functional_opt.interop`, which registers the optimizer with Keras.
 
     Args:
-        tx: a transformation, of this library or of Optax.
-        learning_rate: a number or a Keras schedule, taken in place of the rate of the `scale_by_learning_rate` links
-            in `tx`, which is the default; callbacks that set it have effect. It must be None where `tx` has no such
-            link, or several whose rates differ.
-        name, kwargs: of Keras's optimizer: clipping, weight decay, averaging and accumulation are Keras's own.
+        tx: a transformation of this library or of Optax.
+        learning_rate: a number or a Keras schedule that replaces the rate of the `scale_by_learning_rate` links in
+            `tx`. If None, the rate in `tx` is used. Callbacks can set it. It must be None if `tx` has no such link,
+            or several with different rates.
+        name, kwargs: as in Keras's `Optimizer`. Keras does the clipping, weight decay, averaging and accumulation.
 
-    A schedule of this library stays the rate: it can be read as `learning_rate` and not be set, as a schedule of
-    Keras. Where `tx` has no rate, or several, `learning_rate` reads as NaN.
+    If the rate in `tx` is a schedule of this library, `learning_rate` can be read but not set, as with a schedule of
+    Keras. If `tx` has no rate, or several, `learning_rate` reads as NaN.
 
-    Raises ValueError for a learning rate that has no place, or a `weight_decay`, which Keras multiplies by the rate,
-    where there is none; TypeError when a learning rate is set that cannot be; RuntimeError where Keras runs on
-    something else.
+    Raises ValueError for a `learning_rate`, or a `weight_decay`, which Keras multiplies by the rate, if `tx` has no
+    rate or several; TypeError when setting a learning rate that cannot be set; RuntimeError if Keras does not run
+    on JAX.
 
         model.compile(to_keras(functional_opt.lion(1e-4, weight_decay=0.1)), loss="mse")
     """
@@ -45,7 +45,7 @@ def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", *
 
 
 class _Box:
-    """Holds what Keras would wrap and track, were it an attribute."""
+    """Hides values that Keras would wrap and track if they were attributes of the optimizer."""
 
     def __init__(self, tx: GradientTransformation):
         rates = learning_rates(tx)
@@ -61,7 +61,7 @@ def _optimizer_class() -> type:
     import keras
 
     class OwnRate(keras.optimizers.schedules.LearningRateSchedule):
-        """Shows Keras the rate of a transformation that keeps its own: NaN where there is none, or are several."""
+        """Shows Keras the rate of a transformation that keeps its own: NaN if it has no rate, or several."""
 
         def __init__(self, rate: Any):
             self.rate = rate
@@ -74,7 +74,7 @@ def _optimizer_class() -> type:
 
     @keras.saving.register_keras_serializable(package="functional_opt")
     class Transformation(keras.optimizers.Optimizer):
-        """The optimizer of a transformation: one Keras variable for each array of its state."""
+        """A Keras optimizer over a transformation, with one Keras variable for each array of its state."""
 
         def __init__(self, tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any):
             if keras.backend.backend() != "jax":
@@ -83,11 +83,14 @@ def _optimizer_class() -> type:
                 )
             box = _Box(as_transformation(tx))
             if box.rate is None and learning_rate is not None:
-                raise ValueError(f"learning_rate has no place in {tx!r}: it needs one scale_by_learning_rate")
+                raise ValueError(
+                    f"learning_rate was given, but {tx!r} has no rate to replace, or several: give it one "
+                    "scale_by_learning_rate, or leave learning_rate out"
+                )
             if box.rate is None and kwargs.get("weight_decay"):
                 raise ValueError(
-                    f"weight_decay is multiplied by the learning rate, of which {tx!r} has none or several: chain "
-                    "it with functional_opt.add_decayed_weights instead"
+                    f"weight_decay is multiplied by the learning rate, but {tx!r} has no rate, or several: chain it "
+                    "with functional_opt.add_decayed_weights instead"
                 )
             if learning_rate is not None:
                 box.owns_rate = False
@@ -163,7 +166,8 @@ def _plain_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")
 
 
-# For `.keras` files in a process that does not call `to_keras`. Keras is not imported before its backend is chosen.
+# So that a process that never calls `to_keras` can load `.keras` files. Keras must not be imported before its backend
+# is chosen.
 if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") == "jax":
     with contextlib.suppress(ImportError):
         _optimizer_class()

@@ -1,4 +1,4 @@
-"""Kernels for the CPU that do a whole chain in one pass over memory: an optional extension, used where it wins.
+"""CPU kernels that run an entire chain in one pass over memory: an optional extension, used where it is faster.
 
 Nothing needs to be called: importing the package installs them behind the core's calls, and `tx.update` and
 `apply_updates` inside `jax.jit` use them. See "The native path" in docs/design.md for what they take, and when XLA
@@ -12,16 +12,16 @@ from .switch import disabled as disabled
 
 
 def _loaded() -> Any:
-    """Returns what is built on JAX's inner interfaces, imported when first used, for it takes long."""
+    """Returns the code that uses JAX's internal interfaces, imported at the first use because it takes long."""
     from . import loaded
 
     return loaded
 
 
 def available() -> bool:
-    """Returns whether the extension was built, fits the installed JAX, and gives the right numbers.
+    """Returns whether the extension was built, fits the installed JAX, and computes correct results.
 
-    The first call looks at all of this, and warns if a kernel that was built cannot be used.
+    The first call checks all of this, and warns if the extension was built but cannot be used.
     """
     _loaded()
     return library.available()
@@ -30,7 +30,7 @@ def available() -> bool:
 def enabled() -> bool:
     """Returns whether code that is traced now may use the kernels.
 
-    They are off where the extension is missing or does not fit, inside `disabled()`, and if the environment
+    They are off if the extension is missing or does not fit, inside `disabled()`, and if the environment
     variable FUNCTIONAL_OPT_NATIVE is 0.
     """
     _loaded()
@@ -38,7 +38,7 @@ def enabled() -> bool:
 
 
 def status() -> str:
-    """Returns whether the kernels are in use, and with what, or why not, in a sentence.
+    """Returns one line that says whether the kernels are on and how they were built, or why they are off.
 
     >>> status().split()[0]
     'kernels'
@@ -48,7 +48,7 @@ def status() -> str:
 
 
 class CPUKernels:
-    """Serves the calls of `core.kernels`, where the kernels apply; the package installs it."""
+    """Serves the calls of `core.kernels` where the kernels apply; the package installs it."""
 
     def step(self, *args: Any) -> Any:
         return _loaded().step(*args)

@@ -1,4 +1,4 @@
-"""Everything that is built on JAX's inner interfaces: the primitives, and the check that registers with `library`."""
+"""All code that uses JAX's internal interfaces: the primitives, and the check that registers with `library`."""
 
 from . import check as check
 from .newton_schulz import newton_schulz as newton_schulz

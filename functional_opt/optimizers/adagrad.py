@@ -1,4 +1,4 @@
-"""Adagrad: steps scaled by the root of all squares so far."""
+"""Adagrad: steps divided by the root of the sum of all squares so far."""
 
 from typing import NamedTuple
 
@@ -27,10 +27,10 @@ class scale_by_rss(GradientTransformation):
     """Adagrad's direction: s ← s + |g|²; u = g / √(s + eps), 0 where s is 0.
 
     Args:
-        initial_accumulator_value: what s starts with, ≥ 0.
+        initial_accumulator_value: initial value of s, ≥ 0.
         eps: added inside the root, ≥ 0; outside it with `eps_in_sqrt=False`, √s + eps, as Keras 2 does.
-        eps_in_sqrt: where eps stands.
-        state_dtype: how s is stored; the params' dtype, float32 for 16-bit params, if None.
+        eps_in_sqrt: whether eps is added inside the root.
+        state_dtype: storage dtype of s. None means the params' dtype, or float32 for 16-bit params.
 
     Duchi, Hazan & Singer 2011, JMLR 12.
 

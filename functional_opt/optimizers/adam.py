@@ -34,14 +34,14 @@ class scale_by_adam(GradientTransformation):
     m̂ = b1·m / (1 − b1ᵗ⁺¹) + (1 − b1)·g / (1 − b1ᵗ).
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        eps_root: added inside the root, ≥ 0; a positive one makes the step differentiable at g = 0.
-        mu_dtype: how m is stored; as `state_dtype` if None.
+        eps_root: added inside the root, ≥ 0; a positive value makes the step differentiable at g = 0.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
         nesterov: whether m̂ looks one step ahead.
-        eps_hat: whether eps stands before v's bias correction, √v + eps: Kingma & Ba's ε̂, which is what
-            Keras and TensorFlow call epsilon. The same as dividing eps by √(1 − b2ᵗ).
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        eps_hat: whether eps is added before v's bias correction, √v + eps. This is Kingma & Ba's ε̂, which Keras and
+            TensorFlow call epsilon. It is equivalent to dividing eps by √(1 − b2ᵗ).
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Kingma & Ba 2014, arXiv:1412.6980; Dozat 2016 for nesterov.
 
@@ -148,7 +148,7 @@ def adamw(
 ) -> chain:
     """Adam with decoupled decay: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w).
 
-    See `scale_by_adam` and `add_decayed_weights` for the arguments; `mask` says which leaves decay.
+    See `scale_by_adam` and `add_decayed_weights` for the arguments; `mask` selects the leaves that decay.
 
     Loshchilov & Hutter 2017, arXiv:1711.05101.
 

@@ -32,17 +32,17 @@ class DAdaptAdamWState(NamedTuple):
 class dadapt_adamw(GradientTransformation):
     """D-Adapted AdamW: w ← w − m / (√v + eps) − γ·weight_decay·w, γ = learning_rate · d · √(1 − β2ᵗ) / (1 − β1ᵗ).
 
-    m ← β1·m + (1 − β1)·γ·g; v ← β2·v + (1 − β2)·|g|². d, from estim_lr0 on, is the largest r / ((1 − β3)·‖s‖₁) so
-    far, with r ← β3·r + (1 − β3)·γ·⟨g, s / (√v + eps)⟩, for the s and v of the step before, s ← β3·s + (1 − β3)·γ·g
+    m ← β1·m + (1 − β1)·γ·g; v ← β2·v + (1 − β2)·|g|². d starts at estim_lr0 and is the largest r / ((1 − β3)·‖s‖₁) so
+    far, with r ← β3·r + (1 − β3)·γ·⟨g, s / (√v + eps)⟩, using s and v of the previous step, s ← β3·s + (1 − β3)·γ·g
     and β3 = √β2.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count, times d: 1.0 is meant.
-        betas: decay of m and of v, each in [0, 1).
-        eps: > 0.
-        estim_lr0: d at the start, > 0; too small is safe, too large is not.
-        weight_decay: decoupled, ≥ 0.
-        state_dtype: how m, v and s are stored; the params' dtype, float32 for 16-bit params, if None.
+        learning_rate: a factor on d: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
+        betas: decay rates of m and v, each in [0, 1).
+        eps: added outside the root, > 0.
+        estim_lr0: initial d, > 0. A value that is too small is safe; one that is too large is not.
+        weight_decay: decoupled weight decay, ≥ 0.
+        state_dtype: storage dtype of m, v and s. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -53,7 +53,7 @@ class dadapt_adamw(GradientTransformation):
     >>> f"{u:.1e} {state.estim_lr:.1e}"
     '-1.0e-06 1.0e-06'
 
-    Differs from Optax: a first gradient of zero gives zero, not NaN.
+    Differs from Optax: a first gradient of zero gives an update of zero, not NaN.
     """
 
     learning_rate: Rate = 1.0

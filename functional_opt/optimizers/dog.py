@@ -19,7 +19,7 @@ from .distance import ratio, safe_divide_by_root, total_over_leaves
 
 
 class DoGState(NamedTuple):
-    """`is_init_step`: bool. `init_params`: w₀. `max_dist`: r. `sum_sq_norm_grads`: G."""
+    """`is_init_step`: True before the first step. `init_params`: w₀. `max_dist`: r. `sum_sq_norm_grads`: G."""
 
     is_init_step: Number
     init_params: Params
@@ -32,11 +32,11 @@ class scale_by_dog(GradientTransformation):
     """DoG's step: u = r·g / √(G + eps), r the largest ‖w − w₀‖ so far and G the sum of all ‖g‖², over all leaves.
 
     Args:
-        kind: what stands for r, or the step, at first. "distance": r is at least size; "heuristic": at least
-            size · (1 + ‖w₀‖); "learning_rate": the first step is size · g.
-        size: ≥ 0.
-        eps: ≥ 0.
-        state_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
+        kind: how the first step is set. "distance": r is at least size. "heuristic": r is at least
+            size · (1 + ‖w₀‖). "learning_rate": the first step is size · g.
+        size: the number that `kind` uses, ≥ 0.
+        eps: added to G inside the root, ≥ 0.
+        state_dtype: storage dtype of w₀. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -88,12 +88,12 @@ def dog(
 ) -> chain:
     """DoG, distance over gradients: w ← w − learning_rate · r·g / √(G + eps). See `scale_by_dog` for r and G.
 
-    Average the iterates (`ema` of the params, with a decay near 1) for what is to be evaluated.
+    For evaluation, average the iterates (`ema` of the params, with a decay near 1).
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is meant.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
         init_step: `scale_by_dog`'s kind and size.
-        weight_decay, mask: added to the gradients before, as in `add_decayed_weights`; None for none.
+        weight_decay, mask: added to the gradients first, as in `add_decayed_weights`; None for no decay.
 
     Ivgi, Hinder & Carmon 2023, arXiv:2302.12022.
 
@@ -122,9 +122,9 @@ class scale_by_dowg(GradientTransformation):
     """DoWG's step: u = r²·g / (√G + eps), r the largest ‖w − w₀‖ so far, G the sum of all r²·‖g‖², over all leaves.
 
     Args:
-        init_estim_sq_dist: r² at the start, ≥ 0; eps if None.
-        eps: ≥ 0.
-        state_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
+        init_estim_sq_dist: initial r², ≥ 0; eps if None.
+        eps: added to √G, ≥ 0.
+        state_dtype: storage dtype of w₀. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -167,8 +167,8 @@ def dowg(
     """DoWG, distance over weighted gradients: w ← w − learning_rate · r²·g / (√G + eps). See `scale_by_dowg`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is meant.
-        weight_decay, mask: added to the gradients before, as in `add_decayed_weights`; None for none.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
+        weight_decay, mask: added to the gradients first, as in `add_decayed_weights`; None for no decay.
 
     Khaled, Mishchenko & Jin 2023, arXiv:2305.16284.
 

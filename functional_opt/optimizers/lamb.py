@@ -28,8 +28,8 @@ def lamb(
     See `scale_by_adam`, `add_decayed_weights` and `scale_by_trust_ratio` for the terms and arguments.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count: the share of its norm by which a
-            leaf moves in a step.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count. It is the length of a leaf's step
+            relative to the leaf's norm.
 
     You et al. 2019, arXiv:1904.00962.
 
@@ -38,7 +38,7 @@ def lamb(
     >>> round(u["w"].item(), 3)
     -0.5
 
-    Differs from Keras, where the decay stands outside the trust ratio.
+    Differs from Keras, which applies the decay outside the trust ratio.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, state_dtype=state_dtype),

@@ -27,13 +27,13 @@ def lars(
 ) -> chain:
     """LARS: w ← w − t, t ← learning_rate · trust_coefficient · ‖w‖ / (‖d‖ + eps) · d + momentum·t.
 
-    d = g + weight_decay · w, and norms are of a whole leaf. See `scale_by_trust_ratio`, `trace` and
-    `add_decayed_weights`.
+    d = g + weight_decay · w, and norms are per leaf. See `scale_by_trust_ratio`, `trace` and `add_decayed_weights`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
         weight_decay_mask: which leaves decay.
-        trust_ratio_mask: which leaves have a trust ratio; biases and the scales of norms are usually left out.
+        trust_ratio_mask: which leaves have a trust ratio; biases and the scales of normalization layers are usually
+            excluded.
 
     You, Gitman & Ginsburg 2017, arXiv:1708.03888.
 

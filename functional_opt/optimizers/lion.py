@@ -31,10 +31,11 @@ class scale_by_lion(GradientTransformation):
 
     Args:
         b1: weight of the mean in the direction, in [0, 1).
-        b2: decay of the mean, in [0, 1).
-        mu_dtype, state_dtype: how m is stored (two names of one thing); the params' dtype, float32 for
-            16-bit params, if None.
-        mode: "hard" takes the sign, "smooth" tanh(smooth_beta · c), "refined" clips c to [−1, 1].
+        b2: decay rate of the mean, in [0, 1).
+        mu_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params' dtype, or
+            float32 for 16-bit params.
+        mode: with c = b1·m + (1 − b1)·g, "hard" takes its sign, "smooth" tanh(smooth_beta · c), and "refined" clips c
+            to [−1, 1].
         smooth_beta: steepness of the tanh, > 0.
 
     Chen et al. 2023, arXiv:2302.06675.
@@ -64,8 +65,8 @@ class scale_by_lion(GradientTransformation):
 
         def leaf(g, m):
             new = b2 * m + (1 - b2) * g
-            # b1·m + (1 − b1)·g, from the new mean where that lies between: while something reads the old one
-            # XLA on a CPU copies it before it overwrites it, which takes twice the rest of the step
+            # b1·m + (1 − b1)·g, computed from the new mean if c lies between it and g. If it read the old mean, XLA
+            # on a CPU would copy that before overwriting it, which takes twice as long as the rest of the step.
             c = jnp.where(between, r * new + (1 - r) * g, b1 * m + (1 - b1) * g)
             return shape[self.mode](c), new
 

@@ -1,4 +1,4 @@
-"""Mechanic: a wrapper that finds the factor of an optimizer's learning rate."""
+"""Mechanic: a wrapper that learns a factor on an optimizer's learning rate."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from .distance import dot, largest_size, total_over_leaves
 
 
 class MechanicState(NamedTuple):
-    """`base_optimizer_state`: the inner state. `count`: steps done. `r`, `m`, `v`, `s`: a number for each β.
+    """`base_optimizer_state`: the inner state. `count`: steps done. `r`, `m`, `v`, `s`: one number per β.
 
     `x0`: the first params. `delta`: Δ, the sum of the inner updates.
     """
@@ -39,20 +39,20 @@ class MechanicState(NamedTuple):
 
 @transformation
 class mechanize(GradientTransformation):
-    """Mechanic: w = w₀ + S·Δ, Δ the sum of an optimizer's updates and S = Σs its factor, learned.
+    """Mechanic: w = w₀ + S·Δ, Δ the sum of an optimizer's updates and S = Σs a learned factor.
 
     With h = ⟨Δ, g + weight_decay·S·‖g‖·w / (‖w‖ + eps)⟩, for β = 1 − 10⁻¹ … 1 − 10⁻ⁿ, n = num_betas:
     r ← β·r − s·min(max(h, −m), m), m ← max(β·m, |h| + eps), v ← β²·v + h²,
     s ← (s_init·m / n + max(r, 0)) / (√v + eps).
 
     Args:
-        base_optimizer: a gradient transformation with a learning rate, or a schedule of it: its scale is of no
-            importance, only its shape.
+        base_optimizer: a gradient transformation with a learning rate or a schedule. Only the schedule's shape
+            matters, not its scale.
         weight_decay: ≥ 0.
         eps: > 0.
-        s_init: S at the start, > 0.
-        num_betas: how many β there are, ≥ 1.
-        state_dtype: how w₀ and Δ are stored; the params' dtype, float32 for 16-bit params, if None.
+        s_init: initial S, > 0.
+        num_betas: number of β's, ≥ 1.
+        state_dtype: storage dtype of w₀ and Δ. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -64,7 +64,7 @@ class mechanize(GradientTransformation):
     >>> f"{u:.1e} {state.delta:.1f}"
     '-2.0e-07 -0.2'
 
-    Differs from Optax: Δ is in the state, where Optax takes (w − w₀) / (S + eps), all of whose digits are lost in
+    Differs from Optax: Δ is kept in the state. Optax computes it as (w − w₀) / (S + eps), which loses all digits in
     float32 as long as S is small.
     """
 

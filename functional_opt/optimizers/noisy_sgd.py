@@ -1,4 +1,4 @@
-"""Gradient descent with noise that fades."""
+"""Gradient descent with noise that decays."""
 
 from ..core.ranges import NonNegative
 from ..core.schedule import Rate

@@ -1,4 +1,4 @@
-"""NovoGrad: momentum of gradients divided by their leaf's norm."""
+"""NovoGrad: momentum of gradients that are normalized per leaf."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByNovogradState(NamedTuple):
-    """`count`: steps done. `mu`: running sum of the directions. `nu`: for each leaf a mean of ‖g‖², shape ()."""
+    """`count`: steps done. `mu`: running sum of the directions. `nu`: running mean of ‖g‖² per leaf, shape ()."""
 
     count: Counter
     mu: Signed
@@ -28,16 +28,16 @@ class ScaleByNovogradState(NamedTuple):
 class scale_by_novograd(GradientTransformation):
     """NovoGrad's direction: u = m ← b1·m + g / (√(v + eps_root) + eps) + weight_decay · w.
 
-    v ← b2·v + (1 − b2)·‖g‖² for each leaf as a whole; ‖g‖² itself at the first step.
+    v ← b2·v + (1 − b2)·‖g‖² is one number per leaf; at the first step it is ‖g‖².
 
     Args:
-        b1: decay of the sum, in [0, 1).
-        b2: decay of the norms' mean, in [0, 1).
+        b1: decay rate of the sum, in [0, 1).
+        b2: decay rate of v, in [0, 1).
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
         weight_decay: a number ≥ 0, a schedule, or a function of the count.
-        mu_dtype: how m is stored; as `state_dtype` if None.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params, unless weight_decay is 0.
 
@@ -90,7 +90,7 @@ def novograd(
     *,
     state_dtype: DType | None = None,
 ) -> chain:
-    """NovoGrad: w ← w − learning_rate · m, m of gradients over their leaf's norm. See `scale_by_novograd`.
+    """NovoGrad: w ← w − learning_rate · m, m the momentum of normalized gradients. See `scale_by_novograd`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.

@@ -1,15 +1,15 @@
-"""Schedules: functions of the step count, and values too, so that their numbers can be traced.
+"""Schedules: functions of the step count. They are also values, so their numbers can be traced.
 
-A schedule sees the count before it is incremented: 0 at the first step. Wherever one is taken, a plain
-function of the count is too; it is held as structure, so a new function means a new compilation.
+A schedule gets the count before it is incremented: 0 at the first step. An argument that takes a schedule also
+takes a plain function of the count. The function is held as structure, so a new function means a new compilation.
 
-Names and arguments are Optax's, and so are the numbers. In all of them
+Names, arguments and results are Optax's. In all schedules
 
-- `t` is the count: whole and not negative, a number or an array of any shape, which the result then has;
+- `t` is the count: an integer ≥ 0, or an array of them of any shape, which is then the shape of the result;
 - `..._steps`, `transition_begin` and boundaries are in steps, `..._value` is in units of the result;
-- the result is float32 (float64 under x64), and past its last step a schedule stays where it is;
-- no steps (`transition_steps=0`), negative steps, and numbers out of range raise ValueError, what is no
-  number TypeError. Optax takes most of them, and stays at the initial value. Steps of a warm-up may be 0.
+- the result is float32 (float64 under x64), and stays constant after the last step of a schedule;
+- zero steps (`transition_steps=0`), negative steps and numbers out of range raise ValueError, and a value that is not
+  a number raises TypeError. Optax accepts most of these, and stays at the initial value. A warm-up may have 0 steps.
 
 Steps are leaves like any number: to differentiate with respect to them, give them as floats (`100.0`).
 
@@ -45,7 +45,7 @@ from .pieces import warmup_constant_schedule as warmup_constant_schedule
 from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .pieces import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 
-# Optax has these here. They build on transformations, which stand above: the package's `__init__` hands them down.
+# Optax has these here. They need transformations, which this package must not import: the top `__init__` sets them.
 InjectHyperparamsState: Any
 InjectStatefulHyperparamsState: Any
 StatefulSchedule: Any

@@ -1,4 +1,4 @@
-"""Gradient transformations, one idea a file; and Optax's `transforms` by its names."""
+"""Gradient transformations, one idea per file, and the names of `optax.transforms`."""
 
 from ..core.paths import MaskedNode as MaskedNode
 from .aggregating.per_example import per_example_global_norm_clip as per_example_global_norm_clip

@@ -1,6 +1,6 @@
 """Functions on trees, under the names of `optax.tree`: `tree.add(x, y)`, `tree.norm(x)`, `tree.get(state, "mu")`.
 
-Leaves keep their dtypes; norms and sums of 16-bit ones are taken in float32.
+Leaves keep their dtypes; norms and sums of 16-bit leaves are computed in float32.
 """
 
 from ..core.queries import NamedTupleKey as NamedTupleKey

@@ -149,12 +149,12 @@ def kernels_that_jax_ignores(patch, _):
 
 LOADS = {
     another_ffi: "and the installed jaxlib has 0.99; rebuild with `pip install --no-build-isolation",
-    no_header: "cannot be told",
+    no_header: "cannot be determined",
     no_registration: "incompatible",
     other_sources: "other C++ sources",
     another_operation: "numbers differ",
     another_product: "numbers differ",
-    kernels_that_jax_ignores: "does not take them",
+    kernels_that_jax_ignores: "does not use them",
 }
 
 

@@ -131,7 +131,7 @@ def test_units(shape, axis, summed):
 
 
 def test_units_of_six_axes_must_be_said():
-    with pytest.raises(ValueError, match=r"a leaf of shape \(2, 2, 2, 2, 2, 2\) has no standard units; say `axis`"):
+    with pytest.raises(ValueError, match=r"a leaf of shape \(2, 2, 2, 2, 2, 2\) has no standard units; pass `axis`"):
         unitwise_norm(jnp.ones((2,) * 6))
 
 

@@ -75,7 +75,7 @@ def test_static_args_name_what_is_no_schedule():
     tx = inject_hyperparams(factory, static_args="transform")(0.5, transform=lambda r: 2 * r)
     assert list(tx.init(0.0).hyperparams) == ["rate"]
     assert tx.update(1.0, tx.init(0.0))[0] == -1.0
-    with pytest.raises(ValueError, match=r"static_args has \['mask'\], which are no arguments of sgd"):
+    with pytest.raises(ValueError, match=r"static_args has \['mask'\], which are not arguments of sgd"):
         inject_hyperparams(sgd, static_args="mask")
 
 

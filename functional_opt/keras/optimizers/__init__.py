@@ -1,4 +1,4 @@
-"""Keras's optimizers and schedules, and `Optimizer` to subclass or to put over any chain."""
+"""Keras's optimizers and schedules, and `Optimizer`, to subclass or to wrap around any chain."""
 
 from . import legacy as legacy
 from . import schedules as schedules

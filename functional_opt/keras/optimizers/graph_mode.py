@@ -1,4 +1,4 @@
-"""What graph mode left in the signatures of optimizers, and what it means here."""
+"""Arguments and results that optimizers inherited from TensorFlow's graph mode, and their meaning here."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
 class AggregationMethod:
-    """How TensorFlow adds up the parts of a gradient. Here they are added as they come, whatever is asked for."""
+    """TensorFlow's methods to add up the parts of a gradient. Here all of them add the parts as they come."""
 
     ADD_N = DEFAULT = 0
     EXPERIMENTAL_TREE = 1
@@ -23,9 +23,9 @@ class AggregationMethod:
 
 
 class Operation(Variable):
-    """What `minimize` and `apply_gradients` return: `iterations`, in the place of TensorFlow's operation.
+    """The result of `minimize` and `apply_gradients`: a view of `iterations`, in place of TensorFlow's operation.
 
-    It shows `iterations` as they are when it is read, and cannot be run: the update is done already.
+    It shows the value of `iterations` when it is read. It cannot be run: the update has already been applied.
     """
 
     def __init__(self, iterations: Variable):
@@ -41,7 +41,7 @@ class Operation(Variable):
         self._iterations._value = x
 
     def run(self, feed_dict: Any = None, session: Any = None) -> None:
-        """RuntimeError: the update was applied when this was made."""
+        """Raises RuntimeError: the update has already been applied."""
         raise RuntimeError(
             "this update was applied when minimize or apply_gradients was called, which happens at once in JAX; "
             "call it again, in the loop, for another step"
@@ -49,7 +49,7 @@ class Operation(Variable):
 
 
 def check(gate_gradients: Any, aggregation_method: Any) -> None:
-    """ValueError for arguments that TensorFlow does not know; a warning for what is only the default here."""
+    """Raises ValueError for values unknown to TensorFlow; warns about methods that have no effect here."""
     if gate_gradients not in (GATE_NONE, GATE_OP, GATE_GRAPH):
         raise ValueError(
             "gate_gradients must be one of: Optimizer.GATE_NONE, Optimizer.GATE_OP, Optimizer.GATE_GRAPH. "
@@ -58,13 +58,15 @@ def check(gate_gradients: Any, aggregation_method: Any) -> None:
     if aggregation_method not in (None, 0, 1, 2):
         raise ValueError(f"Invalid aggregation_method specified {aggregation_method!r}.")
     if aggregation_method in (1, 2):
-        warnings.warn("aggregation_method: parts of a gradient are added as they come", stacklevel=users_level())
+        warnings.warn(
+            "aggregation_method has no effect: parts of a gradient are added as they come", stacklevel=users_level()
+        )
 
 
 def gated(grads: Sequence[Any], gate_gradients: int) -> Sequence[Any]:
-    """GATE_GRAPH: no gradient is used before all are computed; GATE_OP: none before it is computed itself.
+    """Delays the use of gradients: until all are computed (GATE_GRAPH), or until each is itself (GATE_OP).
 
-    Outside of `jax.jit` that is so anyway.
+    Outside of `jax.jit` this holds anyway.
     """
     if gate_gradients == GATE_NONE or not any(isinstance(x, core.Tracer) for x in jax.tree.leaves(grads)):
         return grads
@@ -74,7 +76,7 @@ def gated(grads: Sequence[Any], gate_gradients: int) -> Sequence[Any]:
 
 
 def colocated(grads: Sequence[Any], variables: Sequence[Variable]) -> Sequence[Any]:
-    """Each gradient sharded over devices as its variable is, if that has a place of its own: if it is committed."""
+    """Shards each gradient over devices like its variable, if the variable is committed to its devices."""
 
     def place(g: Any, v: Variable) -> Any:
         if g is None or isinstance(g, IndexedSlices) or isinstance(v._value, core.Tracer) or not v._value.committed:
@@ -85,7 +87,7 @@ def colocated(grads: Sequence[Any], variables: Sequence[Variable]) -> Sequence[A
 
 
 def users_level() -> int:
-    """The stack level, seen from the caller, of the first code that is not this library's."""
+    """Returns the stack level, seen from the caller, of the first code outside this library."""
     frame, level = sys._getframe(1), 1
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("functional_opt."):
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""imperative: the transformation that an optimizer written as code that assigns stands for."""
+"""imperative: the transformation of an optimizer whose code assigns to variables."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from .views import SlotView
 
 @transformation
 class imperative(GradientTransformation):
-    """The transformation of an optimizer that assigns to its variables; `hyper` are its hyperparameters by name.
+    """Runs the code of an optimizer that assigns to its variables; `hyper` holds its hyperparameters by name.
 
     The state is a dict: `count`, `slots` by name and variable, and `weights`, the optimizer's own variables.
     """
 
     optimizer: Static[Any]
-    constants: Static[tuple]  # the optimizer's attributes that are plain: the code may read them
+    constants: Static[tuple]  # the optimizer's plain attributes, which the code may read
     hyper: dict[str, Any]
 
     def init(self, params):

@@ -8,7 +8,7 @@ from .base import Optimizer
 from .configs import class_of, within
 
 CLASSES: dict[str, type] = {}
-"""The library's own classes by the names that they have in configs; this folder's `__init__` fills it."""
+"""The library's own classes by their names in configs. This folder's `__init__` fills it."""
 
 
 def serialize(optimizer: Any) -> dict[str, Any]:
@@ -29,14 +29,14 @@ def serialize(optimizer: Any) -> dict[str, Any]:
 
 
 def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> Optimizer:
-    """The optimizer that `serialize` described, or one of the older `{class_name, config}` format.
+    """Returns the optimizer that `serialize` described. Also reads the older `{class_name, config}` format.
 
     Args:
-        config: class_name, in any case, and config.
-        custom_objects: classes of one's own, by name.
+        config: a dict with class_name, in upper or lower case, and config.
+        custom_objects: the user's own classes, by name.
 
-    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, TypeError for no such dict, and
-    either, naming the entry, for a config that the class cannot have.
+    Raises ValueError for a class that is neither Keras's nor in `custom_objects`, TypeError if `config` is not such a
+    dict, and either, naming the entry, for a config that the class does not accept.
 
     >>> deserialize({"class_name": "sgd", "config": {"learning_rate": 0.5}}).get_config()["learning_rate"]
     0.5
@@ -54,7 +54,7 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None =
 
 
 def get(identifier: Any, **kwargs: Any) -> Optimizer:
-    """An optimizer from its name in any case, its config, a gradient transformation, or itself.
+    """Returns an optimizer from its name in any case, its config, a gradient transformation, or an optimizer.
 
     Raises ValueError for anything else.
 

@@ -1,7 +1,7 @@
-"""The compiled step that all optimizers share: pure, and fed with whatever may change.
+"""The compiled step that all optimizers share: a pure function, whose arguments include all that may change.
 
-Transformations are arguments, their hyperparameters leaves, so that none of them recompiles it. The order is
-Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
+Transformations are arguments and their hyperparameters are leaves, so changing these does not recompile it. The order
+is Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
 """
 
 import functools
@@ -25,7 +25,7 @@ Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]
 
 
 class StepInputs(NamedTuple):
-    """What may change from step to step without compiling again. None is left out."""
+    """Inputs that may change from step to step without recompiling. None means that a part is not used."""
 
     clips: GradientTransformation
     rule: GradientTransformation
@@ -36,15 +36,15 @@ class StepInputs(NamedTuple):
 
 
 class Step(Protocol):
-    """What a step is compiled for: hashable, and itself the step, a pure function."""
+    """A step as a pure function. It is hashable, as it is the static argument that a program is compiled for."""
 
     def __call__(
         self, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
     ) -> tuple[Any, Any, Any]:
-        """New values, state and clock: `iterations`, or several of them.
+        """Returns new values, state and clock. The clock is `iterations`, or several of them.
 
-        Variables without a gradient (None) keep their slots as they are. Some or all of these are in `idle`
-        rather than in `values`. Gradients may be IndexedSlices.
+        Variables without a gradient (None) keep their slots unchanged. Some or all of these variables are in
+        `idle` rather than in `values`. Gradients may be IndexedSlices.
         """
         ...
 
@@ -56,9 +56,9 @@ class OptimizerStep(Step):
     constraints: Constraints = ()
     decayed: tuple[str, ...] = ()  # the variables that `weight_decay` shrinks
     rows: RowMode = "all"
-    accumulate: int | None = None  # steps whose gradients make one update
-    ema_overwrite: int | None = None  # steps after which the running means become the values
-    overwritten: tuple[str, ...] = ()  # the variables that are assigned their gradients
+    accumulate: int | None = None  # the number of gradients that make one update
+    ema_overwrite: int | None = None  # steps after which the running means replace the values
+    overwritten: tuple[str, ...] = ()  # the variables whose values are replaced by their gradients
     keras3: bool = False
 
     def __call__(self, numbers, values, state, clock, idle, grads):
@@ -68,9 +68,9 @@ class OptimizerStep(Step):
 
 @value
 class ScheduledValue(Schedule):
-    """A hyperparameter that depends on the step; the step puts its value in its place.
+    """A hyperparameter that depends on the step, which replaces it by its value.
 
-    It is computed in float32, as Keras does, also for float64 variables.
+    It is computed in float32, as in Keras, even for float64 variables.
     """
 
     schedule: Schedule
@@ -82,7 +82,7 @@ class ScheduledValue(Schedule):
 
 @value
 class decayed(Schedule):
-    """A learning rate over 1 + decay · count: Keras's `decay`, which composes with any schedule."""
+    """A learning rate divided by 1 + decay · count: Keras's `decay`, which composes with any schedule."""
 
     learning_rate: Any
     decay: Any
@@ -92,10 +92,10 @@ class decayed(Schedule):
 
 
 def resolve_schedules(step: Any, numbers: Any, in_float64: bool = False) -> Any:
-    """The numbers with schedules replaced by what they are at a step.
+    """Replaces schedules by their values at a step.
 
-    Hyperparameters are float32, as Keras keeps them; `in_float64` makes the coefficients that are computed
-    from them float64, which is for variables that are.
+    Hyperparameters are float32, as in Keras. With `in_float64`, which is for float64 variables, the coefficients
+    that are computed from them are float64.
     """
     numbers = _replaced(ScheduledValue, step, numbers)
     if in_float64:
@@ -124,7 +124,7 @@ def _step(
         grads = ByVariable(grads | dict.fromkeys(plan.overwritten))
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
     in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
-    # Keras 3 advances schedules with every gradient, also where several make one update
+    # Keras 3 advances schedules with every gradient, even if several make one update
     numbers = resolve_schedules(iterations if plan.keras3 else updates_done, numbers, in_float64)
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:
@@ -141,7 +141,7 @@ def _step(
     else:
         new, inner = _update(plan, numbers, inner, values, idle, grads)
     average = state.average
-    if plan.keras3:  # where means are taken before the constraints, at every gradient
+    if plan.keras3:  # Keras 3 takes means before the constraints, at every gradient
         new, average = _average(plan, numbers, average, new, updates_done, True)
         new = _constrain(plan, new, grads, True)
     else:
@@ -157,7 +157,7 @@ def _update(
     tx, clips = numbers.rule, numbers.clips.init(values)
     if plan.rows == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
         grads = on_values(lambda tree: numbers.clips.update(tree, clips)[0], grads)
-    else:  # one chain, which a kernel can do at once
+    else:  # one chain, which one kernel can do
         tx, inner = chain(numbers.clips, tx), (clips, inner)
     if numbers.weight_decay is not None:
         values = ByVariable(values)
@@ -166,7 +166,7 @@ def _update(
                 rate = numbers.weight_decay[key] if isinstance(numbers.weight_decay, dict) else numbers.weight_decay
                 values[key] = values[key] - (values[key] * rate * numbers.learning_rate).astype(values[key].dtype)
     still = {key: idle[key] if values[key] is None else values[key] for key, g in grads.items() if g is None}
-    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation knows None
+    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation accepts None
 
     def rule(inner, values, grads):
         updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
@@ -180,7 +180,7 @@ def _update(
 def _accumulate(
     n: int, update_now: jax.Array, accumulated: ByVariable, values: ByVariable, grads: ByVariable
 ) -> tuple[ByVariable, ByVariable]:
-    """The mean over the last n gradients, of use only at an update, and what is carried on."""
+    """Returns the mean of the last n gradients, valid only at an update, and the sums to carry on."""
     total = dict(accumulated)
     for key, g in grads.items():
         if isinstance(g, IndexedSlices):
@@ -188,7 +188,7 @@ def _accumulate(
         elif g is not None:
             total[key] = accumulated[key] + g.astype(accumulated[key].dtype)
     mean = ByVariable((key, None if g is None else total[key] / n) for key, g in grads.items())
-    # what a variable gathered that has no gradient now is kept for the next update
+    # a variable without a gradient now keeps its sum for the next update
     kept = {key: jnp.where(update_now, 0, total[key]) for key, g in grads.items() if g is not None}
     return mean, ByVariable(total | kept)
 
@@ -201,7 +201,10 @@ def _average(
     updates_done: jax.Array,
     now: Any,
 ) -> tuple[ByVariable, ByVariable]:
-    """Running means of the values: a ← m·a + (1 − m)·v, starting with the first v; and the values, or these means."""
+    """Returns new values and running means of the values: a ← m·a + (1 − m)·v, starting with the first v.
+
+    The new values are the old ones, or the means that overwrite them.
+    """
     if numbers.ema_momentum is None:
         return values, average
     m = jnp.where(updates_done == 0, 0.0, numbers.ema_momentum)
@@ -226,10 +229,10 @@ def _constrain(plan: OptimizerStep, values: ByVariable, grads: ByVariable, now: 
 
 @dataclass(frozen=True)
 class Rounds(Step):
-    """Steps one after the other that count as one, for variables that are listed more than once.
+    """Several steps in sequence that count as one, for variables that are listed more than once.
 
-    `grads` is a tuple with the gradients of each round; values that have none in a round are idle in it. Numbers
-    that are kept once, not by variable, are in every round what they were before the first.
+    `grads` is a tuple with the gradients of each round; variables without a gradient in a round are idle in it. State
+    that is not kept per variable is restored before each round.
     """
 
     steps: tuple[Step, ...]
@@ -262,9 +265,9 @@ def _map(fn: Callable, *trees: Any) -> Any:
 def jitted_step(
     step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
 ) -> tuple[Any, Any, Any]:
-    """A step, compiled once for all optimizers of the same structure; its values and state are donated.
+    """Runs a step, compiled once for all optimizers of the same structure. Its values and state are donated.
 
-    They come in the order in which they are returned: buffers go from one to the other in order, and what would
-    have to change places would be copied.
+    Values and state are passed in the order in which they are returned: donated buffers are matched to results in
+    order, and one that had to change places would be copied.
     """
     return step(numbers, values, state, clock, idle, grads)

@@ -1,4 +1,4 @@
-"""Views: what an optimizer keeps, seen as variables."""
+"""Views: parts of an optimizer's state, presented as variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Fields = str | tuple[str, ...]
 
 
 class SlotView(Variable):
-    """A view of a part of an optimizer's state; to assign to it changes the state."""
+    """A view of a part of an optimizer's state; assigning to it changes the state."""
 
     def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
         self._optimizer, self._table, self._key, self._name = optimizer, table, key, name
@@ -29,7 +29,7 @@ class SlotView(Variable):
 
 
 class Derived(SlotView):
-    """A weight that other libraries keep and this one computes, or has no use for; what is assigned is ignored."""
+    """A weight that other libraries keep and this one computes or does not use. Assignments to it are ignored."""
 
     def __init__(self, compute: Callable[[], jax.Array], name: str):
         self._compute, self._name = compute, name
@@ -45,7 +45,7 @@ class Derived(SlotView):
 
 
 class Scalar(SlotView):
-    """A view of a number in an optimizer's state that is not kept by variable."""
+    """A view of a number that an optimizer's state keeps once, not per variable."""
 
     def __init__(self, optimizer: Any, field: str, name: str):
         super().__init__(optimizer, lambda state: {field: parts.get(state.inner, field)}, field, name)
@@ -61,7 +61,7 @@ class Scalar(SlotView):
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
-    """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
+    """Returns the only field of that name with an array for a variable. Raises KeyError for none or several."""
     named = (field,) if isinstance(field, str) else field
     found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
@@ -70,7 +70,7 @@ def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
 
 
 def fields(state: State | None) -> list[str]:
-    """The names of the fields that are kept by variable, in order, each once."""
+    """Returns the names of the fields that are kept per variable, in order, each once."""
     return list(dict.fromkeys(name for name, _ in _tables(state) if name))
 
 

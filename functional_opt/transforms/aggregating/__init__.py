@@ -1,1 +1,1 @@
-"""Aggregation over space: devices and examples."""
+"""Aggregation of gradients over devices and over examples."""

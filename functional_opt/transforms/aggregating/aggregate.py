@@ -1,4 +1,4 @@
-"""aggregate: gradients over devices."""
+"""aggregate: means or sums of gradients over devices."""
 
 from typing import Literal
 
@@ -12,18 +12,18 @@ from ...core.value import Static
 
 @transformation
 class aggregate(GradientTransformation):
-    """The mean or sum of the updates over a named axis: u = Σᵢ gᵢ / n or Σᵢ gᵢ.
+    """Averages or sums the updates over a named axis: u = Σᵢ gᵢ / n or Σᵢ gᵢ.
 
-    For use inside `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`, where each device has a
-    gradient of its own. Under jit's automatic sharding gradients are global already. 16-bit leaves are
-    added in float32. Place it before anything that is not linear, clipping first of all.
+    For use inside `jax.shard_map`, `jax.pmap` or `jax.vmap(axis_name=...)`, where each device has its own
+    gradient. Under jit's automatic sharding gradients are global already. 16-bit leaves are added in float32. Place
+    it before anything that is not linear, such as clipping.
 
     Args:
         axis_name: the axis, or a tuple of them.
         op: "mean" or "sum".
 
-    Raises ValueError where the axis is not bound, or where `jax.shard_map` has added the gradients already:
-    by default it does for params that are the same on all devices.
+    Raises ValueError if the axis is not bound, or if `jax.shard_map` has summed the gradients already, which is its
+    default for params that are the same on all devices.
 
     >>> tx = aggregate("device")
     >>> step = lambda g: tx.update(g, tx.init(g))[0]
@@ -49,7 +49,7 @@ class aggregate(GradientTransformation):
             ) from e
 
     def _refuse_sums(self, updates: Tree) -> None:
-        """Raises ValueError for what `shard_map` knows to be the same on all devices, the sum already."""
+        """Raises ValueError for updates that are the same on all devices, because `shard_map` has summed them."""
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
         told_apart = {axis for axis in axes if axis in varying_axes(jax.lax.axis_index(axis))}
 

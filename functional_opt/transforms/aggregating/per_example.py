@@ -1,4 +1,4 @@
-"""per_example_global_norm_clip, per_example_layer_norm_clip: each example's gradient bounded, then summed."""
+"""per_example_global_norm_clip, per_example_layer_norm_clip: clip each example's gradient, then sum."""
 
 import math
 from typing import Any
@@ -11,13 +11,13 @@ from ...core.norms import abs_sq, safe_sqrt
 
 
 def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Any) -> tuple[Tree, jax.Array]:
-    """Σᵢ gᵢ · min(1, l2_norm_clip / ‖gᵢ‖) over examples i, and how many were longer than that.
+    """Returns Σᵢ gᵢ · min(1, l2_norm_clip / ‖gᵢ‖) over examples i, and how many were clipped.
 
     Args:
         grads: a tree of per-example gradients, the examples along axis 0 of every leaf.
         l2_norm_clip: the largest norm of one example's gradient, all leaves taken as one vector.
 
-    Raises ValueError if leaves have not the same number of examples.
+    Raises ValueError if the leaves do not have the same number of examples.
 
     Abadi et al. 2016, arXiv:1607.00133.
 
@@ -31,13 +31,13 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Any) -> tuple[Tree, 
 
 
 def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Any, uniform: bool = True) -> tuple[Tree, Tree]:
-    """The same, each leaf clipped by itself to its share of the norm; and how many were clipped, leaf by leaf.
+    """Returns the sum over examples, each leaf clipped to its share of the norm, and how many were clipped by leaf.
 
-    The share of leaf k of K is C/√K if uniform, else C·√(its number of params / that of all).
+    The share of leaf k of K is C/√K if uniform, else C·√(its number of params / that of all leaves).
 
     Args:
         grads: a tree of per-example gradients, the examples along axis 0 of every leaf.
-        global_l2_norm_clip: C, which the norm of one example's clipped gradient does not exceed.
+        global_l2_norm_clip: C, the largest norm of one example's clipped gradient.
 
     McMahan, Ramage, Talwar & Zhang 2017, arXiv:1710.06963.
 
@@ -60,12 +60,12 @@ def _examples(grads: Tree) -> tuple[list, Any]:
     leaves = [jnp.asarray(g) for g in leaves]
     shapes = [g.shape for g in leaves]
     if any(not shape or shape[0] != shapes[0][0] for shape in shapes):
-        raise ValueError(f"per-example gradients have the examples along axis 0 of every leaf, got shapes {shapes}")
+        raise ValueError(f"the number of examples must be the same along axis 0 of every leaf, got shapes {shapes}")
     return leaves, treedef
 
 
 def _squares(g: jax.Array) -> jax.Array:
-    """‖gᵢ‖² of one leaf for every example i, summed in float32."""
+    """Returns ‖gᵢ‖² of one leaf for every example i, summed in float32."""
     return jnp.sum(abs_sq(_wide(g)), axis=tuple(range(1, g.ndim)))
 
 

@@ -1,1 +1,1 @@
-"""Bounds on gradients: by value, by norm, by quantile, by their history."""
+"""Gradient clipping: by value, by norm, by quantile, by past norms."""

@@ -1,4 +1,4 @@
-"""adagc: the norm of each leaf, bounded by a multiple of its own moving average."""
+"""adagc: bounds the norm of each leaf by a multiple of its own moving average."""
 
 from typing import NamedTuple
 
@@ -24,21 +24,21 @@ class AdaGCState(NamedTuple):
 class adagc(GradientTransformation):
     """Bounds the norm of each leaf by its history: u = g · min(1, relative·γ / ‖g‖), γ ← decay·γ + (1 − decay)·‖u‖.
 
-    In the first `warmup_steps` all leaves are clipped together, u = g · min(1, absolute / ‖all g‖), and
+    During the first `warmup_steps` steps all leaves are clipped together, u = g · min(1, absolute / ‖all g‖), and
     γ ← min(γ, ‖u‖).
 
-    Norms that are 0 or not finite do not enter γ, and a leaf without a γ is not clipped. A leaf with a NaN keeps it;
-    a norm of infinity gives no finite updates.
+    Norms that are 0 or not finite do not enter γ, and a leaf without a γ is not clipped. A NaN stays in its leaf. An
+    infinite norm gives no finite updates.
 
     Args:
         relative: the largest ratio of a leaf's norm to its average, λ_rel in the paper, ≥ 0.
-        absolute: the largest global norm in the warm-up, λ_abs, ≥ 0.
+        absolute: the largest global norm during the warm-up, λ_abs, ≥ 0.
         decay: of the averages, β, in [0, 1).
         warmup_steps: a whole number ≥ 0.
 
-    Wang et al. 2025, arXiv:2502.11034. Differs from the paper, where a leaf whose gradient is 0 once in the warm-up,
-    as that beside a factor that starts at zero, is held at 0 for ever. The authors' code for Paddle has
-    relative=1.04, decay=0.99, and in the warm-up the least ‖g‖ for the least ‖u‖.
+    Wang et al. 2025, arXiv:2502.11034. Differs from the paper, where a leaf whose gradient is 0 once during the
+    warm-up, such as one multiplied by a factor that starts at zero, is held at 0 forever. The authors' code for
+    Paddle has relative=1.04, decay=0.99, and takes the least ‖g‖ instead of the least ‖u‖ during the warm-up.
 
     >>> tx = adagc(relative=1.5, warmup_steps=1)
     >>> u, state = tx.update({"w": 0.5}, tx.init({"w": 0.0}))

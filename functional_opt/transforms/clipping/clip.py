@@ -13,12 +13,12 @@ from ...core.transformation import EmptyState, GradientTransformation, needs_par
 from ...core.value import Static
 
 AdaptiveGradClipState = ClipByGlobalNormState = ClipState = EmptyState
-"""Optax's names of it in older scripts."""
+"""Optax's names for the state, for older scripts."""
 
 
 @transformation
 class clip(GradientTransformation):
-    """Bounds every element: u = min(max(g, −max_delta), max_delta); the modulus where g is complex.
+    """Bounds every element, or its modulus if complex: u = min(max(g, −max_delta), max_delta).
 
     Args:
         max_delta: the largest size of an element, ≥ 0.
@@ -47,7 +47,7 @@ class clip(GradientTransformation):
 
 @transformation
 class clip_by_norm(GradientTransformation):
-    """Bounds the norm of each leaf: u = g · min(1, max_norm / ‖g‖), as `tf.clip_by_norm`.
+    """Bounds the norm of each leaf: u = g · min(1, max_norm / ‖g‖), as `tf.clip_by_norm` does.
 
     Args:
         max_norm: the largest norm of a leaf, ≥ 0.
@@ -70,8 +70,8 @@ class clip_by_norm(GradientTransformation):
 class clip_by_global_norm(GradientTransformation):
     """Bounds the norm of all leaves as one vector: u = g · min(1, max_norm / ‖g‖).
 
-    The norm is summed in float32. A leaf with a NaN keeps it, but is left out of the norm, so that it
-    does not spread to the others; a norm that overflows to infinity makes every finite leaf zero.
+    The norm is summed in float32. A leaf with a NaN keeps it but is left out of the norm, so that the NaN does not
+    spread to the other leaves. A norm that overflows to infinity makes every finite leaf zero.
 
     Args:
         max_norm: the largest norm, ≥ 0.
@@ -82,7 +82,7 @@ class clip_by_global_norm(GradientTransformation):
     >>> round(u["a"].item(), 3), round(u["b"].item(), 3)
     (0.6, 0.8)
 
-    Differs from Optax: one scalar is multiplied in, where Optax divides and selects leaf by leaf; a NaN
+    Differs from Optax: all leaves are multiplied by one scalar, where Optax divides and selects leaf by leaf; a NaN
     stays in its leaf; `max_norm=0` gives zeros.
     """
 
@@ -132,15 +132,15 @@ class clip_by_block_rms(GradientTransformation):
 
 @transformation
 class adaptive_grad_clip(GradientTransformation):
-    """Bounds the gradient of each unit by its weights: u = g · min(1, clipping·max(‖w‖, eps) / ‖g‖), unit by unit.
+    """Bounds the gradient of each unit by its weights: u = g · min(1, clipping·max(‖w‖, eps) / ‖g‖).
 
-    A unit is an output of a layer: norms run over all axes but the last of a kernel with up to 5 axes
-    (over axis 0 for 2 and 3 axes), over the whole of a vector or scalar, or over `axis`.
+    A unit is an output of a layer. Norms are taken over all axes but the last of a kernel with up to 5 axes (over
+    axis 0 for 2 and 3 axes), over a complete vector or scalar, or over `axis`.
 
     Args:
-        clipping: the largest ratio of the norms of gradient and weights, ≥ 0.
-        eps: the least norm the weights count with, ≥ 0.
-        axis: the axes of a unit, an int or a tuple of ints; by the rule above if None.
+        clipping: the largest ratio of the gradient's norm to that of the weights, ≥ 0.
+        eps: the smallest norm that weights count with, ≥ 0.
+        axis: the axes of a unit, an int or a tuple of ints; if None, by the rule above.
 
     Raises ValueError without params.
 
@@ -171,7 +171,7 @@ class adaptive_grad_clip(GradientTransformation):
 
 
 def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """The norm of each unit of a leaf, at every element of the unit. See `adaptive_grad_clip`.
+    """Returns the norm of each unit of a leaf, at every element of the unit. See `adaptive_grad_clip`.
 
     >>> unitwise_norm(jnp.array([[3.0], [4.0]])).tolist()
     [[5.0], [5.0]]
@@ -180,23 +180,23 @@ def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> ja
 
 
 def _unit_norms(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
-    """The norm of each unit, its axes kept at size 1."""
+    """Returns the norm of each unit, keeping the unit's axes at length 1."""
     x = jnp.asarray(x)
     if axis is None and x.ndim > 1 and x.size not in x.shape:  # neither a scalar nor a vector
         if x.ndim > 5:
-            raise ValueError(f"a leaf of shape {x.shape} has no standard units; say `axis`")
+            raise ValueError(f"a leaf of shape {x.shape} has no standard units; pass `axis`")
         # 3 axes are a multi-headed linear layer, (inputs, heads, outputs); 4 and 5 a convolution's kernel
         axis = 0 if x.ndim < 4 else tuple(range(x.ndim - 1))
     return safe_sqrt(jnp.sum(abs_sq(x), axis=axis, keepdims=True))
 
 
 def unitwise_clip(g_norm: jax.Array, max_norm: Scalar, grad: jax.Array, div_eps: Scalar = 1e-6) -> jax.Array:
-    """grad · min(1, max_norm / g_norm): a leaf whose units have the norms `g_norm`, held to `max_norm`.
+    """Bounds the units of a leaf, which have the norms `g_norm`, by `max_norm`: grad · min(1, max_norm / g_norm).
 
     Args:
         g_norm: the norm of each unit of `grad`, as `unitwise_norm` gives it.
-        max_norm: the largest norm, of each unit or of all.
-        div_eps: the least norm that is divided by.
+        max_norm: the largest norm, for each unit or for all.
+        div_eps: the smallest norm to divide by.
 
     >>> unitwise_clip(jnp.array([5.0]), 1.0, jnp.array([3.0, 4.0])).round(3).tolist()
     [0.6000000238418579, 0.800000011920929]
@@ -205,7 +205,7 @@ def unitwise_clip(g_norm: jax.Array, max_norm: Scalar, grad: jax.Array, div_eps:
 
 
 def norm_without_nans(tree: Tree) -> jax.Array:
-    """The global norm of the leaves that have no NaN."""
+    """Returns the global norm of the leaves that have no NaN."""
     return _norm(sums_of_squares(tree))
 
 
@@ -214,5 +214,5 @@ def _norm(squares: jax.Array) -> jax.Array:
 
 
 def shrink(size: jax.Array, largest: Any) -> jax.Array:
-    """min(1, largest / size), 1 where size is 0."""
+    """Returns min(1, largest / size), or 1 where size is 0."""
     return jnp.minimum(1.0, largest / jnp.where(size == 0, 1.0, size))

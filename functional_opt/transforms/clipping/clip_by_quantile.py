@@ -1,4 +1,4 @@
-"""clip_by_quantile: the gradient's norm, bounded by a quantile of the norms before."""
+"""clip_by_quantile: bounds the gradient's norm by a quantile of recent norms."""
 
 from typing import NamedTuple
 
@@ -12,24 +12,24 @@ from .rolling import quantile, record, rolling
 
 
 class ClipByQuantileState(NamedTuple):
-    """`norms`: the last ones, before they were clipped."""
+    """`norms`: the last norms, before clipping."""
 
     norms: States
 
 
 @transformation
 class clip_by_quantile(GradientTransformation):
-    """Bounds the global norm by a quantile Q of the last ones, its own among them: u = g · min(1, Q / ‖g‖).
+    """Bounds the global norm by a quantile Q of the last norms, its own included: u = g · min(1, Q / ‖g‖).
 
-    With quantile=0.1 nine steps in ten are as long as the shortest tenth of the last ones; with 0.95 only spikes are
-    clipped. A leaf with a NaN is left out of the norm, as in `clip_by_global_norm`; a norm of infinity makes every
-    finite leaf zero and is not recorded.
+    With quantile=0.1 about nine of ten steps are clipped, to the 10th percentile of the last norms; with 0.95 only
+    spikes are clipped. A leaf with a NaN is left out of the norm, as in `clip_by_global_norm`. An infinite norm makes
+    every finite leaf zero and is not recorded.
 
     Args:
-        quantile: in [0, 1], linear between two norms.
-        window: how many norms are kept, a whole number ≥ 1; they are sorted at each step (1000: 0.15 ms on a CPU).
+        quantile: in [0, 1]; interpolated linearly between two norms.
+        window: how many norms to keep, a whole number ≥ 1; they are sorted at each step (1000: 0.15 ms on a CPU).
 
-    Seetharaman, Wichern, Pardo & Le Roux 2020 (AutoClip), arXiv:2007.14469, where all norms are kept.
+    Seetharaman, Wichern, Pardo & Le Roux 2020 (AutoClip), arXiv:2007.14469, which keeps all norms.
 
     >>> tx = clip_by_quantile(0.5, window=3)
     >>> state = tx.init({"w": 0.0})

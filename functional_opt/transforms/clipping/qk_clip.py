@@ -1,4 +1,4 @@
-"""qk_clip: attention logits that stay bounded, by the weights they are made with."""
+"""qk_clip: bounds attention logits by shrinking the weights that produce them."""
 
 from typing import Annotated, Any
 
@@ -23,26 +23,26 @@ def _powers(name: str, x: Any) -> PathRules:
 
 @transformation
 class qk_clip(GradientTransformation):
-    """Shrinks the queries' and keys' weights of a head whose logits have grown too large: u = γᵖ·(w + g) − w.
+    """Shrinks the query and key weights of a head whose logits have grown too large: u = γᵖ·(w + g) − w.
 
-    γ = min(1, threshold / S) for each head, S its largest logit, q·k/√d, in the step's batch; p is the leaf's power.
-    A logit is a product of a query and a key, so powers that add up to 1 take it back to the threshold. For the end
-    of a chain, after the learning rate and the decay. Heads below the threshold, and those whose S is not finite,
-    are left as they are.
+    For each head γ = min(1, threshold / S), where S is its largest logit q·k/√d in the step's batch; p is the leaf's
+    power. A logit is a product of a query and a key, so powers that add up to 1 take it back to the threshold. Heads
+    below the threshold, and those whose S is not finite, are left as they are. Place the transformation at the end of
+    a chain, after the learning rate and the weight decay.
 
     Args:
-        powers: path rules with a power in [0, 1] for each leaf that makes queries and keys, biases too:
-            `{"**/query/*": 0.5, "**/key/*": 0.5}`. Where keys have a part that all heads share (the rotary one of
-            multi-head latent attention), leave it out, and give the queries for it the power 1.
-        threshold: the largest logit there may be, > 0.
-        head_axis: the axis of the heads, −2 for kernels (inputs, heads, head size) and biases (heads, head size).
+        powers: path rules with a power in [0, 1] for each leaf that produces queries or keys, including biases:
+            `{"**/query/*": 0.5, "**/key/*": 0.5}`. If all heads share a part of the keys (the rotary part in
+            multi-head latent attention), leave that part out and give its queries the power 1.
+        threshold: the largest logit allowed, > 0.
+        head_axis: the axis of the heads; −2 fits kernels (inputs, heads, head size) and biases (heads, head size).
 
-    `update` takes `max_logits`: S of every attention, of shape (heads,), or () for all its heads together, as a tree
-    that goes as deep as the attentions: `{"layer_0": {"attention": S}}`. Where several heads share keys, a
-    leaf has fewer heads than S, and the largest S of those that share counts.
+    `update` takes `max_logits`, a tree as deep as the attention modules: `{"layer_0": {"attention": S}}`. Each S
+    has shape (heads,), or () for the largest logit of all heads. If several heads share keys, a leaf has fewer heads
+    than S, and the largest S of the heads that share is used.
 
-    Raises ValueError without params or `max_logits`, and, naming the leaf, where it is part of no attention in them
-    or has another number of heads.
+    Raises ValueError without params or `max_logits`; or, naming the leaf, if no attention in `max_logits` contains
+    the leaf or if their numbers of heads do not match.
 
     Kimi Team 2025, arXiv:2507.20534 (QK-Clip, with Muon: MuonClip).
 
@@ -80,11 +80,11 @@ class qk_clip(GradientTransformation):
         return map_leaves(leaf, updates, read=(params, factors), params=params, same_shape=False), state
 
     def touched_leaves(self, params):
-        """For `explain`: a mask."""
+        """Returns a mask of the leaves that it changes, for `explain`."""
         return jax.tree.map(lambda power: power > 0, self.powers.resolve(params, default=0.0))
 
     def _factor(self, name: str, shape: tuple[int, ...], attentions: dict[str, jax.Array]) -> jax.Array:
-        """γ of a leaf's heads, with as many axes as the leaf."""
+        """Returns γ of a leaf's heads, with as many axes as the leaf."""
         found = [place for place in attentions if place == "" or f"{name}/".startswith(f"{place}/")]
         if not found:
             raise ValueError(f"qk_clip: {name!r} is part of no attention in max_logits, which has {list(attentions)}")

@@ -1,4 +1,4 @@
-"""The last numbers of a series, in a ring buffer, and their quantiles."""
+"""A ring buffer of the last numbers of a series, and their quantiles."""
 
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ from ...core.transformation import increment, zero_count
 
 
 class Rolling(NamedTuple):
-    """`count`: numbers recorded so far. `history`: the last of them, number i at i mod window, and zeros."""
+    """`count`: numbers recorded so far. `history`: the last ones, number i at i mod window; else 0."""
 
     count: Counter
     history: Number
 
 
 def rolling(window: int) -> Rolling:
-    """Without a number."""
+    """Returns an empty buffer."""
     return Rolling(zero_count(), jnp.zeros(window))
 
 
 def record(past: Rolling, x: jax.Array) -> Rolling:
-    """With one more number, unless that is not finite."""
+    """Returns the buffer with one more number, or unchanged if the number is not finite."""
     seen, history = jnp.isfinite(x), jnp.asarray(past.history)
     place = past.count % history.size
     history = history.at[place].set(cast_like(jnp.where(seen, x, history[place]), history))
@@ -32,7 +32,7 @@ def record(past: Rolling, x: jax.Array) -> Rolling:
 
 
 def quantile(past: Rolling, q: Scalar) -> jax.Array:
-    """The q-quantile of the numbers there are, linear between two of them as in NumPy; 0 where there are none."""
+    """Returns the q-quantile of the recorded numbers, interpolated linearly as in NumPy; 0 if there are none."""
     window = past.history.size
     n = jnp.minimum(past.count, window)
     ranked = jnp.sort(jnp.where(jnp.arange(window) < n, past.history, jnp.inf))

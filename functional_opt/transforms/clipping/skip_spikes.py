@@ -1,4 +1,4 @@
-"""skip_spikes: steps whose gradient is far larger than those before are left out."""
+"""skip_spikes: skips steps whose gradient is far larger than recent ones."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from .rolling import quantile, record, rolling
 
 
 class SkipSpikesState(NamedTuple):
-    """`consecutive_skips`: skipped in a row. `total_skipped`: so far. `norms`: the last ones, spikes among them."""
+    """`consecutive_skips`: skips in a row. `total_skipped`: skips so far. `norms`: the last norms, with spikes."""
 
     consecutive_skips: Counter
     total_skipped: Counter
@@ -24,18 +24,19 @@ class SkipSpikesState(NamedTuple):
 
 @transformation
 class skip_spikes(GradientTransformation):
-    """Skips a step (zero updates, the inner state as it was) where ‖g‖ > factor · median of the last norms.
+    """Skips a step (zero updates, unchanged inner state) if ‖g‖ > factor · median of the last norms.
 
-    A spike that is clipped still turns the momentum; one that is skipped never was. All finite norms are recorded,
-    so where the norms have risen for good the median follows; after `max_consecutive_skips` in a row a step
-    is let through. One whose norm is not finite is skipped however many there were.
+    A clipped spike still changes the momentum; a skipped one has no effect. All finite norms are recorded, so the
+    median follows if the norms rise for good. After `max_consecutive_skips` skips in a row a step is let through,
+    unless its norm is not finite: such a step is always skipped.
 
     Args:
         inner: the transformation to guard.
-        factor: the largest ratio of a norm to the median before it, > 0.
-        window: how many norms the median is of, a whole number ≥ 1.
-        warmup_steps: norms that there must be before a step is skipped, ≥ 0; above `window` it counts as that.
-        max_consecutive_skips: ≥ 0.
+        factor: the largest ratio of a norm to the median of those before it, > 0.
+        window: how many norms the median is taken over, a whole number ≥ 1.
+        warmup_steps: how many norms to record before a step may be skipped, ≥ 0; a larger value than `window` counts
+            as `window`.
+        max_consecutive_skips: how many spikes in a row may be skipped, ≥ 0.
 
     Skipping as in Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.1, where it is done by hand.
 

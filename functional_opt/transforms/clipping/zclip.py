@@ -1,4 +1,4 @@
-"""zclip: the gradient's norm, bounded by how far it lies from its own mean."""
+"""zclip: bounds the gradient's norm by its distance from its own mean."""
 
 from typing import Annotated, NamedTuple
 
@@ -13,7 +13,7 @@ from .clip import norm_without_nans
 
 
 class ZClipState(NamedTuple):
-    """`count`: norms seen. `mean`, `var`: of the norms, in the warm-up of all so far, then as moving averages."""
+    """`count`: norms seen. `mean`, `var`: those of all norms during the warm-up, then moving averages."""
 
     count: Counter
     mean: Number
@@ -22,24 +22,26 @@ class ZClipState(NamedTuple):
 
 @transformation
 class zclip(GradientTransformation):
-    """Bounds the global norm n where it lies far above its mean: u = g · n*/n.
+    """Bounds the global norm n if it is far above its mean: u = g · n*/n.
 
-    z = (n − μ)/(σ + eps), and n* = μ + σ·z_threshold²/z where z > z_threshold, else n; then
+    z = (n − μ)/(σ + eps), and n* = μ + σ·z_threshold²/z if z > z_threshold, else n; then
     μ ← decay·μ + (1 − decay)·n* and σ² ← decay·σ² + (1 − decay)·(n* − μ)².
-    The further out a norm is, the more of the distance is taken away. In the first `warmup_steps` nothing is
-    clipped, and μ and σ² are the mean and variance of the norms; a `clip_by_global_norm` after it bounds these.
+    The farther a norm is from the mean, the more of the distance is removed. During the first `warmup_steps` steps
+    nothing is clipped, and μ and σ² are the mean and variance of the norms; put a `clip_by_global_norm` after it to
+    bound these steps.
 
-    A leaf with a NaN is left out of the norm, as in `clip_by_global_norm`; a norm of infinity makes every finite leaf
-    zero and enters no mean. Where the norms have not differed so far, σ = 0, nothing is clipped.
+    A leaf with a NaN is left out of the norm, as in `clip_by_global_norm`. An infinite norm makes every finite leaf
+    zero and does not enter the mean. Nothing is clipped while σ = 0, that is, while all norms have been equal.
 
     Args:
         decay: of the mean and variance, α in the paper, in [0, 1).
-        z_threshold: standard deviations above the mean from which a norm is clipped, > 0.
-        warmup_steps: norms that are only measured, a whole number ≥ 2.
+        z_threshold: how many standard deviations above the mean clipping begins, > 0.
+        warmup_steps: how many norms are only measured, a whole number ≥ 2.
         eps: added to the standard deviation, > 0.
 
-    Kumar, Owen, Chowdhury & Güra 2025, arXiv:2504.02507, with its reciprocal clipping. The variance is taken from the
-    new mean, as in the authors' code, which also bounds all norms by 1: `clip_by_global_norm(1.0)` after this.
+    Kumar, Owen, Chowdhury & Güra 2025, arXiv:2504.02507, with its reciprocal clipping. The variance is taken about
+    the new mean, as in the authors' code. That code also bounds all norms by 1: add `clip_by_global_norm(1.0)` after
+    this.
 
     >>> tx = zclip(z_threshold=1.0, warmup_steps=2)
     >>> state = tx.init({"w": 0.0})

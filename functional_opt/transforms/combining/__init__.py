@@ -1,1 +1,1 @@
-"""Transformations of transformations: one after another, by leaf, by group, on a condition."""
+"""Combinations of transformations: in sequence, by leaf, by group, on a condition."""

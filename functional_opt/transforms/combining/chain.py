@@ -1,4 +1,4 @@
-"""chain, named_chain, identity: transformations one after another."""
+"""chain, named_chain, identity: transformations in sequence."""
 
 from typing import Any
 
@@ -31,15 +31,15 @@ class identity(GradientTransformation):
 class chain(GradientTransformation):
     """Applies transformations one after another: u ← fₙ(… f₂(f₁(g))).
 
-    The links work in float32 on 16-bit leaves; the result is cast once, at the end, to the dtype of the
-    params (of the gradients where there are no params). The state is the tuple of the links' states.
-    Extra keyword arguments reach every link.
+    The links get 16-bit leaves in float32. The result is cast once, at the end, to the dtype of the params (of the
+    gradients if there are no params). The state is the tuple of the links' states. Extra keyword arguments reach
+    every link.
 
     Args:
-        transforms: gradient transformations, ours or any object with `init` and `update`; none at all is
-            the identity.
+        transforms: gradient transformations, ours or any object with `init` and `update`; an empty chain is the
+            identity.
 
-    Raises TypeError for an argument that is no transformation.
+    Raises TypeError for an argument that is not a transformation.
 
     >>> from functional_opt import clip, scale
     >>> tx = chain(clip(1.0), scale(-0.1))
@@ -49,7 +49,7 @@ class chain(GradientTransformation):
     >>> round(float(updates["w"]), 3)
     -0.1
 
-    Differs from Optax in the dtype rule, and in that `chain()` is allowed.
+    Differs from Optax in the dtype rule, and in allowing `chain()`.
     """
 
     in_turn = True
@@ -80,12 +80,12 @@ class chain(GradientTransformation):
 
 @transformation
 class named_chain(GradientTransformation):
-    """A chain whose links have names, and whose state is a dict by these names.
+    """Applies named transformations one after another; the state is a dict by name.
 
     Args:
         args: pairs `(name, transformation)`; the names are strings, each used once.
 
-    Raises ValueError for a name used twice, TypeError for what is no pair.
+    Raises ValueError for a name used twice, TypeError for an argument that is not such a pair.
 
     >>> from functional_opt import scale, trace
     >>> tx = named_chain(("momentum", trace(0.9)), ("lr", scale(-0.1)))

@@ -1,4 +1,4 @@
-"""conditionally_transform, conditionally_mask: a transformation that runs at some steps only."""
+"""conditionally_transform, conditionally_mask: a transformation that runs only at some steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,18 +12,18 @@ from ...core.value import Static
 from ..wrapping.guard import update_if
 
 ConditionFn = Callable[..., Any]
-"""`f(step, **extra)`, a bool scalar; see `conditionally_transform`."""
+"""`f(step, **extra)`, which returns a bool scalar; see `conditionally_transform`."""
 
 
 class ConditionallyTransformState(NamedTuple):
-    """`inner_state`: that of the inner transformation. `step`: steps done, also those it did not run at."""
+    """`inner_state`: the inner state. `step`: steps done, including those without the inner transformation."""
 
     inner_state: States
     step: Counter
 
 
 class ConditionallyMaskState(NamedTuple):
-    """`step`: steps done, also those the inner transformation did not run at. `inner_state`: its state."""
+    """`step`: steps done, including those without the inner transformation. `inner_state`: the inner state."""
 
     step: Counter
     inner_state: States
@@ -31,14 +31,14 @@ class ConditionallyMaskState(NamedTuple):
 
 @transformation
 class conditionally_transform(GradientTransformation):
-    """Runs the inner transformation where a function of the step says so; passes the updates on otherwise.
+    """Runs the inner transformation at the steps that a function selects; otherwise passes the updates on.
 
-    Its state does not change where it does not run; one of the two is computed, under a real `cond`.
+    At other steps the inner state does not change. Only one of the two branches is computed, under a real `cond`.
 
     Args:
         inner: a gradient transformation.
-        should_transform_fn: `f(step) -> bool scalar`, the step being an int32 that starts at 0.
-        forward_extra_args: whether it gets the extra arguments of `update` too.
+        should_transform_fn: `f(step) -> bool scalar`, where step is an int32 that starts at 0.
+        forward_extra_args: whether the function also gets the extra arguments of `update`.
 
     Raises ValueError if the function returns something else.
 
@@ -64,7 +64,7 @@ class conditionally_transform(GradientTransformation):
 
 @transformation
 class conditionally_mask(GradientTransformation):
-    """The same, with zero updates at the steps at which the inner transformation does not run.
+    """Runs the inner transformation at the steps that a function selects; otherwise gives zero updates.
 
     Args:
         inner, should_transform_fn, forward_extra_args: as in `conditionally_transform`.

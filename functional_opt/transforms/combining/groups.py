@@ -1,4 +1,4 @@
-"""groups: other hyperparameters for some of the leaves, by path rules, in one argument."""
+"""groups: different hyperparameters for some of the leaves, by path rules in one argument."""
 
 import dataclasses
 import difflib
@@ -19,21 +19,21 @@ FACTOR, FROZEN, TRAINED, REST = "learning_rate_factor", "frozen", "trained", "th
 
 @checked
 def groups(tx: Transformation, rules: Mapping[str, Any]) -> GradientTransformation:
-    """Other hyperparameters for some of the leaves, by path rules; the first rule that matches a leaf holds.
+    """Gives some leaves other hyperparameters, by path rules; the first rule that matches a leaf applies.
 
-    What one argument says is written out: each link that a rule names an argument of becomes a `partition`, all
-    others stay one for all leaves, so that a global norm is that of all gradients, and a count one count.
+    Only a link with an argument that a rule names becomes a `partition`. All other links still act on all leaves
+    together, so a global norm is that of all gradients, and there is one count.
 
     Args:
-        tx: any transformation; whole optimizers first of all.
-        rules: from path pattern (see `PathRules`) to what is special there: a dict, or "frozen". In the dict
-            any argument of any link, by its name: `weight_decay`, `b2`, `learning_rate` ..., in all links
-            that have one; and `learning_rate_factor`, ≥ 0, by which the updates are multiplied in the end. A
-            `weight_decay` here holds whatever the mask of the decay says. `{}` keeps a leaf from later rules.
-            Frozen leaves do not move, have no state, and are no part of norms.
+        tx: any transformation, usually a complete optimizer.
+        rules: a dict from path pattern (see `PathRules`) to the settings there: a dict, or "frozen". The dict may
+            name any argument of any link (`weight_decay`, `b2`, `learning_rate` ...), and sets it in all links that
+            have it. It may also hold `learning_rate_factor`, ≥ 0, which multiplies the updates at the end. A
+            `weight_decay` here applies whatever the mask of the decay says. `{}` exempts a leaf from later rules.
+            Frozen leaves do not move, have no state, and do not count in norms.
 
-    Raises ValueError for an argument that no link has, and, at `init`, naming the nearest paths, for a rule
-    that matches no leaf; TypeError for a rule of another kind; what a link says to a value out of range.
+    Raises ValueError for an argument that no link has and, at `init`, for a rule that matches no leaf, naming the
+    nearest paths; TypeError for a rule of another kind; and what a link raises for a value out of range.
 
     >>> from functional_opt import adamw
     >>> tx = groups(adamw(1e-3, weight_decay=0.1), {"*/bias": {"weight_decay": 0.0}})
@@ -49,7 +49,7 @@ def groups(tx: Transformation, rules: Mapping[str, Any]) -> GradientTransformati
     >>> {layer: round(float(u["w"]), 3) for layer, u in updates.items()}
     {'embed': 0.0, 'layer_0': -0.1, 'layer_1': -1.0}
 
-    Differs from Optax, which has partition only: there clipping by a global norm is done group by group.
+    Differs from Optax, which only has partition: there, clipping by a global norm works group by group.
     """
     settings = _settings(rules)
     for pattern, own in settings.items():
@@ -80,7 +80,7 @@ def groups(tx: Transformation, rules: Mapping[str, Any]) -> GradientTransformati
 
 
 def _settings(rules: Any) -> dict[str, dict[str, Any] | None]:
-    """What each pattern says, None for frozen."""
+    """Returns the settings of each pattern, None for frozen."""
     if not isinstance(rules, Mapping) or not rules:
         raise TypeError(f'rules must be a dict such as {{"*/bias": {{"weight_decay": 0.0}}}}, got {rules!r}')
     for pattern, own in rules.items():
@@ -96,7 +96,7 @@ def _factor(pattern: str, x: Any) -> Any:
 
 
 def _arguments(link: Any) -> set[str]:
-    """The arguments of a link, but for those that hold transformations or say which leaves go where."""
+    """Returns the names of a link's arguments, except those that hold transformations or select leaves."""
     if not dataclasses.is_dataclass(link):
         return set()
     held = {path.removeprefix(".").split("[")[0] for path, _ in children(link)}
@@ -116,7 +116,7 @@ def _check_name(tx: GradientTransformation, pattern: str, name: Any) -> None:
 
 
 def _replaced(link: Any, own: dict[str, Any], pattern: str) -> Any:
-    """The link with those of its arguments that a rule names; the very same object if there are none."""
+    """Returns the link with the arguments that a rule sets; the same object if it has none of them."""
     changes = {name: x for name, x in own.items() if name in _arguments(link)}
     if not changes:
         return link

@@ -1,4 +1,4 @@
-"""What a transformation is made of: its links, their states, and edits of one link in all the nesting."""
+"""The structure of a transformation: its links at any depth, their states, and edits of them."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from .select import partition
 
 
 def children(tx: Any) -> list[tuple[str, GradientTransformation]]:
-    """The transformations right within one, each with its path from there.
+    """Returns the transformations directly inside one, each with its path from there.
 
     >>> from functional_opt import chain, clip, scale
     >>> children(chain(clip(1.0), scale(0.1)))
@@ -33,7 +33,7 @@ def children(tx: Any) -> list[tuple[str, GradientTransformation]]:
 
 
 def with_children(tx: Any, edit: Callable[[GradientTransformation], GradientTransformation]) -> Any:
-    """A copy with every transformation right within it edited; the same object where no edit changes anything."""
+    """Returns a copy with every transformation directly inside it edited; the same object if nothing changes."""
 
     def edited(x: Any) -> Any:
         if isinstance(x, GradientTransformation):
@@ -56,17 +56,17 @@ def with_children(tx: Any, edit: Callable[[GradientTransformation], GradientTran
 
 
 def same(x: Any, y: Any) -> bool:
-    """Whether two containers hold the very same transformations."""
+    """Returns whether two containers hold the very same transformations."""
     if isinstance(x, dict):
         x, y = tuple(x.values()), tuple(y.values())
     return x is y or (isinstance(x, tuple | list) and all(a is b for a, b in zip(x, y, strict=True)))
 
 
 def walk(tx: Any, state: Any = None, path: str = "", labels: tuple = ()) -> Iterator[tuple[str, tuple, Any, Any]]:
-    """`(path, labels, transformation, state)` of one and all within it, outer ones first.
+    """Yields `(path, labels, transformation, state)` for a transformation and all inside it, outer ones first.
 
-    `labels` are the groups of a partition and the names of a chain that lead there. The state is None where a
-    transformation keeps those of others nowhere that its `init` shows.
+    `labels` are the labels of the partitions and the names of the chains on the way there. The state is None if the
+    outer transformation's `init` does not expose its children's states.
     """
     yield path, labels, tx, state
     inside = children(tx)
@@ -80,14 +80,14 @@ def walk(tx: Any, state: Any = None, path: str = "", labels: tuple = ()) -> Iter
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Stands in a state where that of the i-th transformation within will be."""
+    """Marks the place of the i-th child's state in the state of a transformation."""
 
     i: int
 
 
 @transformation
 class _mark(GradientTransformation):
-    """Stands for the i-th transformation within another one, to see where that keeps its state."""
+    """Stands in for the i-th child of a transformation, to find where the child's state is kept."""
 
     i: Static[int]
 
@@ -99,16 +99,16 @@ class _mark(GradientTransformation):
 
 
 def _marked(tx: Any) -> Any:
-    """With marks for the transformations right within it."""
+    """Returns the transformation with a mark in place of each child."""
     marks = iter(range(len(children(tx))))
     return with_children(tx, lambda _: _mark(next(marks)))
 
 
 @functools.lru_cache(256)
 def _places(marked: Any) -> list[tuple | None]:
-    """The path of each inner state in that of a transformation, given the tree structure of one with marks."""
+    """Returns the path of each child's state in the transformation's, given the tree structure with marks."""
     tx, found = marked.unflatten([0.0] * marked.num_leaves), {}
-    with contextlib.suppress(Exception):  # one whose init wants real params or numbers says nothing
+    with contextlib.suppress(Exception):  # an init that needs real params or numbers shows no places
         state = jax.eval_shape(tx.init, {})
         leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, _Place))
         found = {x.i: path for path, x in leaves if isinstance(x, _Place)}
@@ -116,12 +116,12 @@ def _places(marked: Any) -> list[tuple | None]:
 
 
 def _at(state: Any, place: tuple | None) -> Any:
-    """What stands there, or None."""
+    """Returns the part of a state at a place, or None."""
     key: Any
     try:
         for key in place or ():
             named = isinstance(key, GetAttrKey)
             state = getattr(state, key.name) if named else state[key.key if isinstance(key, DictKey) else key.idx]
-    except (AttributeError, KeyError, IndexError, TypeError):  # the state is another one, or there is none
+    except (AttributeError, KeyError, IndexError, TypeError):  # no state, or one of another structure
         return None
     return None if place is None else state

@@ -1,4 +1,4 @@
-"""masked, partition, freeze, selective_transform: a transformation for some of the leaves."""
+"""masked, partition, freeze, selective_transform: transformations of some of the leaves."""
 
 import copy
 from dataclasses import field
@@ -44,18 +44,18 @@ class masked(GradientTransformation):
     Args:
         inner: a gradient transformation.
         mask: a tree of bools (or a prefix of one), a function from params to one, or path rules such as
-            `{"encoder/**": False}`. It is resolved on the params; on the updates where there are none.
+            `{"encoder/**": False}`. It is resolved on the params, or on the updates if there are no params.
         mask_compatible_extra_args: whether extra arguments of the same structure as the updates are
             masked too.
 
-    Raises ValueError naming the leaf where the mask does not fit, TypeError for a mask that is not bools.
+    Raises ValueError naming the leaf if the mask does not fit, TypeError for a mask that does not hold bools.
 
     >>> from functional_opt import scale
     >>> tx = masked(scale(-1.0), {"w": True, "b": False})
     >>> tx.update({"w": 1.0, "b": 1.0}, tx.init({"w": 0.0, "b": 0.0}))[0]["b"]
     1.0
 
-    Differs from Optax: path rules. True means transformed, as there; leaves left out are not frozen.
+    Differs from Optax: path rules. As in Optax, True means transformed, and leaves left out are not frozen.
     """
 
     inner: Transformation
@@ -73,7 +73,7 @@ class masked(GradientTransformation):
 
 
 class PartitionState(NamedTuple):
-    """`inner_states`: by label, the `MaskedState` of that label's transformation."""
+    """`inner_states`: a dict from label to the `MaskedState` of its transformation."""
 
     inner_states: States
 
@@ -134,7 +134,7 @@ class partition(GradientTransformation):
         return new_updates, PartitionState(states)
 
     def resolved_for(self, params):
-        """Returns itself with what the labels tell the transformations; `muon_labels` knows the axes of matrices."""
+        """Returns itself, its transformations informed by the labels; `muon_labels` knows the axes of matrices."""
         if not isinstance(self.param_labels, LeafSelector):
             return self
         transforms = {label: self.param_labels.informed(tx, params) for label, tx in self.transforms.items()}
@@ -156,13 +156,13 @@ class partition(GradientTransformation):
 
 
 multi_transform, MultiTransformState = partition, PartitionState
-"""Optax's old names of these two."""
+"""Optax's old names for these two."""
 
 
 def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
-    """`tx` on the chosen leaves of `updates`; the other leaves come from `rest`."""
+    """Applies `tx` to the chosen leaves of `updates`; the other leaves come from `rest`."""
     inner_updates = _own(chosen, updates, updates)
     inner_params = None if params is None else _own(chosen, params, updates)
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
@@ -170,9 +170,9 @@ def _on_some(
 
 
 def _own(chosen: Tree, tree: Tree, updates: Tree) -> Tree:
-    """The tree with `MaskedNode()` for what is not chosen, None where there is no update anyway.
+    """Returns the tree with `MaskedNode()` for leaves that are not chosen, or None for those without an update.
 
-    So it fits the state whether `init` saw a leaf there or not.
+    The result fits the state, whether or not `init` saw a leaf there.
     """
     part = lambda own, u, x: x if own else None if is_nothing(u) else MaskedNode()  # noqa: E731
     return jax.tree.map(part, chosen, updates, tree)
@@ -187,7 +187,7 @@ def _mask_extra(chosen: Tree, updates: Tree, extra: dict) -> dict:
 
 @transformation
 class set_to_zero(GradientTransformation):
-    """u = 0: the params stay as they are.
+    """Sets all updates to zero, so that the params stay as they are.
 
     >>> set_to_zero().update({"w": 3.0}, EmptyState())[0]["w"].item()
     0.0
@@ -201,7 +201,7 @@ class set_to_zero(GradientTransformation):
 
 
 def freeze(mask: Any) -> GradientTransformation:
-    """Zero updates where the mask is True: last in a chain it holds these leaves still.
+    """Returns a transformation that zeroes updates where the mask is True; last in a chain, it freezes these leaves.
 
     >>> tx = freeze({"encoder/*": True})
     >>> params = {"encoder": {"w": 1.0}, "head": {"w": 1.0}}
@@ -217,8 +217,8 @@ class selective_transform(GradientTransformation):
     """Transforms the leaves where the mask is False and gives zero updates where it is True.
 
     Args:
-        optimizer: the transformation of the leaves that train; the others have no state in it.
-        freeze_mask: True for the leaves that stay: one bool, a tree of them (or a prefix of one), a function
+        optimizer: the transformation of the leaves that train; it keeps no state for the others.
+        freeze_mask: True for the leaves to freeze: one bool, a tree of them (or a prefix of one), a function
             from params to one, or path rules.
 
     >>> from functional_opt import trace

@@ -1,1 +1,1 @@
-"""Matrices: which axes of a leaf make one, orthogonalization, Kronecker factors."""
+"""Leaves as matrices: their axes, orthogonalization, Kronecker factors."""

@@ -1,4 +1,4 @@
-"""Which axes of a leaf are the rows of a matrix, and which its columns, for GaLore and Muon."""
+"""Dimension numbers: which axes of a leaf are the rows and columns of a matrix, for GaLore and Muon."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from .routing import LeafRole, leaf_roles
 
 
 class MuonDimensionNumbers(NamedTuple):
-    """Which axes of a leaf are the rows of a matrix, and which its columns: each an axis or several.
+    """The axes of a leaf that are the rows and those that are the columns of a matrix: each an axis or several.
 
-    All others are axes of a stack of matrices.
+    All other axes are those of a stack of matrices.
     """
 
     reduction_axis: Any = 0
@@ -25,14 +25,14 @@ class MuonDimensionNumbers(NamedTuple):
 
 
 class GaLoreDimensionNumbers(NamedTuple):
-    """Which axes of a leaf are the rows of a matrix, and which its columns: each an axis or several."""
+    """The axes of a leaf that are the rows and those that are the columns of a matrix: each an axis or several."""
 
     reduction_axis: Any = 0
     output_axis: Any = 1
 
 
 AUTO = "auto"
-"""Stands for dimension numbers where the path and the shape of a leaf are to say them."""
+"""In place of dimension numbers: infer them from the path and the shape of a leaf."""
 
 
 _UNSAID = object()
@@ -43,7 +43,7 @@ def _is_spec(x: Any) -> bool:
 
 
 def _frozen(kind: Any) -> Callable[[str, Any], Any]:
-    """What makes dimension numbers hashable: a tree of them, or path rules."""
+    """Returns a converter that makes dimension numbers hashable, in a tree or in path rules."""
 
     def leaf(name: str, spec: Any) -> Any:
         if not _is_spec(spec) or (spec == AUTO and kind is GaLoreDimensionNumbers):
@@ -71,14 +71,14 @@ def axes_of(axis: Any) -> tuple[int, ...]:
 
 MuonNumbers = Annotated[Any, Convert(_frozen(MuonDimensionNumbers), "tree of MuonDimensionNumbers")]
 GaLoreNumbers = Annotated[Any, Convert(_frozen(GaLoreDimensionNumbers), "tree of GaLoreDimensionNumbers")]
-"""Dimension numbers for all leaves, a tree of them (or a prefix of one), a function to one, or path rules.
+"""Dimension numbers for all leaves, a tree of them (or a prefix of one), a function that returns one, or path rules.
 
-A leaf without a rule has None, as the biases with `{"*/kernel": MuonDimensionNumbers()}`.
+A leaf without a rule gets None, such as the biases with `{"*/kernel": MuonDimensionNumbers()}`.
 """
 
 
 def specs_of(numbers: Any, tree: Tree) -> list[Any]:
-    """The dimension numbers of every leaf, or None. "auto" becomes what the path and the shape say."""
+    """Returns the dimension numbers of every leaf, or None. Infers those that are "auto" from path and shape."""
     specs = given_specs(numbers, tree)
     if AUTO not in specs:
         return specs
@@ -87,7 +87,7 @@ def specs_of(numbers: Any, tree: Tree) -> list[Any]:
 
 
 def given_specs(numbers: Any, tree: Tree) -> list[Any]:
-    """What a field says of every leaf: numbers, None or "auto". Numbers for all leaves are not for vectors."""
+    """Returns what a field says of each leaf: numbers, None or "auto". Numbers for all leaves skip vectors."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
     if is_function(numbers):
         numbers = numbers(tree)
@@ -100,20 +100,20 @@ def given_specs(numbers: Any, tree: Tree) -> list[Any]:
     if numbers is None or _is_spec(numbers.thaw()):
         spec = None if numbers is None else numbers.thaw()
         return [None if place.kind == "vector" else spec for place in leaf_roles(tree)]
-    resolve_values("weight_dimension_numbers", numbers, tree)  # refuses in words a tree of another structure
+    resolve_values("weight_dimension_numbers", numbers, tree)  # raises a clear error for a tree of another structure
     parts = zip(numbers.leaves, numbers.treedef.flatten_up_to(tree), strict=True)
     return [spec for spec, part in parts for _ in jax.tree.leaves(part, is_leaf=is_nothing)]
 
 
 def numbers_at(place: LeafRole, kinds: tuple[str, ...] = ("matrix",)) -> MuonDimensionNumbers | None:
-    """The dimension numbers of a leaf of one of these kinds."""
+    """Returns the dimension numbers of a leaf of one of these kinds, else None."""
     return MuonDimensionNumbers(place.rows, place.columns) if place.kind in kinds else None
 
 
 class Stacks:
-    """A tree whose leaves are turned into stacks of matrices, the last two axes rows and columns, and back.
+    """Reshapes the leaves of a tree to stacks of matrices, whose last two axes are rows and columns, and back.
 
-    `numbers`: as a field has them, or a list with those of each leaf.
+    `numbers`: dimension numbers as in a field, or a list with those of each leaf.
     """
 
     def __init__(self, numbers: Any, tree: Tree):
@@ -131,7 +131,7 @@ class Stacks:
         return self._each(lambda view, x: view.back(x), tree)
 
     def _each(self, fn: Callable, tree: Tree) -> Tree:
-        """On the leaves that have numbers; a tree of another structure is left for `map_leaves` to refuse."""
+        """Applies `fn` to leaves with numbers; leaves a tree of another structure for `map_leaves` to reject."""
         try:
             parts = self.treedef.flatten_up_to(tree)
         except (ValueError, TypeError):
@@ -141,7 +141,7 @@ class Stacks:
 
 
 class _Stack:
-    """A leaf as a stack of matrices."""
+    """Reshapes one leaf to a stack of matrices and back."""
 
     def __init__(self, spec: Any, shape: tuple[int, ...], path: Callable[[int], str], i: int):
         rows, columns = ([axis % max(len(shape), 1) for axis in axes_of(axes)] for axes in spec)

@@ -1,7 +1,7 @@
-"""Matrices that act on the axes of a leaf: what SOAP, Shampoo and PSGD Kron have in common.
+"""Matrices that act on the axes of a leaf, as used by SOAP, Shampoo and PSGD Kron.
 
-Slots "by axis" are a tuple of trees, the k-th with an array for axis k of every leaf. Where a leaf has no such
-axis, or nothing is kept for it, the array is one zero, of shape (1,): checkpoints take no empty arrays.
+Slots "by axis" are a tuple of trees; the k-th has an array for axis k of every leaf. If a leaf has no such axis, or
+nothing is kept for it, the array is a single zero of shape (1,), because checkpoints cannot hold empty arrays.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from ...core.sharding import replicate
 
 
 def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | None], sharded: bool = False) -> Any:
-    """Returns `make(x, k)` for every axis k of every leaf, one zero where that is None.
+    """Returns `make(x, k)` for every axis k of every leaf, or a single zero where that is None.
 
-    x is zeros of the leaf's shape, of (1,) for a scalar, float32 or as wide as the leaf. Unless `sharded`, it is
-    replicated where its sharding is part of its type.
+    x holds zeros in the leaf's shape, (1,) for a scalar, in float32 or as wide as the leaf. Unless `sharded`, it is
+    replicated if its sharding is part of its type.
 
     >>> slots = slots_by_axis({"w": jnp.zeros((2, 3))}, lambda x, k: jnp.eye(x.shape[k]) if k else None)
     >>> [slot["w"].shape for slot in slots]
     [(1,), (3, 3)]
     """
     if isinstance(params, AllParams):
-        return 0  # not slots of the params' shapes, however many they are
+        return 0  # tells that these are not slots in the params' shapes
 
     def slot(x, k):
         x = (x if sharded else replicate(x)).reshape(x.shape or (1,))
@@ -40,17 +40,17 @@ def slots_by_axis(params: Tree, make: Callable[[jax.Array, int], jax.Array | Non
 
 
 def absent(like: jax.Array) -> jax.Array:
-    """Returns what stands where nothing is kept: one zero, of shape (1,), on the devices of another array."""
+    """Returns the placeholder for nothing kept: a single zero of shape (1,), on the devices of another array."""
     return jnp.zeros(1, like.dtype) + jnp.sum(jnp.zeros_like(like))
 
 
 def sum_of_slices(x: jax.Array, k: int) -> jax.Array:
-    """The sum of `x` over all axes but k; zeros that are made so are on the devices that have their slices."""
+    """Returns the sum of `x` over all axes but k; zeros made this way are on the devices that hold their slices."""
     return jnp.sum(x, axis=[axis for axis in range(x.ndim) if axis != k])
 
 
 def gram(x: jax.Array, k: int) -> jax.Array:
-    """X·Xᴴ, X the matrix whose rows are the slices of `x` along axis k.
+    """Returns X·Xᴴ, where X is the matrix whose rows are the slices of `x` along axis k.
 
     >>> gram(jnp.array([[3.0, 4.0]]), 0).tolist(), gram(jnp.array([[3.0, 4.0]]), 1).tolist()
     ([[25.0]], [[9.0, 12.0], [12.0, 16.0]])
@@ -60,9 +60,10 @@ def gram(x: jax.Array, k: int) -> jax.Array:
 
 
 def unless_overflown(new: jax.Array, old: jax.Array) -> jax.Array:
-    """New matrices, (..., n, n), but the old one for each of which some element is not finite.
+    """Returns the new matrices, (..., n, n), with the old one in place of any that is not finite.
 
-    A gradient so large that its products overflow says nothing of directions, and must not stay for ever.
+    If a gradient is so large that its products overflow, they tell nothing about directions, and must not stay in the
+    state forever.
 
     >>> unless_overflown(jnp.full((1, 1), jnp.inf), jnp.ones((1, 1))).tolist()
     [[1.0]]
@@ -71,7 +72,7 @@ def unless_overflown(new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def multiply_axis(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
-    """The matrix `a` times every vector of `x` along axis k.
+    """Multiplies every vector of `x` along axis k by the matrix `a`.
 
     >>> multiply_axis(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 2.0]]), 1).tolist()
     [[2.0, 1.0]]

@@ -1,4 +1,4 @@
-"""orthogonalize, scale_by_shape: updates whose singular values are all about 1, and their size."""
+"""orthogonalize, scale_by_shape: updates whose singular values are all about 1, scaled by their shape."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ POLAR_EXPRESS = (
 
 
 def _safe(rows: tuple) -> tuple:
-    """Polar Express in float arithmetic: X stays 1.01 times smaller than it may be, by its norm and at every step."""
+    """Adds a margin for float arithmetic: X stays 1.01 times smaller than allowed, in its norm and at every step."""
     margins = [1.01**2] + [1.01] * (len(rows) - 1)
     return tuple((a / s, b / s**3, c / s**5) for s, (a, b, c) in zip(margins, rows, strict=True))
 
@@ -65,25 +65,25 @@ def _is_row(x: Any) -> bool:
 
 
 Coefficients = Annotated[Any, Convert(_coefficients, "a preset's name, or rows of three numbers")]
-"""Three numbers (a, b, c), as many rows of three as there are steps, or the name of a preset."""
+"""Three numbers (a, b, c), one row of three for each step, or the name of a preset."""
 
 
 @transformation
 class orthogonalize(GradientTransformation):
-    """The orthogonal matrix nearest to each matrix, roughly: most singular values come to between 0.7 and 1.2.
+    """Replaces each matrix roughly by the nearest orthogonal one: most singular values end between 0.7 and 1.2.
 
-    ns_steps times X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from X = G / (‖G‖ + eps): a Newton–Schulz iteration.
-    Leaves with more than two axes are stacks of matrices, over the last two.
+    Runs ns_steps steps of a Newton–Schulz iteration, X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from
+    X = G / (‖G‖ + eps). Leaves with more than two axes are stacks of matrices, in the last two axes.
 
     Args:
-        ns_coeffs: (a, b, c), or such a row for each step, or a preset: "standard" (Jordan's), "polar_express" (five
-            rows, the best polynomial of each step for singular values from 0.001 to 1, and its safety factor 1.01,
+        ns_coeffs: (a, b, c), or one such row for each step, or a preset: "standard" (Jordan's), "polar_express" (five
+            rows, the best polynomial of each step for singular values from 0.001 to 1, with its safety factor 1.01,
             Amsel et al. 2025, arXiv:2505.16932) or "dion" (five rows, Optax's).
-        ns_steps: how many steps, ≥ 1, where there are not as many as there are rows.
+        ns_steps: the number of steps, ≥ 1; unused if ns_coeffs has a row for each step.
         eps: added to the norm, ≥ 0.
         preconditioning: what G is divided by: its "frobenius" or "spectral" norm, "aol" (a number for each row,
             Boissin et al. 2025, arXiv:2512.04632) or its "schatten" 4-norm (arXiv:2506.10935).
-        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`.
+        weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -119,14 +119,15 @@ class orthogonalize(GradientTransformation):
 
 @transformation
 class scale_by_shape(GradientTransformation):
-    """u = g · √max(1, columns / rows), or with consistent_rms u = g · consistent_rms · √max(columns, rows).
+    """Scales matrices by shape: u = g · √max(1, columns / rows), or u = g · consistent_rms · √max(columns, rows).
 
-    The one makes an orthogonal matrix as large an operator as it may be, the other gives all of them one
-    root mean square.
+    The first makes an orthogonal matrix as large an operator as it may be. The second, with consistent_rms, gives all
+    orthogonal matrices the same root mean square.
 
     Args:
-        consistent_rms: ≥ 0, or None; 0.2 is about what Adam's updates have.
-        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`.
+        consistent_rms: the root mean square of the result, ≥ 0, about 0.2 for Adam's updates; None for the first
+            formula.
+        weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -158,7 +159,7 @@ class scale_by_shape(GradientTransformation):
 
 
 def needs_matrices(updates: Tree) -> None:
-    """Refuses a leaf with fewer than two axes."""
+    """Raises ValueError for a leaf with fewer than two axes."""
     for path, g in zip(paths(updates), jax.tree.leaves(updates), strict=True):
         if jnp.ndim(g) < 2 and not is_nothing(g):
             raise ValueError(
@@ -168,16 +169,16 @@ def needs_matrices(updates: Tree) -> None:
 
 
 def coefficient_rows(ns_coeffs: Any, steps: int) -> Sequence[Any]:
-    """The coefficients of each step."""
+    """Returns the coefficients of each step."""
     one_row = ns_coeffs.ndim == 1 if hasattr(ns_coeffs, "ndim") else _is_row(ns_coeffs)
     return [ns_coeffs] * steps if one_row else ns_coeffs
 
 
 def map_matrices(fn: Callable, updates: Tree, params: Tree) -> Tree:
-    """`map_leaves` of a function of stacks of matrices, called once for many small matrices of one shape.
+    """Applies a function of stacks of matrices like `map_leaves`, but once for many small matrices of one shape.
 
-    A tall matrix is the same shape as the wide one that it is transposed; `fn` sees it transposed. One large
-    product keeps the machine busier than many small ones.
+    `fn` gets a tall matrix transposed, so it can share a call with wide ones. One large product keeps the machine
+    busier than many small ones.
     """
     leaves, treedef = jax.tree.flatten(widen_tree(updates, "updates"))
     there = [i for i, x in enumerate(leaves) if not is_nothing(x)]
@@ -199,9 +200,9 @@ def _is_tall(x: jax.Array) -> bool:
 
 
 def newton_schulz(g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditioning = "frobenius") -> jax.Array:
-    """The iteration of `orthogonalize` on one matrix, or a stack of them."""
+    """Runs the iteration of `orthogonalize` on one matrix or a stack of them."""
     sharding = jax.typeof(g).sharding
-    if any(axis is not None for axis in sharding.spec):  # explicit: let the compiler find the way through
+    if any(axis is not None for axis in sharding.spec):  # explicit: let the compiler shard what is between
         in_auto_mode = jax.sharding.auto_axes(out_sharding=sharding)(partial(_newton_schulz, how=preconditioning))
         return in_auto_mode(g, rows, eps)
     return _newton_schulz(g, rows, eps, preconditioning)

@@ -1,7 +1,7 @@
-"""Where a leaf stands in a model, by its path and shape: what Muon and its kin take, and what they leave to Adam.
+"""The role of each leaf in a model, from its path and shape: what Muon and its kin update, and what goes to Adam.
 
-The names are those of Flax, Equinox, Haiku and the usual hand-written models. A leaf of more than two axes is read as
-a matrix only where its neighbours or its name say which axes are rows and which columns.
+The names are those of Flax, Equinox, Haiku and common hand-written models. A leaf with more than two axes is read as
+a matrix only if its name or its neighbours tell which axes are rows and which are columns.
 """
 
 import fnmatch
@@ -16,12 +16,12 @@ from ...core.model_trees import names
 from ...core.paths import matches
 
 Layout = Literal["in_out", "out_in"]
-"""How matrices are stored: (inputs, outputs), as in Flax and Haiku, or (outputs, inputs), as in Equinox, PyTorch."""
+"""How matrices are stored: (inputs, outputs) as in Flax and Haiku, (outputs, inputs) as in Equinox and PyTorch."""
 
 HEADS = ("head/**", "*_head/**", "*[uU]nembed*/**", "*logits*/**", "classifier/**")
 EMBEDDINGS = ("*[eE]mbed*/**", "emb/**", "*_emb/**", "wte/**", "wpe/**")
 VECTORS = ("bias", "*_bias", "b[qkvo]", "b_[qkvo]", "scale", "*_scale", "beta", "gamma", "offset", "shift", "gain")
-"""Last parts of the paths of biases and of what norms multiply by: never matrices, whatever their axes."""
+"""Last parts of the paths of biases and of norm layers' scales: never matrices, however many axes they have."""
 
 _KERNELS = ("kernel", "w", "weight")
 _NORMS = ("*[nN]orm", "*[nN]orm_[0-9]*", "*[nN]orm[0-9]*", "ln", "ln_*", "ln[0-9]*", "bn", "bn_*", "bn[0-9]*")
@@ -29,23 +29,23 @@ _INTO_HEADS = ("query", "key", "value", "[qkv]", "[qkv]_proj", "query_proj", "ke
 _INTO_HEADS += ("W[qkv]", "w_[qkv]", "to_[qkv]")
 _OUT_OF_HEADS = ("out", "o", "o_proj", "out_proj", "output", "output_proj", "wo", "Wo", "w_o", "to_out", "proj")
 _ORDER = (
-    'read as (inputs, outputs), but Equinox and PyTorch store a "weight" as (outputs, inputs); say '
-    'matrix_layout="out_in", or "in_out"'
+    'read as (inputs, outputs), but Equinox and PyTorch store a "weight" as (outputs, inputs); set '
+    'matrix_layout="out_in" or "in_out"'
 )
 _UNREADABLE = (
-    "a stack of matrices, a convolution, or one matrix with several axes for its rows or columns? Taken for none of "
-    "them; to say which axes are rows and columns, give path rules as weight_dimension_numbers (of muon: "
-    'muon_weight_dimension_numbers), such as {"PATH": MuonDimensionNumbers(1, 2), "**": "auto"}, or None for a leaf '
-    "that is no matrix"
+    "a stack of matrices, a convolution, or one matrix with several axes for its rows or columns? Treated as none "
+    "of them. To say which axes are rows and columns, pass path rules as weight_dimension_numbers (for muon: "
+    'muon_weight_dimension_numbers), such as {"PATH": MuonDimensionNumbers(1, 2), "**": "auto"}; use None for a leaf '
+    "that is not a matrix"
 )
 _STACKS = ("Scan*", "Vmap*", "*layers", "*blocks", "*layer_stack", "*experts")
 
 
 class LeafRole(NamedTuple):
-    """`kind`: "vector", "head" (the output layer), "embedding", "matrix", or "other" for more axes than can be read.
+    """`kind`: "vector", "head" (the output layer), "embedding", "matrix", or "other" if its axes are unclear.
 
-    `why`: what says so. `rows`, `columns`: the axes of the inputs and of the outputs; the others are a stack's.
-    `doubt`: what cannot be told for sure, or "".
+    `why`: the reason. `rows`, `columns`: the axes of the inputs and of the outputs; all others belong to a stack.
+    `doubt`: what is uncertain, or "".
     """
 
     kind: str
@@ -59,7 +59,7 @@ _known: dict[Any, tuple[LeafRole, ...]] = {}
 
 
 def leaf_roles(params: Tree, layout: Layout | None = None) -> Sequence[LeafRole]:
-    """The place of every leaf, None counted as one.
+    """Returns the role of every leaf; None counts as a leaf.
 
     >>> [place[:2] for place in leaf_roles({"bias": jnp.ones(2), "lm_head": jnp.ones((2, 9)), "q": jnp.ones((2, 2))})]
     [('vector', '1-d'), ('head', "path '*_head/**'"), ('matrix', '2-d')]
@@ -85,7 +85,7 @@ class _Leaf(NamedTuple):
 
     @property
     def module(self) -> tuple[str, ...]:
-        """The path of what has the weight: `attention/query` of `attention/query/kernel` and of `attention/query`."""
+        """The path of the weight's module: `attention/query` for `attention/query/kernel` and `attention/query`."""
         return self.parts[:-1] if len(self.parts) > 1 and _is(self.parts[-1], _KERNELS + VECTORS) else self.parts
 
     def owned_by(self, patterns: Sequence[str]) -> bool:
@@ -93,7 +93,7 @@ class _Leaf(NamedTuple):
 
 
 class _Model:
-    """The leaves of a model side by side: one alone does not say whether its first axis counts layers."""
+    """All leaves of a model, since one leaf alone does not tell whether its first axis counts layers."""
 
     def __init__(self, paths: Sequence[str], shapes: Sequence[Any], layout: Layout | None):
         self.leaves = [
@@ -136,7 +136,7 @@ class _Model:
         return self._of_more_axes(leaf, k)
 
     def _of_more_axes(self, leaf: _Leaf, k: int) -> LeafRole:
-        """A leaf that has more than two axes besides the k of a stack."""
+        """Returns the role of a leaf with more than two axes besides the k of a stack."""
         axes, bias = len(leaf.shape), self._bias(leaf)
         every = tuple(range(k, axes))
 
@@ -163,7 +163,7 @@ class _Model:
         return f"{f'stack over {k} of its axes, ' if k else ''}{why}rows {rows}, columns {columns}"
 
     def _turned(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The axes of rows and columns, given those of inputs and outputs where inputs are stored first."""
+        """Returns the axes of rows and columns, given those of inputs and outputs for inputs stored first."""
         if self.layout != "out_in":
             return inputs, outputs
         first = min(inputs + outputs)
@@ -172,13 +172,13 @@ class _Model:
 
     def _is_vector(self, leaf: _Leaf) -> bool:
         *above, name = leaf.parts
-        if name == "b":  # of LoRA's pair a, b it is a matrix
+        if name == "b":  # in LoRA's pair a, b it is a matrix
             return "/".join([*above, "a"]) not in self.by_path
         of_norm = bool(above) and _is(above[-1], _NORMS) and name in ("weight", "w", "g")
         return _is(name, VECTORS) or of_norm
 
     def _bias(self, leaf: _Leaf) -> tuple[int, ...] | None:
-        """The shape of the bias beside a kernel."""
+        """Returns the shape of the bias next to a kernel, or None."""
         for name in ("bias", "b"):
             beside = self.by_path.get("/".join([*leaf.parts[:-1], name]))
             if beside is not None and beside is not leaf and beside.shape:
@@ -186,7 +186,7 @@ class _Model:
         return None
 
     def _has_heads(self, leaf: _Leaf) -> bool:
-        """Whether a module belongs to an attention: by the name of one around it, or by its siblings."""
+        """Returns whether a module is part of an attention, by the names of modules around it or by its siblings."""
         around = leaf.module[:-1]
         named = any("attention" in part.lower() or "attn" in part.lower() for part in around)
         return named or any(x.owned_by(_INTO_HEADS) and x.module[:-1] == around for x in self.below.get(around, ()))
@@ -201,10 +201,11 @@ def _is_convolution(leaf: _Leaf) -> bool:
 
 
 def _stack_axes(prefix: tuple[str, ...], inside: list[_Leaf]) -> int:
-    """How many axes of all that is below a path count layers, as where a model scans or maps over them.
+    """Returns how many leading axes of the leaves below a path count layers, as in a model that scans over layers.
 
-    Vectors say so, by axes before their own, or else the name: all leaves begin with the same axes, and there are
-    two more in every kernel. The bias of a projection to heads has two axes of its own and says nothing.
+    The vectors tell by the axes before their own; without vectors the name tells. All leaves must share these leading
+    axes, and every kernel must have two more. The bias of a projection to heads has two axes of its own, so it is
+    ignored.
     """
     vectors = [x for x in inside if _is(x.parts[-1], VECTORS) or x.parts[-1] == "b"]
     told = [len(x.shape) - 1 for x in vectors if not x.owned_by(_INTO_HEADS)]

@@ -1,1 +1,1 @@
-"""Measurements that leave the updates as they are: metrics, monitors, the noise scale."""
+"""Measurements that do not change the updates: metrics, monitors, the noise scale."""

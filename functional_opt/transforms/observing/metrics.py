@@ -1,4 +1,4 @@
-"""with_metrics, metrics: what a step did, as scalars in the state."""
+"""with_metrics, metrics: scalars about the last step, kept in the state."""
 
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ from ..wrapping.guard import ApplyIfFiniteState
 
 
 class MetricsState(NamedTuple):
-    """`metrics`: scalars of the last step by name. `inner_state`: that of the transformation, clips with a norm."""
+    """`metrics`: scalars of the last step by name. `inner_state`: the inner state, clips with a `ClippedState`."""
 
     metrics: Number
     inner_state: States
 
 
 class ClippedState(NamedTuple):
-    """`norm`: of what the clip gave. `inner_state`: the clip's own."""
+    """`norm`: the global norm after the clip. `inner_state`: the clip's state."""
 
     norm: Number
     inner_state: States
@@ -32,25 +32,26 @@ class ClippedState(NamedTuple):
 
 @transformation
 class with_metrics(GradientTransformation):
-    """The same updates, and a few scalars of each step in the state, which `metrics` reads.
+    """Records a few scalars about each step in the state, for `metrics` to read; the updates do not change.
 
     Args:
-        inner: any transformation, of any nesting.
+        inner: any transformation, however nested.
 
-    The metrics, float32 but for the two counts:
+    The metrics are float32, except for the two counts:
 
-    - `step`: updates asked for so far, an int32;
-    - `skipped`: those that an `apply_if_finite`, a `skip_spikes`, a `dynamic_loss_scale` or the
-      `should_skip_update_fn` of a `MultiSteps` left out, an int32;
-    - `learning_rate`: as it was at this step, whatever schedule it follows;
-    - `gradient_norm`, `clipped_norm`, `update_norm`: global norms of what came in, after a clip, of what went out;
-    - `update_ratio`: `update_norm` over the global norm of the params; NaN where update got no params;
+    - `step`: calls of `update` so far, an int32;
+    - `skipped`: the steps among them that an `apply_if_finite`, a `skip_spikes`, a `dynamic_loss_scale` or the
+      `should_skip_update_fn` of a `MultiSteps` skipped, an int32;
+    - `learning_rate`: the rate of this step, with or without a schedule;
+    - `gradient_norm`, `clipped_norm`, `update_norm`: global norms of the incoming gradients, of the output of a clip,
+      and of the resulting updates;
+    - `update_ratio`: `update_norm` divided by the global norm of the params; NaN if `update` got no params;
     - `loss_scale`, `noise_scale`: those of a `dynamic_loss_scale` and a `gradient_noise_scale`.
 
-    Where there are several learning rates or clips each has its own name, `learning_rate/LABEL` with the label of
-    its group or link, or its number; where there is none there is no such metric. What stands inside of `MultiSteps`
-    is as it was at the end of the last window. Nothing is read back to the host, and the names are fixed at init, so
-    it runs in `jax.jit` and `jax.lax.scan`.
+    If there are several learning rates or clips, each gets its own name: `learning_rate/LABEL`, where LABEL is the
+    label of its group or link, or else a number. If there is none, the metric is absent. Metrics from inside
+    `MultiSteps` are those at the end of the last window. Nothing is read back to the host, and the names are fixed at
+    init, so it works in `jax.jit` and `jax.lax.scan`.
 
     >>> from functional_opt import adam, chain, clip_by_global_norm, cosine_decay_schedule
     >>> tx = with_metrics(chain(clip_by_global_norm(1.0), adam(cosine_decay_schedule(0.1, 100))))
@@ -60,7 +61,7 @@ class with_metrics(GradientTransformation):
     {'clipped_norm': 1.0, 'gradient_norm': 2.0, 'learning_rate': 0.1, 'skipped': 0, 'step': 1, 'update_norm': 0.1,
      'update_ratio': 0.02}
 
-    Differs from Optax, whose monitor changes the structure of its state, and which has no other way to a rate.
+    Differs from Optax, whose monitor changes the structure of its state, and which does not report the learning rate.
     """
 
     inner: Transformation
@@ -95,16 +96,16 @@ class with_metrics(GradientTransformation):
 
 
 def metrics(state: Any) -> dict[str, jax.Array]:
-    """The metrics of the last step, by name, from any state in which there is one `with_metrics`.
+    """Returns the metrics of the last step by name, from any state that contains one `with_metrics`.
 
-    Raises ValueError where there is none, or where there are several.
+    Raises ValueError if there is none, or if there are several.
     """
     return dict(find_one(state, MetricsState, "metrics", "wrap the transformation in with_metrics").metrics)
 
 
 @transformation
 class _normed(GradientTransformation):
-    """A clip that keeps the norm of what it gave."""
+    """Records the norm of a clip's result."""
 
     inner: Transformation
 
@@ -124,7 +125,7 @@ def _with_norms(tx: GradientTransformation) -> GradientTransformation:
 
 
 def _rates(tx: Any, state: Any) -> dict[str, Any]:
-    """The learning rates that the links of a transformation use next."""
+    """Returns the learning rates that the links of a transformation use next."""
     found = []
     for _, labels, link, own in walk(tx, state):
         within = any(hasattr(inner, "learning_rate") for _, _, inner, _ in list(walk(link))[1:])
@@ -138,7 +139,7 @@ def _rates(tx: Any, state: Any) -> dict[str, Any]:
 
 
 def _measures(tx: Any, state: Any) -> dict[str, Any]:
-    """What the links of a transformation say of their states, under the names that they give it."""
+    """Returns the values that the links of a transformation report from their states, by name."""
     found: dict[str, list] = {}
     for _, labels, link, own in walk(tx, state):
         for name, x in link.reported(own).items() if own is not None else ():
@@ -154,12 +155,12 @@ def _named(name: str, found: list[tuple[tuple, Any]]) -> dict[str, Any]:
 
 
 def _skipped(tx: Any, before: Any, after: Any) -> jax.Array:
-    """Whether something left this step out."""
+    """Returns whether any link skipped this step."""
     skipped = jnp.array(False)
     for (_, _, link, old), (_, _, _, new) in zip(walk(tx, before), walk(tx, after), strict=True):
         if hasattr(old, "total_skipped"):
             skipped |= new.total_skipped != old.total_skipped
-        if isinstance(old, ApplyIfFiniteState):  # inside of MultiSteps it is not asked at every step
+        if isinstance(old, ApplyIfFiniteState):  # inside MultiSteps it does not run at every step
             asked = new.total_notfinite != old.total_notfinite
             skipped |= asked & (new.notfinite_count <= link.max_consecutive_errors)
         if isinstance(old, MultiStepsState):

@@ -1,4 +1,4 @@
-"""snapshot, monitor, measure_with_ema: numbers of the updates, kept in the state."""
+"""snapshot, monitor, measure_with_ema: measurements of the updates, kept in the state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -22,20 +22,20 @@ from ..scaling.moments import EmaState
 
 
 class SnapshotState(NamedTuple):
-    """`measurement`: by the name of the measure, what it gave at the last step; zeros before the first."""
+    """`measurement`: a dict from the measure's name to its result at the last step; zeros before the first."""
 
     measurement: Number
 
 
 @transformation
 class snapshot(GradientTransformation):
-    """Leaves the updates as they are and keeps a measurement of them in the state.
+    """Keeps a measurement of the updates in the state; the updates do not change.
 
-    In a chain it sees the updates as they are where it stands; `state.get(state, measure_name)` reads it.
+    In a chain it measures the updates at its position. `state.get(state, measure_name)` reads the result.
 
     Args:
-        measure_name: the name.
-        measure: a function of the updates to a tree of arrays.
+        measure_name: the name of the measurement.
+        measure: a function from the updates to a tree of arrays.
 
     >>> from functional_opt import global_norm
     >>> tx = snapshot("norm", global_norm)
@@ -57,13 +57,13 @@ class snapshot(GradientTransformation):
 
 @transformation
 class measure_with_ema(GradientTransformation):
-    """For `monitor`: a running mean of what a function of the updates gives, as `ema` keeps it.
+    """Keeps a running mean of a function of the updates, as `ema` does; for use in `monitor`.
 
     Args:
-        measure: a function of the updates to a tree of arrays; bools count as 0 and 1.
+        measure: a function from the updates to a tree of arrays; bools count as 0 and 1.
         decay: in [0, 1).
-        debias: whether to divide by the weight that t steps have given.
-        accumulator_dtype: how the mean is stored; float32, or wider if the measurement is, if None.
+        debias: whether to divide by 1 − decayᵗ, the total weight after t steps.
+        accumulator_dtype: the dtype of the stored mean; if None, float32, or wider if the measurement is.
 
     >>> from functional_opt import global_norm
     >>> tx = measure_with_ema(global_norm, 0.9)
@@ -97,7 +97,7 @@ class measure_with_ema(GradientTransformation):
 
 
 class MonitorState(NamedTuple):
-    """`measurements`: by name, what was measured last; zeros before the first step. `measure_states`: theirs."""
+    """`measurements`: the last results by name; zeros before the first step. `measure_states`: their states."""
 
     measurements: Number
     measure_states: States
@@ -105,11 +105,11 @@ class MonitorState(NamedTuple):
 
 @transformation
 class monitor(GradientTransformation):
-    """Leaves the updates as they are and keeps several measurements of them in the state.
+    """Keeps several measurements of the updates in the state; the updates do not change.
 
     Args:
-        measures: by name a function of the updates to a tree of arrays, or a transformation whose result is
-            the measurement, such as `measure_with_ema(...)`.
+        measures: a dict from name to measure: a function from the updates to a tree of arrays, or a transformation
+            whose result is the measurement, such as `measure_with_ema(...)`.
 
     >>> from functional_opt import global_norm, named_chain, scale
     >>> tx = named_chain(("see", monitor({"norm": global_norm})), ("step", scale(-1.0)))
@@ -117,7 +117,7 @@ class monitor(GradientTransformation):
     >>> float(state["see"].measurements["norm"])
     5.0
 
-    Differs from Optax: the measurements have their places in the state from the start, so it scans.
+    Differs from Optax: the measurements are in the state from the start, so it works in `jax.lax.scan`.
     """
 
     measures: dict[str, GradientTransformation]
@@ -152,7 +152,7 @@ class monitor(GradientTransformation):
 
 @transformation
 class _measure(GradientTransformation):
-    """A function of the updates, as a transformation."""
+    """Makes a function of the updates a transformation."""
 
     fn: Static[Callable]
 
@@ -167,10 +167,10 @@ class _measure(GradientTransformation):
 
 
 def _blank(measure: Callable, params: Tree) -> Tree:
-    """Zeros of the shapes and dtypes that a measure gives."""
+    """Returns zeros with the shapes and dtypes of a measure's result."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, params))
 
 
 def _as_before(new: Any, old: Tree) -> Tree:
-    """In the dtypes that the state began with; a leaf that was not measured, for want of a gradient, as it was."""
+    """Casts a result to the dtypes of the old one, and keeps the old leaf where there was no gradient to measure."""
     return jax.tree.map(lambda x, y: y if x is None else cast_like(x, y), new, old, is_leaf=is_nothing)

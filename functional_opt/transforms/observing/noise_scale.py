@@ -1,4 +1,4 @@
-"""gradient_noise_scale, noise_scale: how large a batch is worth its while."""
+"""gradient_noise_scale, noise_scale: an estimate of the batch size beyond which larger batches gain little."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ...core.transformation import GradientTransformation, transformation
 
 
 class GradientNoiseScaleState(NamedTuple):
-    """Moving averages of two estimates, from 0. `squared_norm`: |G|². `variance`: S."""
+    """Moving averages of two estimates, which start at 0. `squared_norm`: |G|². `variance`: S."""
 
     squared_norm: Number
     variance: Number
@@ -23,25 +23,26 @@ class GradientNoiseScaleState(NamedTuple):
 
 @transformation
 class gradient_noise_scale(GradientTransformation):
-    """Passes gradients on and estimates their noise scale: the batch size at which noise and gradient are equal.
+    """Estimates the gradients' noise scale, the batch size at which noise and gradient are equally large.
 
-    From the squared norms of gradients of small batches and of the large one that they make up:
-    |G|² = (B·|g_B|² − b·|g_b|²)/(B − b) and S = (|g_b|² − |g_B|²)/(1/b − 1/B). Their ratio
-    S/|G|², each averaged over time, is what `noise_scale(state)` and, as `noise_scale`, `metrics` read.
+    The updates do not change. The estimates come from the squared norms of the gradients of small batches and of the
+    large batch that they make up: |G|² = (B·|g_B|² − b·|g_b|²)/(B − b) and S = (|g_b|² − |g_B|²)/(1/b − 1/B).
+    Both are averaged over time. Their ratio S/|G|² is what `noise_scale(state)` returns, and what `metrics` reports
+    as `noise_scale`.
 
-    |g_B|² is that of the updates it gets, which are to be the mean over the large batch; |g_b|² is the extra argument
-    `small_squared_norm` of `update`, one or the mean of several::
+    |g_B|² is computed from the updates, which must be the mean over the large batch. |g_b|² is passed to `update` as
+    `small_squared_norm`: that of one small batch, or the mean over several::
 
         microbatch(lambda p, x: (g := grad(p, x), global_norm(g) ** 2), 1, b, AccumulationType.MEAN)  # both in one
         jax.lax.pmean(global_norm(g) ** 2, "device")                       # before aggregate("device")
         tx.update(g, state, params, small_squared_norm=global_norm(g) ** 2)  # inside of MultiSteps, at each mini-step
 
     Args:
-        small_batch: b, examples behind a small gradient, > 0.
-        large_batch: B, behind the updates, > b.
+        small_batch: b, the number of examples behind a small gradient, > 0.
+        large_batch: B, the number of examples behind the updates, > b.
         decay: of the averages, in [0, 1).
 
-    Raises ValueError without `small_squared_norm`, or where B ≤ b. An estimate that is not finite is left out.
+    Raises ValueError without `small_squared_norm`, or if B ≤ b. Estimates that are not finite are ignored.
 
     McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, appendix A.1.
 
@@ -87,14 +88,14 @@ class gradient_noise_scale(GradientTransformation):
         )
 
     def reported(self, state: GradientNoiseScaleState) -> dict[str, jax.Array]:
-        """For `with_metrics`."""
+        """Returns what `with_metrics` records."""
         return {"noise_scale": noise_scale(state)}
 
 
 def noise_scale(state: Any) -> jax.Array:
-    """S/|G|² in examples, from any state with one `gradient_noise_scale`; NaN as long as |G|² is not above 0.
+    """Returns S/|G|² in examples, from any state with one `gradient_noise_scale`; NaN while |G|² ≤ 0.
 
-    Raises ValueError where there is none, or where there are several.
+    Raises ValueError if there is none, or if there are several.
 
     >>> noise_scale(GradientNoiseScaleState(squared_norm=jnp.array(0.5), variance=jnp.array(16.0))).item()
     32.0

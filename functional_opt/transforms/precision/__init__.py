@@ -1,1 +1,1 @@
-"""Storage in few bits: 8-bit states, Kahan sums, master weights, stochastic rounding."""
+"""Low-precision storage: 8-bit states, Kahan sums, master weights, stochastic rounding."""

@@ -1,15 +1,15 @@
-"""Codes: an array in 8 or 4 bits an element, with one float32 scale a block.
+"""Codes: arrays stored in 8 or 4 bits per element, with one float32 scale per block.
 
-For a the largest |x| of a block, y = |x| / a and its code c, of 1 to L, are related by
+Let a be the largest |x| of a block, and y = |x| / a. With L in the second column, its code c, from 1 to L, obeys
 
 ==================  ====  ===========================================================================
-signed, 8 bits      127   y = (c − 63) / 64 from y = 1/8 on; below it 4 codes an octave, 0 for y < 2⁻²¹·1.4
-unsigned, 8 bits    255   y = (c − 191) / 64 from y = 1/8 on; below it 5 codes an octave, 1 for y < 2⁻⁴²
+signed, 8 bits      127   y = (c − 63) / 64 for y ≥ 1/8; 4 codes per octave below; 0 for y < 2⁻²¹·1.4
+unsigned, 8 bits    255   y = (c − 191) / 64 for y ≥ 1/8; 5 codes per octave below; 1 for y < 2⁻⁴²
 signed, 4 bits        7   y = (c / 7)², 0 for y < 1/196
 unsigned, 4 bits     16   y = (c / 16)², 1 for y < 1/256
 ==================  ====  ===========================================================================
 
-within an octave in equal steps, as floats are. For what `decode(*encode(x))` gives, x̂, this means
+Within an octave the steps are equal, as in floats. For the result x̂ of `decode(*encode(x))` this means
 
 ==================  ==================  =================================  ===========================
 signed, 8 bits      |x̂ − x| ≤ a/127     |x̂ − x| ≤ |x|/8 if |x| ≥ 7e-7·a    |x̂| ≤ 1.1·|x|, or 1e-6·a below
@@ -30,16 +30,16 @@ from ...core.ranges import PositiveInt
 from ...core.value import checked
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-PARTS = 8  # of a block: their elementwise maximum is taken first, which XLA vectorizes
-TO_INTEGER = 1.5 * 2**23  # added to a small float32, leaves the nearest integer in its last bits
+PARTS = 8  # of a block: XLA vectorizes their elementwise maximum, which is taken first
+TO_INTEGER = 1.5 * 2**23  # added to a small float32, it leaves the nearest integer in the last bits
 TO_INTEGER_BITS = np.float32(TO_INTEGER).view(np.int32)
-EVEN, EIGHTH = 64, int(np.float32(1 / 8).view(np.int32))  # codes of y in equal steps; the bits of the least such y
-TIE = 1e-3  # between two codes the smaller is taken: 0.9 times a code is then always a smaller one
-LEVELS, STEP = {True: 127, False: 255}, {True: 2**23 // 4, False: 2**23 // 5}  # signed or not: L; of the bits
+EVEN, EIGHTH = 64, int(np.float32(1 / 8).view(np.int32))  # equal steps per unit of y; the bits of the y they start at
+TIE = 1e-3  # ties go to the smaller code, so that 0.9 times a code always encodes to a smaller one
+LEVELS, STEP = {True: 127, False: 255}, {True: 2**23 // 4, False: 2**23 // 5}  # by signed: L; a code in float bits
 
 
 def block_size_of(bits: int) -> int:
-    """The usual number of elements of a block."""
+    """Returns the default number of elements per block."""
     return 256 if bits == 8 else 128
 
 
@@ -47,18 +47,18 @@ def block_size_of(bits: int) -> int:
 def encode(
     x: jax.Array, bits: Literal[8, 4] = 8, block_size: PositiveInt | None = None, signed: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """The codes of an array, and the scales of its blocks: plain arrays, which `decode` needs and nothing else.
+    """Returns the codes of an array and the scales of its blocks: plain arrays, and all that `decode` needs.
 
     Args:
         x: a floating array.
-        bits: 8 or 4.
-        block_size: elements of a block, ≥ 1; 256 for 8 bits and 128 for 4 if None. Blocks lie along the last axis, or
-            along as many of the last axes as it takes to fill one, and divide it evenly.
-        signed: whether x may be negative. If not, and x ≥ 0, nothing but 0 becomes 0.
+        bits: bits per element, 8 or 4.
+        block_size: elements per block, ≥ 1; if None, 256 for 8 bits and 128 for 4. Blocks run along the last axis, or
+            along as many trailing axes as it takes to fill one, and divide it evenly.
+        signed: whether x may be negative. If False, x must be ≥ 0, and its positive elements do not become 0.
 
-    Codes of 8 bits are int8 or uint8 and have the shape of x, so that they can be sharded as it is. Those of 4 bits
-    are two in a uint8: an axis is half as long, with a last axis of 1 after it where the length of x there is odd.
-    Scales have as many axes as x.
+    8-bit codes are int8 or uint8 and have the shape of x, so they can be sharded like x. 4-bit codes are packed two
+    to a uint8, which makes one axis half as long; if that axis of x has an odd length, a last axis of length 1 is
+    appended. Scales have as many axes as x.
 
     >>> codes, scale = encode(jnp.array([[1.0, -0.5, 0.0, 1e-6]]))
     >>> codes.tolist(), scale.tolist()
@@ -70,7 +70,7 @@ def encode(
     x = _in_rows(x, block_size or block_size_of(bits))
     n = x.shape[-1]
     blocks = -(-n // (block_size or block_size_of(bits)))
-    # A maximum that was decoded and encoded again is an ulp or so away: the last bits are cut for it to stay.
+    # Decoding and encoding again moves a maximum by about an ulp; without its last bits the scale stays the same.
     scale = lax.reduce_precision(_absmax(x, blocks), exponent_bits=8, mantissa_bits=15)
     y = jnp.abs(x) * _spread(jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0), n)
     if bits == 8:
@@ -90,7 +90,9 @@ def encode(
 
 @checked
 def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: bool = True) -> jax.Array:
-    """The float32 array that `encode` with the same `bits` and `signed` made codes of. Raises ValueError for others.
+    """Returns the float32 array that codes stand for, given the `bits` and `signed` that `encode` had.
+
+    Raises ValueError for codes and scales that do not fit these or each other.
 
     >>> decode(*encode(jnp.array([4.0, 1.0, 0.0]), 4, signed=False), 4, signed=False).tolist()
     [4.0, 1.0, 0.015625]
@@ -111,7 +113,7 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
 
 
 def shape_of(codes: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tuple[int, ...]:
-    """The shape of the array that codes stand for. Raises ValueError for what are no codes and scales of one."""
+    """Returns the shape of the encoded array. Raises ValueError if the codes and scales are not of one array."""
     dtype = jnp.int8 if bits == 8 and signed else jnp.uint8
     if codes.dtype != dtype or scale.dtype != jnp.float32:
         received = f"{codes.dtype} with a scale of {scale.dtype}"
@@ -129,12 +131,12 @@ def shape_of(codes: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tup
 
 
 def in_halves(scale: jax.Array) -> bool:
-    """Whether codes of 4 bits are two of the same row in a byte, not two of neighbouring rows."""
+    """Returns whether a byte holds two 4-bit codes of one row, rather than of two neighbouring rows."""
     return not _by_rows(_lead(scale))
 
 
 def _to_levels(y: jax.Array, signed: bool) -> jax.Array:
-    """The codes of 8 bits, from 0, of numbers from 0 to 1."""
+    """Returns the 8-bit codes, from 0, of numbers from 0 to 1."""
     top, step = LEVELS[signed], STEP[signed]
     bits = _bits(y)
     even = EVEN * y + (top - EVEN)
@@ -151,7 +153,7 @@ def _of_levels(c: jax.Array, signed: bool) -> jax.Array:
 
 
 def _lead(scale: jax.Array) -> tuple[int, ...]:
-    """The axes before those that blocks lie along."""
+    """Returns the lengths of the axes before those that blocks run along."""
     lead = tuple(scale.shape[:-1])
     while lead and lead[-1] == 1:
         lead = lead[:-1]
@@ -159,12 +161,12 @@ def _lead(scale: jax.Array) -> tuple[int, ...]:
 
 
 def _by_rows(lead: tuple[int, ...]) -> bool:
-    """Whether rows are many enough to be sharded in pairs; which half an element is in then goes by row: faster."""
+    """Returns whether bytes pair neighbouring rows, which is faster: if there are enough rows to shard in pairs."""
     return bool(lead) and lead[-1] >= 64 and lead[-1] % 2 == 0
 
 
 def _pack(c: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Two codes in one number: those of neighbouring rows, or of the halves of the last axis."""
+    """Packs two codes into one byte: those of neighbouring rows, or of the two halves of the last axis."""
     lead = c.shape[:-1]
     if _by_rows(lead):
         pairs, packed = c.reshape(*lead[:-1], -1, 2, c.shape[-1]), (*lead[:-1], lead[-1] // 2, *shape[len(lead) :])
@@ -173,12 +175,12 @@ def _pack(c: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         c = _pad(c.reshape(*shape[:-1], n), n + n % 2)
         pairs = c.reshape(*shape[:-1], 2, -1)
         packed = (*shape[:-1], (n + 1) // 2, *(1,) * (n % 2)) if shape else ()
-    # a reduction, or XLA computes c twice
+    # as a reduction, since XLA would otherwise compute c twice
     return jnp.sum(pairs << (4 * jnp.arange(2)[:, None]), -2).astype(jnp.uint8).reshape(packed)
 
 
 def _unpack(codes: jax.Array, lead: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
-    """The codes as rows along the last of (*lead, row)."""
+    """Returns the unpacked codes in the shape (*lead, row)."""
     if _by_rows(lead):
         codes = codes.reshape(*lead[:-1], lead[-1] // 2, 1, -1)
     else:
@@ -190,7 +192,7 @@ def _unpack(codes: jax.Array, lead: tuple[int, ...], shape: tuple[int, ...]) -> 
 
 
 def _in_rows(x: jax.Array, block_size: int) -> jax.Array:
-    """Merges as many of the last axes as it takes to fill a block, and axes of 1 before them."""
+    """Merges trailing axes until a row fills a block, and axes of length 1 before them."""
     axis = max(x.ndim - 1, 0)
     while axis > 0 and (x.shape[axis - 1] == 1 or np.prod(x.shape[axis:]) < block_size):
         axis -= 1
@@ -198,19 +200,19 @@ def _in_rows(x: jax.Array, block_size: int) -> jax.Array:
 
 
 def _absmax(x: jax.Array, blocks: int) -> jax.Array:
-    """max |x| of blocks along the last axis; NaN where one is.
+    """Returns max |x| of the blocks along the last axis; NaN for a block with a NaN.
 
-    As integers, whose maximum XLA vectorizes; they are in the order of the floats, and NaN is above all.
+    Compares the bits as integers, because XLA vectorizes their maximum. They sort like the floats, NaN above all.
     """
     size = -(-x.shape[-1] // blocks)
     lanes = size // PARTS if size % PARTS == 0 else 1
     y = _pad(_bits(jnp.abs(x)), blocks * size).reshape(*x.shape[:-1], blocks, -1, lanes)
-    y = lax.optimization_barrier(jnp.max(y, -2))  # in two steps, or the inner loop has nothing to vectorize
+    y = lax.optimization_barrier(jnp.max(y, -2))  # in two steps, to leave the inner loop something to vectorize
     return jnp.max(lax.bitcast_convert_type(y, jnp.float32), -1)
 
 
 def _spread(scale: jax.Array, n: int) -> jax.Array:
-    """A number for each block as one for each of n elements."""
+    """Repeats the number of each block for its elements, n in all."""
     size = -(-n // scale.shape[-1])
     return jnp.broadcast_to(scale[..., None], (*scale.shape, size)).reshape(*scale.shape[:-1], -1)[..., :n]
 
@@ -224,5 +226,5 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _nearest(x: jax.Array) -> jax.Array:
-    """The nearest integers to small numbers, without the checks of a conversion."""
+    """Returns the integers nearest to small numbers, without the checks of a conversion."""
     return _bits(x + TO_INTEGER) - TO_INTEGER_BITS

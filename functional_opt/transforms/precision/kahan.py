@@ -1,4 +1,4 @@
-"""kahan: 16-bit params that remember what their rounding lost."""
+"""kahan: 16-bit params that carry their rounding errors along."""
 
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ from ...core.transformation import GradientTransformation, Transformation, needs
 
 
 class KahanState(NamedTuple):
-    """`inner_state`: the inner state. `compensation`: what 16-bit params lack, in their dtype; `MaskedNode()` for
-    other leaves."""
+    """`inner_state`: the inner state. `compensation`: the rounding errors of 16-bit params, in their dtype;
+    `MaskedNode()` for other leaves."""
 
     inner_state: States
     compensation: Params
@@ -21,16 +21,16 @@ class KahanState(NamedTuple):
 
 @transformation
 class kahan(GradientTransformation):
-    """Adds to 16-bit params with Kahan's compensation: y = u + c, w' = round(w + y), c' = round(y − (w' − w)).
+    """Updates 16-bit params by Kahan summation: y = u + c, w' = round(w + y), c' = round(y − (w' − w)).
 
-    So w + c follows the float32 sum to about 16 bits, for 2 bytes an element. The inner optimizer works in
-    float32, at w. Leaves of other dtypes are stepped as ever.
+    w + c follows the float32 sum to about 16 bits, for 2 bytes per element. The inner optimizer works in float32,
+    at w. Leaves of other dtypes are updated as usual.
 
     Args:
         inner: the optimizer.
 
-    It stands around everything else: in a `chain` params are float32. Its updates of 16-bit leaves are
-    float32, as the difference of two 16-bit numbers may be; `apply_updates` gives exactly w'.
+    It must be the outermost transformation, because params are float32 inside a `chain`. Its updates of 16-bit leaves
+    are float32, because the difference of two 16-bit numbers may need more bits; `apply_updates` gives exactly w'.
 
     Raises ValueError without params.
 
@@ -73,20 +73,20 @@ class kahan(GradientTransformation):
 
 
 def is_short(w: Any) -> bool:
-    """Whether a leaf is a 16-bit float."""
+    """Returns whether a leaf is a 16-bit float."""
     dtype = jnp.result_type(w)
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
 
 
 def step_to(new: jax.Array, w: jax.Array) -> jax.Array:
-    """The float32 update that takes w to another number of its dtype.
+    """Returns the float32 update that takes w to another number of its dtype.
 
-    Float32 holds the difference of two such numbers unless one is 2¹⁶ times the other; if the new one is, what the
-    sum is off by is lost when it is rounded.
+    Float32 holds the difference of two such numbers exactly unless one is 2¹⁶ times the other. If the new number is
+    the larger one, rounding the sum removes the error.
     """
     return widen(new) - widen(w)
 
 
 def stepped(w: jax.Array, step: jax.Array) -> jax.Array:
-    """What `apply_updates` makes of w."""
+    """Returns what `apply_updates` makes of w."""
     return cast_like(widen(w) + step, w)

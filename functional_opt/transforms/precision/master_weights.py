@@ -1,4 +1,4 @@
-"""master_weights: 16-bit params whose float32 weights, or the bits these have more, are in the state."""
+"""master_weights: 16-bit params with their float32 weights, or the missing bits of these, in the state."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -25,26 +25,27 @@ class MasterWeightsState(NamedTuple):
 
 @transformation
 class master_weights(GradientTransformation):
-    """Steps float32 weights, of which the 16-bit params are the rounded ones: w ← w + u(w), params = round(w).
+    """Updates float32 weights, and rounds them to get the 16-bit params: w ← w + u(w), params = round(w).
 
     Gradients are taken at the params, and the inner optimizer sees w.
 
     Args:
         inner: the optimizer.
-        dtype: what is kept of w. "float32": w. "int16": the lower half of its bits, which with a bfloat16 param are
-            exactly w, for 2 bytes an element instead of 4. "int8": the upper 8 bits of these, for 1 byte;
-            w is then rounded to 16 significant bits at every step. float16 params always get a float32 w.
+        dtype: how w is stored. "float32": in full. "int16": only the lower half of its bits, which together with a
+            bfloat16 param give exactly w, in 2 bytes per element instead of 4. "int8": only the upper 8 of these
+            bits, in 1 byte; w is then rounded to 16 significant bits at every step. float16 params always get a
+            float32 w.
 
-    With "int16" a w halfway between two params is rounded away from 0, else to the even one. Leaves of other dtypes
-    are stepped as ever. It stands around everything else: in a `chain` params are float32. Its updates of 16-bit
-    leaves are float32, as the difference of two 16-bit numbers may be; `apply_updates` gives exactly the
-    rounded w, unless one step makes a weight 2¹⁶ times smaller.
+    With "int16" a w halfway between two params is rounded away from 0, otherwise to the even one. Leaves of other
+    dtypes are updated as usual. It must be the outermost transformation, because params are float32 inside a `chain`.
+    Its updates of 16-bit leaves are float32, because the difference of two 16-bit numbers may need more bits;
+    `apply_updates` gives exactly the rounded w, unless one step makes a weight 2¹⁶ times smaller.
 
     Raises ValueError without params.
 
     Micikevicius et al. 2017, arXiv:1710.03740; Kalamkar et al. 2020, arXiv:2005.04680, for the split in halves;
-    Gonzalez Ortiz, Gupta, Renard & Blalock 2026, arXiv:2602.23349 (FlashOptim), for the rest in 8 bits. There 127, or
-    32767 of 16 bits, is half the distance to the next param; here they are bits of w.
+    Gonzalez Ortiz, Gupta, Renard & Blalock 2026, arXiv:2602.23349 (FlashOptim), for the 8-bit remainder. There 127,
+    or 32767 in 16 bits, stands for half the distance to the next param; here the remainder is bits of w.
 
     >>> from functional_opt import apply_updates, sgd
     >>> tx, w = master_weights(sgd(1e-3), "int16"), jnp.ones([], "bfloat16")
@@ -97,7 +98,7 @@ class master_weights(GradientTransformation):
         return self.dtype != "float32" and jnp.result_type(p) == jnp.bfloat16
 
     def _whole(self, p: Any, m: Any) -> Any:
-        """The float32 weight of a param."""
+        """Returns the float32 weight of a param."""
         if not self._splits(p):
             return m if is_short(p) else p
         lower = m.astype(jnp.int32) << (8 if self.dtype == "int8" else 0)

@@ -1,4 +1,4 @@
-"""quantize_state: an optimizer's slots in 8 or 4 bits an element."""
+"""quantize_state: an optimizer's slots in 8 or 4 bits per element."""
 
 import dataclasses
 from functools import partial
@@ -19,8 +19,8 @@ from . import codes
 
 
 class QuantizeState(NamedTuple):
-    """`inner_state`: the inner state, with codes in place of large slots. `scale`: for each slot that may have codes
-    a tree like it, with the scales of the codes' blocks, and None for leaves that are stored as they are."""
+    """`inner_state`: the inner state, with codes in place of large slots. `scale`: for each slot that may have codes,
+    a tree like it with the scales of the codes' blocks, and None for leaves that are stored as they are."""
 
     inner_state: States
     scale: Exact
@@ -28,32 +28,33 @@ class QuantizeState(NamedTuple):
 
 @transformation
 class quantize_state(GradientTransformation):
-    """Keeps the slots of an optimizer in 8 or 4 bits an element, with one float32 scale a block.
+    """Stores the slots of an optimizer in 8 or 4 bits per element, with one float32 scale per block.
 
-    Before a step every slot is decoded to float32, after it encoded again: those that their state declares as signed
-    (such as first moments) or never negative (second moments). Params, counters, keys and what is not declared stay
-    as they are. For a the largest |x| of a block, at 8 bits |x̂ − x| ≤ a/127, and
+    Before each step the slots are decoded to float32, and after it they are encoded again. This applies to slots that
+    their state declares as signed (such as first moments) or as never negative (such as second moments). Params,
+    counters, keys and undeclared fields stay as they are. Let a be the largest |x| of a block. At 8 bits
+    |x̂ − x| ≤ a/127, and
 
         signed:    |x̂ − x| ≤ |x|/8 down to |x| = 7e-7·a;
-        unsigned:  |v̂ − v| ≤ v/10 down to v = 2e-13·a, and nothing becomes zero, which would divide by eps.
+        unsigned:  |v̂ − v| ≤ v/10 down to v = 2e-13·a, and no v > 0 becomes zero: the update would divide by eps.
 
-    See `functional_opt.codes` for the formats. A block of zeros stays one; one with a NaN or an infinity is no longer
-    finite anywhere. Leaves without an update keep their codes. Codes are the nearest ones, so a mean with a long
-    memory does not follow changes of less than half the distance of two codes a step; one with a decay of at most
-    0.9 does.
+    See `functional_opt.codes` for the formats. A block of zeros stays zero. A NaN or an infinity makes every element
+    of its block non-finite. Leaves without an update keep their codes. Each value gets the nearest code, so a mean
+    with a long memory misses changes that per step are less than half the distance between two codes; a mean with a
+    decay of at most 0.9 follows them.
 
-    Adam's state takes 2.03 bytes an element at 8 bits instead of 8, and 1.06 at 4.
+    Adam's state takes 2.03 bytes per element at 8 bits and 1.06 at 4 bits, instead of 8.
 
     Args:
         inner: an optimizer that works element by element.
-        bits: 8 or 4.
-        block_size: elements of a block, ≥ 1; 256 for 8 bits and 128 for 4 if None.
+        bits: bits per element, 8 or 4.
+        block_size: elements per block, ≥ 1; if None, 256 for 8 bits and 128 for 4.
         min_size: leaves with fewer elements are stored as they are, a whole number ≥ 0.
-        unsigned, signed: names of fields, or keys of a dict, that are slots where a state declares nothing, as those
+        unsigned, signed: names of fields, or keys of a dict, to encode in states that declare no slots, such as those
             of other libraries.
 
-    Slots that are complex are left alone. The state is plain arrays; `decode(state)` gives the inner state in floats,
-    and `encode(inner_state)` is the way back. `explain` notes which large slots are stored as they are.
+    Complex slots are stored as they are. The state consists of plain arrays: `decode(state)` returns the inner state
+    in floats, and `encode(inner_state)` is the inverse. `explain` lists the large slots that are stored as they are.
 
     Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861 (blocks, 8 bits); Li, Chen & Zhu 2023,
     arXiv:2309.01507 (4 bits, no zero in second moments).
@@ -77,7 +78,7 @@ class quantize_state(GradientTransformation):
 
     def init(self, params):
         state = self.inner.init(params)
-        if isinstance(params, AllParams):  # a question where the slots are
+        if isinstance(params, AllParams):  # only asks where the slots are
             return QuantizeState(state, tuple(place.value for place in self._slots(state)))
         return self.encode(state)
 
@@ -104,7 +105,7 @@ class quantize_state(GradientTransformation):
         return dataclasses.replace(self, inner=inner)
 
     def uncoded(self, params: Tree) -> list[str]:
-        """For `explain`: the slots with large leaves that are stored as they are, and why.
+        """Returns the slots with large leaves that are stored as they are, and why; for `explain`.
 
         >>> import optax
         >>> quantize_state(optax.trace(0.9), min_size=0).uncoded({"w": jnp.ones(4)})
@@ -118,7 +119,7 @@ class quantize_state(GradientTransformation):
         ]
 
     def encode(self, state: Any) -> QuantizeState:
-        """The state for `update`, of one of the inner transformation whose slots are floats.
+        """Returns the state for `update`, given a state of the inner transformation with slots in floats.
 
         >>> from functional_opt import adam, tree
         >>> tx = quantize_state(adam(1e-3), min_size=0)
@@ -129,14 +130,14 @@ class quantize_state(GradientTransformation):
         """
         if isinstance(state, QuantizeState):
             raise TypeError(
-                "encode needs the state of the inner transformation, got a QuantizeState, which has codes"
+                "encode needs the state of the inner transformation, got a QuantizeState, which is encoded already"
             )
         return self._encode(state, None)
 
     def decode(self, state: QuantizeState) -> Any:
-        """The state of the inner transformation, in float32 where this one has codes.
+        """Returns the state of the inner transformation, with float32 in place of codes.
 
-        Raises ValueError, naming the leaf, for codes without their scale and for scales without their codes.
+        Raises ValueError, naming the leaf, for codes without their scale or a scale without its codes.
         """
         self._check(state)
         scales = iter(state.scale)
@@ -156,7 +157,7 @@ class quantize_state(GradientTransformation):
         return map_slots(floats, state.inner_state, self._named)
 
     def _encode(self, state: Any, before: Any) -> QuantizeState:
-        """The state with codes: of the leaves that had codes before, if there is a before."""
+        """Encodes the leaves that had codes in the scales `before`, or all large leaves if that is None."""
         scales, old = [], iter(before or ())
 
         def stored(place):
@@ -180,7 +181,7 @@ class quantize_state(GradientTransformation):
 
     def _check(self, state: Any) -> None:
         if not isinstance(state, QuantizeState):
-            received = f"a {type(state).__name__}; encode(state) makes one of a state of the inner transformation"
+            received = f"a {type(state).__name__}; encode(state) converts a state of the inner transformation"
             raise ValueError(f"quantize_state needs the QuantizeState that its init made, got {received}")
         slots, scales = [place.name for place in self._slots(state.inner_state)], state.scale
         if not isinstance(scales, list | tuple) or len(scales) != len(slots):
@@ -211,7 +212,7 @@ def _leaves(place: SlotPlace) -> tuple[list[str], list, Any]:
 
 
 def _decoded(path: str, x: Any, scale: Any, bits: Literal[8, 4], signed: bool) -> Any:
-    remedy = "take both from one state, or store floats with `encode`"
+    remedy = "take codes and scale from the same state, or convert a state in floats with `encode`"
     if scale is None:
         if jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"{path} has codes ({x.dtype}) without their scale: {remedy}")
@@ -225,7 +226,7 @@ def _decoded(path: str, x: Any, scale: Any, bits: Literal[8, 4], signed: bool) -
 
 
 def _as_slot(bits: int, signed: bool, x: Any, scale: Any) -> kernels.StoredSlot:
-    """Describes a slot to the kernel, which cannot go through codes of 4 bits that are in the halves of a row."""
+    """Describes a slot to the kernel, which cannot read 4-bit codes that pair the two halves of a row."""
     if scale is None:
         return kernels.StoredSlot.plain(x)
     kind = "halves" if bits == 4 and codes.in_halves(scale) else f"{'' if signed else 'u'}int{bits}"

@@ -1,4 +1,4 @@
-"""stochastic_round: bfloat16 params that are rounded up or down at random."""
+"""stochastic_round: bfloat16 params, rounded up or down at random."""
 
 from typing import NamedTuple
 
@@ -28,18 +28,20 @@ class StochasticRoundState(NamedTuple):
 
 @transformation
 class stochastic_round(GradientTransformation):
-    """Rounds bfloat16 params at random, up or down so that their mean is right: E[bf16(w + u)] = w + u.
+    """Rounds bfloat16 params up or down at random, without bias: E[bf16(w + u)] = w + u.
 
-    Rounded to the nearest, a weight stays where it is when its steps are below 1/512 of it. The inner
-    optimizer works in float32. Leaves of other dtypes are stepped as ever.
+    With rounding to the nearest, a weight does not move when its steps are below 1/512 of it. The inner optimizer
+    works in float32. Leaves of other dtypes are updated as usual.
 
     Args:
         inner: the optimizer.
-        key: a seed, or a key of `jax.random`; the seed 0 if None. The bits depend on it, the step, the place of the
-            leaf in the tree and that of the element in the leaf, and so are the same on any number of devices.
+        key: a seed, or a key of `jax.random`; the seed 0 if None. The random bits depend on it, the step, the
+            position of the leaf in the tree and that of the element in the leaf, so they are the same on any number
+            of devices.
 
-    It stands around everything else: in a `chain` params are float32. Its updates of bfloat16 leaves are
-    float32, as the difference of two bfloat16 numbers may be; `apply_updates` gives exactly the rounded params.
+    It must be the outermost transformation, because params are float32 inside a `chain`. Its updates of bfloat16
+    leaves are float32, because the difference of two bfloat16 numbers may need more bits; `apply_updates` gives
+    exactly the rounded params.
 
     Raises ValueError without params.
 
@@ -74,7 +76,7 @@ class stochastic_round(GradientTransformation):
 
 
 def _step(w: jax.Array, u: jax.Array, key: jax.Array) -> jax.Array:
-    """The step to w + u rounded: of a float32 the upper 16 bits, after noise was added to the lower 16."""
+    """Returns the step to w + u, rounded by adding noise to the lower 16 bits of a float32 and dropping them."""
     exact = jnp.asarray(widen(w) + u, jnp.float32)
     noise = jax.random.bits(key, exact.shape, jnp.uint16).astype(jnp.uint32)
     upper = (lax.bitcast_convert_type(exact, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)

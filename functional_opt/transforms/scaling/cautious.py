@@ -1,4 +1,4 @@
-"""cautious, scale_by_cautious, add_cautious_decayed_weights: steps and decay only where signs agree."""
+"""cautious, scale_by_cautious, add_cautious_decayed_weights: steps or decay only where signs agree."""
 
 from typing import Any, NamedTuple
 
@@ -13,23 +13,23 @@ from .decay import add_decayed_weights
 
 
 class CautiousState(NamedTuple):
-    """`inner_state`: that of the transformation within."""
+    """`inner_state`: the inner state."""
 
     inner_state: States
 
 
 @transformation
 class scale_by_cautious(GradientTransformation):
-    """u = φ·o · n / (Σφ + eps) where o is the direction of another rule, and φ = 1 where o·g > 0, else 0.
+    """Keeps a direction o only where it agrees with g: u = φ·o · n / (Σφ + eps), φ = 1 where o·g > 0, else 0.
 
-    n is the size of the leaf: what is left of a direction grows as much as there is less of it. To stand before
-    the learning rate, around a rule such as `scale_by_adam()`: o is to be subtracted from the params.
+    n is the number of elements of the leaf, so the fewer elements are kept, the larger they become. Wrap a rule such
+    as `scale_by_adam()`, whose direction o is to be subtracted from the params. Place it before the learning rate.
 
     Args:
         inner: a gradient transformation.
-        eps: > 0; 1 in the paper, which halves a step of a leaf of one element.
+        eps: > 0; 1 in the paper, which halves the step of a leaf with one element.
 
-    Liang et al. 2024, arXiv:2411.16085, algorithm 2: C-AdamW, with its decay after this.
+    Liang et al. 2024, arXiv:2411.16085, algorithm 2: C-AdamW, whose weight decay comes after this.
 
     >>> from functional_opt import trace
     >>> tx = scale_by_cautious(trace(0.5), eps=1e-8)
@@ -53,13 +53,14 @@ class scale_by_cautious(GradientTransformation):
 
 @transformation
 class cautious(GradientTransformation):
-    """u = φ·s · n / (Σφ + eps) where s is the step of a whole optimizer, and φ = 1 where s is downhill, s·g < 0.
+    """Keeps an optimizer's step s only where it is downhill: u = φ·s · n / (Σφ + eps), φ = 1 where s·g < 0, else 0.
 
-    As `scale_by_cautious`, around an optimizer with its learning rate; its decay counts as part of the step.
+    Works like `scale_by_cautious`, but around an optimizer with its learning rate. Its weight decay counts as part of
+    the step.
 
     Args:
         inner: an optimizer, whose updates are to be added to the params.
-        eps: > 0; 1 in the paper, which halves a step of a leaf of one element.
+        eps: > 0; 1 in the paper, which halves the step of a leaf with one element.
 
     Liang et al. 2024, arXiv:2411.16085, algorithm 1.
 
@@ -90,17 +91,17 @@ def _where_agreed(o: Tree, grads: Tree, sign: float, eps: Any, params: Tree) -> 
 
 
 def _agreement(x: jax.Array, y: jax.Array) -> jax.Array:
-    """1, 0 or −1 as x·y is, also where that is too small to be told from 0; the real part of x·ȳ for complex ones."""
+    """Returns a number with the sign of x·y, or of Re(x·ȳ) if complex, even where that product underflows."""
     return (jnp.sign(x) * jnp.sign(y).conj()).real
 
 
 @transformation
 class add_cautious_decayed_weights(add_decayed_weights):
-    """u = g + weight_decay · w where g·w ≥ 0, else g: what the update makes smaller decays too, and nothing else.
+    """Decays only those weights that the update makes smaller: u = g + weight_decay · w where g·w ≥ 0, else g.
 
-    In place of `add_decayed_weights`, with its arguments, in a chain before the learning rate.
+    Use it instead of `add_decayed_weights`, with the same arguments, before the learning rate in a chain.
 
-    Raises ValueError without params, or naming the leaf where the mask does not fit them.
+    Raises ValueError without params, or naming the leaf if the mask does not fit them.
 
     Chen et al. 2025, arXiv:2510.12402, algorithm 1.
 

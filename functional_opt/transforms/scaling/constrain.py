@@ -1,4 +1,4 @@
-"""keep_params_nonnegative: updates that do not leave a set."""
+"""keep_params_nonnegative: updates that keep params ≥ 0."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from ...core.transformation import GradientTransformation, needs_params, transfo
 
 
 class NonNegativeParamsState(NamedTuple):
-    """Nothing is kept."""
+    """An empty state."""
 
 
 @transformation
 class keep_params_nonnegative(GradientTransformation):
-    """u = max(g, −w): params that are ≥ 0 stay so. For the end of a chain.
+    """Keeps params ≥ 0: u = max(g, −w). Place it at the end of a chain.
 
-    A param below 0 is brought to 0; complex leaves, which have no order, pass as they are.
+    A param below 0 is brought to 0 or above. Complex leaves, which have no order, pass through unchanged.
 
     Raises ValueError without params.
 

@@ -12,19 +12,19 @@ from ...core.value import Static
 from .learning_rate import ScaleByScheduleState, rate_now
 
 AddDecayedWeightsState = EmptyState
-"""Optax's name of it in older scripts."""
+"""Optax's name for the state, for older scripts."""
 
 
 @transformation
 class add_decayed_weights(GradientTransformation):
-    """u = g + weight_decay · w. Before the learning rate in a chain, it is AdamW's decoupled decay.
+    """Adds weight decay: u = g + weight_decay · w. Placed before the learning rate, it is AdamW's decoupled decay.
 
     Args:
         weight_decay: a number ≥ 0, a schedule, or a function of the count.
         mask: which leaves decay: a tree of bools (or a prefix of one), a function from params to one, or
-            path rules such as `{"*/bias": False}`; all if None.
+            path rules such as `{"*/bias": False}`; None for all.
 
-    Raises ValueError without params, or naming the leaf where the mask does not fit them.
+    Raises ValueError without params, or naming the leaf if the mask does not fit them.
 
     Loshchilov & Hutter 2017, arXiv:1711.05101.
 
@@ -34,7 +34,7 @@ class add_decayed_weights(GradientTransformation):
     >>> round(u["dense"]["kernel"].item(), 3), u["dense"]["bias"]
     (0.2, 0.0)
 
-    Differs from Optax: path rules; the state is the same with and without a mask.
+    Differs from Optax: path rules; a mask does not change the structure of the state.
     """
 
     weight_decay: Rate = 0.0
@@ -42,7 +42,7 @@ class add_decayed_weights(GradientTransformation):
 
     def init(self, params):
         if self.mask is not None:
-            resolve_mask(self.mask, params)  # refuse one that does not fit before training starts
+            resolve_mask(self.mask, params)  # a mask that does not fit is an error before training starts
         return ScaleByScheduleState(zero_count()) if isinstance(self.weight_decay, Schedule) else EmptyState()
 
     def update(self, updates, state, params=None, **extra):
@@ -63,5 +63,5 @@ class add_decayed_weights(GradientTransformation):
         return (kernels.KernelOp("decay", (rate,), only=chosen),)
 
     def touched_leaves(self, params):
-        """For `explain`: a mask."""
+        """Returns a mask of the leaves that it changes, for `explain`."""
         return jax.tree.map(lambda _: True, params) if self.mask is None else resolve_mask(self.mask, params)

@@ -1,4 +1,4 @@
-"""scale, scale_by_schedule, scale_by_learning_rate: the updates times a number."""
+"""scale, scale_by_schedule, scale_by_learning_rate: multiply the updates by a number."""
 
 import dataclasses
 from typing import Annotated, Any, NamedTuple
@@ -14,7 +14,7 @@ from ...core.transformation import EmptyState, GradientTransformation, increment
 from ...core.value import Static
 
 ScaleState = EmptyState
-"""Optax's name of it in older scripts."""
+"""Optax's name for the state, for older scripts."""
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -25,7 +25,7 @@ class ScaleByScheduleState(NamedTuple):
 
 @transformation
 class scale(GradientTransformation):
-    """u = step_size · g.
+    """Multiplies the updates by a number: u = step_size · g.
 
     Args:
         step_size: the factor, of any sign.
@@ -48,10 +48,10 @@ class scale(GradientTransformation):
 
 @transformation
 class scale_by_schedule(GradientTransformation):
-    """u = f(count) · g, where count is the number of steps done before this one.
+    """Multiplies the updates by a schedule: u = f(count) · g, where count is the number of steps done before.
 
     Args:
-        step_size_fn: a schedule or any function of the count.
+        step_size_fn: a schedule, or any function of the count.
 
     >>> tx = scale_by_schedule(lambda count: 1 / (1 + count))
     >>> _, state = tx.update({"w": 1.0}, tx.init({"w": 1.0}))
@@ -73,7 +73,7 @@ class scale_by_schedule(GradientTransformation):
 
 @transformation
 class scale_by_learning_rate(GradientTransformation):
-    """u = −learning_rate · g: the last link of most chains, which turns a direction into a step downhill.
+    """Turns a direction into a step downhill: u = −learning_rate · g. It is the last link of most chains.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; None for 1.
@@ -103,7 +103,7 @@ class scale_by_learning_rate(GradientTransformation):
 
 
 def rate_now(rate: Any, state: Any) -> tuple[Any, Any]:
-    """What a number or schedule is worth at this step, and the state for the next one."""
+    """Returns the value of a number or schedule at this step, and the state for the next one."""
     if isinstance(rate, Schedule):
         return rate(state.count), ScaleByScheduleState(increment(state.count))
     return rate, state
@@ -114,12 +114,12 @@ def _times(updates: Tree, factor: Any, params: Tree) -> Tree:
 
 
 def learning_rates(tx: GradientTransformation) -> list[Rate]:
-    """The rates of all `scale_by_learning_rate` links in a transformation."""
+    """Returns the rates of all `scale_by_learning_rate` links in a transformation."""
     return [x.learning_rate for x in jax.tree.leaves(tx, is_leaf=_has_rate) if _has_rate(x)]
 
 
 def with_learning_rate(tx: GradientTransformation, learning_rate: Rate) -> GradientTransformation:
-    """The transformation with another rate in these links."""
+    """Returns the transformation with another rate in these links."""
     renew = lambda x: dataclasses.replace(x, learning_rate=learning_rate) if _has_rate(x) else x  # noqa: E731
     return jax.tree.map(renew, tx, is_leaf=_has_rate)
 

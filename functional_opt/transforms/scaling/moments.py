@@ -23,7 +23,7 @@ class trace(GradientTransformation):
     Args:
         decay: in [0, 1].
         nesterov: whether to look one step ahead (Sutskever et al. 2013, ICML).
-        accumulator_dtype: how the sum is stored; the params' dtype, float32 for 16-bit params, if None.
+        accumulator_dtype: the dtype of the stored sum; if None, the params' dtype, or float32 for 16-bit params.
 
     >>> tx = trace(0.9)
     >>> u, state = tx.update({"w": 1.0}, tx.init({"w": 0.0}))
@@ -63,8 +63,8 @@ class ema(GradientTransformation):
 
     Args:
         decay: in [0, 1).
-        debias: whether to divide by the weight that t steps have given, as Adam does.
-        accumulator_dtype: how the mean is stored; the params' dtype, float32 for 16-bit params, if None.
+        debias: whether to divide by 1 − decayᵗ, the total weight after t steps, as Adam does.
+        accumulator_dtype: the dtype of the stored mean; if None, the params' dtype, or float32 for 16-bit params.
 
     >>> tx = ema(0.9)
     >>> u, state = tx.update({"w": 2.0}, tx.init({"w": 0.0}))

@@ -1,4 +1,4 @@
-"""scale_by_mup: learning rates that fit a model of any width once they fit a narrow one."""
+"""scale_by_mup: learning rates tuned on a narrow model that fit models of any width."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -41,14 +41,14 @@ def _axes(name: str, x: Any) -> tuple[int, ...]:
 
 
 def _shapes(name: str, x: Any) -> Any:
-    """A tree of arrays or shapes as one of shapes, path rules as such."""
+    """Converts a tree of arrays or shapes to one of shapes, and path rules to rules with shapes."""
     if isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str)):
         x = PathRules(x)
     if isinstance(x, PathRules):
         return PathRules({pattern: _shape(f"{name}[{pattern!r}]", v) for pattern, v in x.rules})
     if isinstance(x, Frozen):
         return x
-    refused = GradientTransformation | Schedule  # trees, but none of arrays
+    refused = GradientTransformation | Schedule  # pytrees, but not of arrays
     leaves, treedef = jax.tree.flatten(x, is_leaf=lambda n: _is_shape(n) or isinstance(n, refused))
     others = [isinstance(n, str) or callable(n) and not isinstance(n, refused) for n in leaves]  # a model's functions
     shapes = (None if other else _shape(name, n) for n, other in zip(leaves, others, strict=True))
@@ -66,11 +66,11 @@ def _fan_in(name: str, x: Any) -> PathRules:
 
 @transformation
 class scale_by_mup(GradientTransformation):
-    """Multiplies each leaf's update by what μP says of its width: u = g / rᵢₙ for Adam, g · rₒᵤₜ / rᵢₙ for SGD.
+    """Scales each leaf's update for its width, according to μP: u = g / rᵢₙ for Adam, g · rₒᵤₜ / rᵢₙ for SGD.
 
-    rᵢₙ and rₒᵤₜ are how many times wider a leaf's inputs and outputs are than in a base model, whose learning rate
-    then fits all widths. A weight's last axis is its outputs, the one before its inputs; a vector has outputs only.
-    With all widths r times those of the base model that is:
+    rᵢₙ and rₒᵤₜ say how many times wider a leaf's inputs and outputs are than in a base model. The base model's
+    learning rate then fits all widths. A weight's last axis holds its outputs and the one before holds its inputs; a
+    vector has outputs only. If all widths are r times those of the base model, the factors are:
 
     ======  ===============  ======  ======
     \\       input, vectors   hidden  output
@@ -79,22 +79,23 @@ class scale_by_mup(GradientTransformation):
     sgd     r                1       1/r
     ======  ===============  ======  ======
 
-    The other half of μP is the model's: weights start with a variance of 1/fan_in, those of the output with 1/fan_in²
-    or zero, and attention is scaled by 1/d. Any rule that gives updates of one size goes with "adam". In a chain it
-    stands after that rule, and before `add_decayed_weights` if the decay is to be the same at all widths.
+    The model must do the other half of μP: initialize weights with variance 1/fan_in and output weights with variance
+    1/fan_in² or with zeros, and scale attention by 1/d. Use "adam" for any rule whose updates have the same size for
+    all gradients. In a chain, place this after that rule, and before `add_decayed_weights` if the decay should be the
+    same at all widths.
 
     Args:
-        base_params: the params of the base model, or anything of their shapes (`jax.eval_shape` of what makes them, a
-            tree of tuples); or path rules with shapes, `{"**/hidden/kernel": (64, 64), "**": None}`, None for the
-            shape that a leaf has.
+        base_params: the params of the base model, or anything with their shapes (`jax.eval_shape` of the function
+            that makes them, or a tree of tuples); or path rules with shapes, such as
+            `{"**/hidden/kernel": (64, 64), "**": None}`, where None means the leaf's own shape.
         optimizer: "adam" or "sgd".
-        fan_in: path rules with the axes of the inputs, where these are others: `{"**/query/kernel": (0,)}`. The axes
-            that are not inputs are outputs.
+        fan_in: path rules with the axes of the inputs, if these are not the default: `{"**/query/kernel": (0,)}`. The
+            axes that are not inputs are outputs.
 
-    Raises ValueError, naming the leaf, where shapes do not go together or it cannot be told which axes are inputs.
+    Raises ValueError, naming the leaf, if shapes do not fit each other or it is unclear which axes are inputs.
 
-    Yang, Hu et al. 2022, arXiv:2203.03466, table 3: all is in the learning rates and the start. Table 8 is the same
-    with a multiplier of 1/fan_in on the output.
+    Yang, Hu et al. 2022, arXiv:2203.03466, table 3, which puts everything into learning rates and initialization.
+    Table 8 is equivalent, with a multiplier of 1/fan_in on the output.
 
     >>> base = {"in": np.zeros((3, 8)), "hidden": np.zeros((8, 8)), "out": np.zeros((8, 2))}
     >>> wide = {"in": np.zeros((3, 32)), "hidden": np.zeros((32, 32)), "out": np.zeros((32, 2))}
@@ -107,7 +108,7 @@ class scale_by_mup(GradientTransformation):
     fan_in: Static[Annotated[Any, Convert(_fan_in, "{pattern: axes}")] | None] = None
 
     def init(self, params):
-        self.multipliers(params)  # refuse shapes that do not fit before training starts
+        self.multipliers(params)  # shapes that do not fit are an error before training starts
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
@@ -115,7 +116,7 @@ class scale_by_mup(GradientTransformation):
         return map_leaves(lambda g, f: g * f, updates, read=(factors,), params=params, same_shape=False), state
 
     def multipliers(self, params: Tree) -> Tree:
-        """The number for each leaf of params, or of anything of their shapes."""
+        """Returns the factor for each leaf of params, or of anything with their shapes."""
         if isinstance(params, AllParams):
             return params
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
@@ -141,7 +142,7 @@ class scale_by_mup(GradientTransformation):
             raise ValueError(f"fan_in={fan_in} for params{path}, which has shape {shape}: there is no such axis")
         if any(b == 0 != n for n, b in zip(shape, base, strict=True)):
             raise ValueError(
-                f"params{path} has shape {shape}, the base model {base}: it cannot be wider than nothing"
+                f"params{path} has shape {shape}, the base model {base}: an axis of length 0 cannot be widened"
             )
         wider = [n / b if n != b else 1.0 for n, b in zip(shape, base, strict=True)]
         inputs = {axis % len(shape) for axis in fan_in}
@@ -150,5 +151,5 @@ class scale_by_mup(GradientTransformation):
         return 1.0 / r_in if self.optimizer == "adam" else r_out / r_in
 
     def touched_leaves(self, params):
-        """For `explain`: a mask."""
+        """Returns a mask of the leaves that it changes, for `explain`."""
         return jax.tree.map(lambda f: f != 1, self.multipliers(params))

@@ -1,4 +1,4 @@
-"""centralize, normalize, normalize_by_update_norm: gradients of mean zero, or of a given length."""
+"""centralize, normalize, normalize_by_update_norm: gradients with mean zero, or with a given norm."""
 
 import jax.numpy as jnp
 
@@ -12,7 +12,7 @@ NormalizeState = EmptyState
 
 @transformation
 class centralize(GradientTransformation):
-    """u = g − mean(g), the mean over all axes but the first; vectors and scalars pass as they are.
+    """Subtracts the mean over all axes but the first, u = g − mean(g); vectors and scalars do not change.
 
     Yong, Huang, Hua & Zhang 2020, arXiv:2004.01461.
 
@@ -32,14 +32,14 @@ class centralize(GradientTransformation):
 
 @transformation
 class normalize(GradientTransformation):
-    """u = g / ‖g‖, the norm of all leaves as one vector, summed in float32; 0 where that is 0.
+    """Divides the updates by their global norm, which is summed in float32: u = g / ‖g‖, or 0 if that is 0.
 
     Hazan, Levy & Shalev-Shwartz 2015, arXiv:1507.02030.
 
     >>> normalize().update(jnp.array([3.0, 4.0]), EmptyState())[0].round(3).tolist()
     [0.6000000238418579, 0.800000011920929]
 
-    Differs from Optax: zero gradients give zero, where Optax gives NaN.
+    Differs from Optax: zero gradients give zeros, where Optax gives NaN.
     """
 
     def init(self, params):
@@ -52,11 +52,11 @@ class normalize(GradientTransformation):
 
 @transformation
 class normalize_by_update_norm(GradientTransformation):
-    """u = scale_factor · g / (‖g‖ + eps), the norm of all leaves as one vector, summed in float32.
+    """Scales the updates to a global norm, which is summed in float32: u = scale_factor · g / (‖g‖ + eps).
 
     Args:
-        scale_factor: the length of the result, but for eps; of any sign.
-        eps: ≥ 0. With eps=0 zero gradients give zero.
+        scale_factor: the norm of the result, apart from eps; of any sign.
+        eps: ≥ 0. With eps=0 zero gradients give zeros.
 
     >>> normalize_by_update_norm(2.0, eps=1.0).update(jnp.array([3.0, 4.0]), EmptyState())[0][0].item()
     1.0

@@ -14,9 +14,9 @@ Whole = Annotated[Scalar, Integer("[0, inf)")]
 
 
 class ReduceLROnPlateauState(NamedTuple):
-    """`scale`: the factor now. `best_value`: the least mean so far. `plateau_count`: means since.
+    """`scale`: the current factor. `best_value`: the lowest mean so far. `plateau_count`: means since then.
 
-    `cooldown_count`: means still to be passed over. `count`, `avg_value`: values in the mean so far, and the mean.
+    `cooldown_count`: means still to ignore. `count`, `avg_value`: number of values in the current mean, and the mean.
     """
 
     scale: Number
@@ -29,17 +29,17 @@ class ReduceLROnPlateauState(NamedTuple):
 
 @transformation
 class reduce_on_plateau(GradientTransformation):
-    """u = scale · g, the scale multiplied by `factor` when the loss has not improved `patience` times in a row.
+    """Shrinks the updates by `factor` whenever the loss has not improved `patience` times in a row: u = scale · g.
 
     An improvement is a mean of `accumulation_size` losses below best − rtol·|best| − atol. Place it after an
-    optimizer, `chain(adam(1e-3), reduce_on_plateau(patience=5))`, and give `update` the loss as `value=`.
+    optimizer, `chain(adam(1e-3), reduce_on_plateau(patience=5))`, and pass the loss to `update` as `value=`.
 
     Args:
         factor: in (0, 1).
-        patience: ≥ 0; 0 is as 1.
-        rtol, atol: in [0, 1] and ≥ 0, what does not count as an improvement.
-        cooldown: for how many means after a reduction nothing is counted, ≥ 0.
-        accumulation_size: how many losses make a mean, ≥ 1: 1 for a validation loss, more for that of a minibatch.
+        patience: ≥ 0; 0 acts like 1.
+        rtol, atol: relative and absolute decrease that does not count as an improvement yet, in [0, 1] and ≥ 0.
+        cooldown: how many means to ignore after a reduction, ≥ 0.
+        accumulation_size: how many losses make a mean, ≥ 1: 1 for a validation loss, more for minibatch losses.
         min_scale: the smallest scale, ≥ 0.
 
     Raises ValueError without `value`.
@@ -51,8 +51,8 @@ class reduce_on_plateau(GradientTransformation):
     >>> u["w"].item()
     0.5
 
-    Differs from Optax: rtol is a share of |best|, so that negative losses have plateaus too; rtol and atol may
-    both be 0.
+    Differs from Optax: rtol is relative to |best|, so that negative losses have plateaus too; rtol and atol may both
+    be 0.
     """
 
     factor: Annotated[Scalar, Range("(0, 1)")] = 0.1

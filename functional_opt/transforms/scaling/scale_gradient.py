@@ -1,4 +1,4 @@
-"""scale_gradient: values as they are, their gradients times a number."""
+"""scale_gradient: multiplies the gradients of values that do not change."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 def scale_gradient(inputs: Tree, scale: Any) -> Tree:
-    """The inputs as they are; what is differentiated through them gets `scale` times the gradient.
+    """Returns the inputs unchanged; gradients that pass through them are multiplied by `scale`.
 
     Args:
-        inputs: a tree of arrays; whole numbers have no gradient.
+        inputs: a tree of arrays; integers have no gradient.
         scale: a number of any sign: 0 stops the gradient, −1 reverses it (Ganin & Lempitsky 2014,
             arXiv:1409.7495).
 

@@ -1,4 +1,4 @@
-"""stateless, stateless_with_tree_map: a transformation from one function."""
+"""stateless, stateless_with_tree_map: transformations made from one function."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from ...core.value import Static
 
 @transformation
 class stateless(GradientTransformation):
-    """u = f(g, w), on whole trees, with no state.
+    """Applies a function to the trees of updates and params, without a state: u = f(g, w).
 
     Args:
-        f: a function of the updates and the params (None where `update` got none) to new updates; they
-            are cast to the dtypes of the params.
+        f: a function from the updates and the params (None if `update` got none) to new updates, which are cast to
+            the dtypes of the params.
 
     >>> tx = stateless(lambda g, w: -0.1 * g)
     >>> updates, state = tx.update(10.0, tx.init(0.0))
@@ -32,11 +32,11 @@ class stateless(GradientTransformation):
 
 @transformation
 class stateless_with_tree_map(GradientTransformation):
-    """u = f(g, w), leaf by leaf, with no state.
+    """Applies a function leaf by leaf, without a state: u = f(g, w).
 
     Args:
-        f: a function of a leaf of the updates and that of the params (None where `update` got none) to the
-            new update; it is given 16-bit leaves in float32, and no leaf that has no gradient.
+        f: a function from a leaf of the updates and one of the params (None if `update` got none) to the new update.
+            It gets 16-bit leaves in float32. It is not called for leaves without a gradient.
 
     >>> tx = stateless_with_tree_map(lambda g, w: g + 0.5 * w)
     >>> tx.update({"w": 1.0}, tx.init({"w": 2.0}), {"w": 2.0})[0]["w"].item()

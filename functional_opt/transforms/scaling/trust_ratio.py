@@ -1,4 +1,4 @@
-"""scale_by_trust_ratio, scale_by_param_block_norm, scale_by_param_block_rms: updates as large as the weights say."""
+"""scale_by_trust_ratio, scale_by_param_block_norm, scale_by_param_block_rms: scale by the weights' size."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from ...core.ranges import NonNegative
 from ...core.transformation import EmptyState, GradientTransformation, needs_params, transformation
 
 ScaleByTrustRatioState = EmptyState
-"""Optax's name of it in older scripts."""
+"""Optax's name for the state, for older scripts."""
 
 
 @transformation
 class scale_by_trust_ratio(GradientTransformation):
-    """Makes each leaf's step a share of its weights: u = g · trust_coefficient · ‖w‖ / (‖g‖ + eps).
+    """Makes each leaf's update proportional to its weights: u = g · trust_coefficient · ‖w‖ / (‖g‖ + eps).
 
-    u = g where ‖w‖ or ‖g‖ is 0. Norms are of a whole leaf.
+    u = g where ‖w‖ or ‖g‖ is 0. Norms are taken leaf by leaf.
 
     Args:
-        min_norm: the least that either norm counts with, ≥ 0.
-        trust_coefficient: the share, ≥ 0.
+        min_norm: the smallest value that either norm counts with, ≥ 0.
+        trust_coefficient: the ratio of the update's norm to that of the weights, ≥ 0.
         eps: ≥ 0.
 
     Raises ValueError without params.
@@ -53,10 +53,10 @@ class scale_by_trust_ratio(GradientTransformation):
 
 @transformation
 class scale_by_param_block_norm(GradientTransformation):
-    """u = g · max(‖w‖, min_scale), leaf by leaf.
+    """Multiplies each leaf's update by the norm of its weights: u = g · max(‖w‖, min_scale).
 
     Args:
-        min_scale: the least factor, ≥ 0: without it a leaf of zeros would never move.
+        min_scale: the smallest factor, ≥ 0; without it a leaf of zeros would never move.
 
     Raises ValueError without params.
 
@@ -77,10 +77,10 @@ class scale_by_param_block_norm(GradientTransformation):
 
 @transformation
 class scale_by_param_block_rms(GradientTransformation):
-    """u = g · max(RMS(w), min_scale), leaf by leaf: a learning rate relative to the size of the weights.
+    """Makes the learning rate relative to the size of each leaf's weights: u = g · max(RMS(w), min_scale).
 
     Args:
-        min_scale: the least factor, ≥ 0: without it a leaf of zeros would never move.
+        min_scale: the smallest factor, ≥ 0; without it a leaf of zeros would never move.
 
     Raises ValueError without params.
 
@@ -102,7 +102,7 @@ class scale_by_param_block_rms(GradientTransformation):
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
-    """The root of the mean of |x|², with derivative 0 at 0."""
+    """Returns the root of the mean of |x|², with derivative 0 at 0."""
     return safe_sqrt(jnp.mean(abs_sq(x)))
 
 

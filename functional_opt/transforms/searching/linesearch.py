@@ -1,4 +1,4 @@
-"""scale_by_backtracking_linesearch: the longest step tried that lowers the loss by enough."""
+"""scale_by_backtracking_linesearch: a step that is shortened until it lowers the loss enough."""
 
 import inspect
 from collections.abc import Callable
@@ -21,14 +21,14 @@ Grow = Annotated[Scalar, Range("[1, inf]")]
 
 
 class BacktrackingLinesearchInfo(NamedTuple):
-    """`num_linesearch_steps`: step sizes tried, int32. `decrease_error`: what the last lacks, 0 for nothing."""
+    """`num_linesearch_steps`: step sizes tried, int32. `decrease_error`: by how much the last one fails."""
 
     num_linesearch_steps: Counter
     decrease_error: Number
 
 
 class ScaleByBacktrackingLinesearchState(NamedTuple):
-    """`learning_rate`: the last step size. `value`, `grad`: of the loss after it, grad None unless stored. `info`."""
+    """`learning_rate`: the last step size. `value`, `grad`: the loss after it, and ∇f if stored. `info`."""
 
     learning_rate: Number
     value: Number
@@ -38,26 +38,26 @@ class ScaleByBacktrackingLinesearchState(NamedTuple):
 
 @transformation
 class scale_by_backtracking_linesearch(GradientTransformation):
-    """u = η·d for the direction d it is given, η the first of its guesses with sufficient decrease (Armijo).
+    """Scales a direction d by the first of its guesses η with sufficient decrease (Armijo): u = η·d.
 
-    f(w + η·d) ≤ (1 + rtol)·f(w) + slope_rtol·η·⟨d, ∇f(w)⟩ + atol. The first guess is
-    min(increase_factor · the η before, max_learning_rate), every other decrease_factor times the one before;
-    after max_backtracking_steps of them the last is taken as it is, or 0 if f is not finite there, or is higher and
-    would be lower by less than its rounding error. The transformation stands last in a chain, with a rate of 1 before
-    it: `chain(sgd(1.0), ...)`.
+    Sufficient decrease is f(w + η·d) ≤ (1 + rtol)·f(w) + slope_rtol·η·⟨d, ∇f(w)⟩ + atol. The first guess is
+    min(increase_factor · the last step's η, max_learning_rate), and each further one is decrease_factor times the one
+    before. After max_backtracking_steps of them the last guess is taken as it is. It is set to 0 if f is not finite
+    there, or if f is higher and the expected decrease is below its rounding error. Place the transformation last in a
+    chain, after a learning rate of 1: `chain(sgd(1.0), ...)`.
 
-    Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
-    arguments that it takes, by name.
+    Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`. f also gets those extra
+    arguments of `update` that it takes by name.
 
     Args:
         max_backtracking_steps: how often the guess may be shortened, ≥ 0.
-        slope_rtol: the share of the slope that counts as sufficient, ≥ 0.
+        slope_rtol: the fraction of the slope that counts as sufficient, ≥ 0.
         decrease_factor: in (0, 1).
-        increase_factor: ≥ 1; infinity starts from max_learning_rate at every step.
+        increase_factor: ≥ 1; with infinity every step starts from max_learning_rate.
         max_learning_rate: the largest η, ≥ 0.
         atol, rtol: tolerances, ≥ 0.
         store_grad: whether to compute ∇f at the new params and keep it: see `value_and_grad_from_state`.
-        verbose: whether to print every η, its decrease error and the number of guesses.
+        verbose: whether to print η, its decrease error and the number of guesses at every step.
 
     Raises ValueError without params, value, grad or value_fn.
 
@@ -69,8 +69,8 @@ class scale_by_backtracking_linesearch(GradientTransformation):
     >>> round(state[1].learning_rate.item(), 3), bool(f(w + u) < f(w))
     (0.21, True)
 
-    Differs from Optax: after a step of 0 the next guess is max_learning_rate (1 where that is infinite); there it
-    is 0 for ever. Past convergence Optax takes steps uphill, which are rounding errors.
+    Differs from Optax: after a step of 0 the next guess is max_learning_rate (1 if that is infinite); in Optax it
+    stays 0 forever. Past convergence Optax takes steps uphill by rounding errors.
     """
 
     max_backtracking_steps: Count
@@ -127,11 +127,11 @@ class scale_by_backtracking_linesearch(GradientTransformation):
 
 
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
-    """The loss and its gradient, taken from the state of a line search where that has them, else computed.
+    """Returns a `value_and_grad` that reads the loss and gradient from a line search's state if it has them.
 
-    The result is called with a state: `value_and_grad(params, *args, state=state, **kwargs)`. Only for a loss that
-    is the same function at every step. The gradient is the one that `update` takes, uphill: of complex params the
-    conjugate of what `jax.value_and_grad` gives.
+    Otherwise it computes them. Call it with a state: `value_and_grad(params, *args, state=state, **kwargs)`. The loss
+    must be the same function at every step. The gradient is the one that `update` takes, which points uphill: for
+    complex params, the conjugate of what `jax.value_and_grad` gives.
 
     Raises ValueError for a state without a loss and its gradient, KeyError for one with several.
 
@@ -142,7 +142,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     >>> value.item(), grad.item()
     (1.0, 2.0)
 
-    Differs from Optax for complex params, where the gradient has yet to be conjugated.
+    Differs from Optax for complex params: its gradient still has to be conjugated.
     """
 
     def value_and_grad(params, *args, state, **kwargs):
@@ -163,7 +163,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
 
 
 def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: Any, extra: dict) -> Callable:
-    """The loss as a function of the params alone. Refuses a step without what a line search reads."""
+    """Returns the loss as a function of the params alone. Raises ValueError if an argument is missing."""
     needed = {"value": value, "grad": grad, "value_fn": value_fn}
     if missing := [name for name, x in needed.items() if x is None]:
         raise ValueError(
@@ -174,7 +174,7 @@ def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: An
 
 
 def params_along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
-    """The params a step size away: η ↦ w + η·u, those that have no update where they are."""
+    """Returns η ↦ w + η·u, the params a step size away; params without an update stay where they are."""
     treedef, rows = zip_leaves((updates, params), ("updates", "params"))
 
     def moved(rate):
@@ -186,12 +186,12 @@ def params_along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:
 
 
 def scaled(updates: Tree, rate: jax.Array, params: Tree) -> Tree:
-    """A step size times a direction, in the params' dtypes; a step size of 0 gives zeros, whatever the direction."""
+    """Multiplies a direction by a step size, in the params' dtypes; 0 gives zeros, even for infinite directions."""
     return map_leaves(lambda u: jnp.where(rate == 0, jnp.zeros_like(u), rate * u), updates, params=params)
 
 
 def rounding(value: Any, grad: Tree, params: Tree) -> jax.Array:
-    """How far a computed loss may be off: 4·(ε·|f| + Σ ε·|∂f/∂w|·|w|), as if every weight had been rounded."""
+    """Returns the error bound of a loss, as if all weights were rounded: 4·(ε·|f| + Σ ε·|∂f/∂w|·|w|)."""
     _, rows = zip_leaves((grad, params), ("grad", "params"))
     terms = [_eps(w) * jnp.sum(jnp.abs(widen(g)) * jnp.abs(widen(w))) for g, w in rows if not is_nothing(g)]
     return 4 * sum(terms, _eps(value) * jnp.abs(widen(value)))
@@ -203,26 +203,26 @@ def _eps(x: Any) -> float:
 
 
 def value_and_gradient(f: Callable, params: Tree, updates: Tree) -> tuple[Any, Tree]:
-    """The loss and its gradient, with None for what it cannot be differentiated by."""
+    """Returns the loss and its gradient, with None for leaves that it cannot be differentiated by."""
     some, among_params, alone = differentiable(params, updates)
     value, grads = jax.value_and_grad(lambda some: f(among_params(some)))(some)
     return value, alone(grads)
 
 
 def filled(grad: Tree, like: Tree) -> Tree:
-    """The gradient as it is kept: of the dtypes of the state, zero for a leaf that is not trained."""
+    """Returns the gradient in the dtypes of the state, with zeros for leaves that are not trained."""
     return jax.tree.map(lambda x, g: jnp.zeros_like(x) if is_nothing(g) else cast_like(g, x), like, grad)
 
 
 def slope(updates: Tree, grad: Tree) -> jax.Array:
-    """⟨updates, grad⟩ over all leaves, in float32 or wider."""
+    """Returns ⟨updates, grad⟩ over all leaves, in float32 or wider."""
     _, rows = zip_leaves((updates, grad), ("updates", "grad"))
     terms = [jnp.sum((widen(u).conj() * widen(g)).real) for u, g in rows if not is_nothing(u)]
     return sum(terms, jnp.zeros([]))
 
 
 def _taken(fn: Callable, extra: dict) -> dict:
-    """The extra arguments that a function takes by name."""
+    """Returns the extra arguments that a function takes by name."""
     parameters = inspect.signature(fn).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return extra

@@ -1,4 +1,4 @@
-"""scale_by_zoom_linesearch: a step size after which the loss is lower by enough and its slope flatter by enough."""
+"""scale_by_zoom_linesearch: a step size that meets the strong Wolfe conditions."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from .linesearch import Grow, filled, needs_loss, params_along, rounding, scaled
 
 
 class ZoomLinesearchInfo(NamedTuple):
-    """`num_linesearch_steps`: step sizes tried, int32. The errors: what each condition lacks, 0 for nothing."""
+    """`num_linesearch_steps`: step sizes tried, int32. The errors: by how much each condition is missed."""
 
     num_linesearch_steps: Counter
     decrease_error: Number
@@ -23,7 +23,7 @@ class ZoomLinesearchInfo(NamedTuple):
 
 
 class ScaleByZoomLinesearchState(NamedTuple):
-    """`learning_rate`: the last step size. `value`, `grad`: of the loss after it. `info`."""
+    """`learning_rate`: the last step size. `value`, `grad`: the loss and gradient after it. `info`: the search."""
 
     learning_rate: Number
     value: Number
@@ -32,7 +32,7 @@ class ScaleByZoomLinesearchState(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A step size η, and φ(η) = f(w + η·d), its slope φ'(η)."""
+    """A step size η, the loss φ(η) = f(w + η·d) and its slope φ'(η)."""
 
     rate: jax.Array
     value: jax.Array
@@ -40,7 +40,7 @@ class _Point(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """A step size that was tried, ∇f there, and what it lacks."""
+    """A step size that was tried, ∇f there, and by how much it misses each condition."""
 
     point: _Point
     grad: Tree
@@ -49,10 +49,10 @@ class _Trial(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Where the search stands; once `zooming`, a good step size is between the rates of `low` and `high`.
+    """The state of the search. Once `zooming`, a good step size lies between the rates of `low` and `high`.
 
-    `low` has the least loss of the steps tried that decrease it by enough, `third` is what one of the two ends was
-    before. `safe`: what is taken should none meet both conditions. `tried`: how many there were.
+    `low` has the least loss of the steps tried that decrease it enough. `third` is the previous value of one of the
+    two ends. `safe` is the step to take if none meets both conditions. `tried` counts the steps tried.
     """
 
     tried: jax.Array
@@ -67,33 +67,34 @@ class _Search(NamedTuple):
 
 @transformation
 class scale_by_zoom_linesearch(GradientTransformation):
-    """u = η·d for the direction d it is given, η such that the strong Wolfe conditions hold.
+    """Scales a direction d by a step size η that meets the strong Wolfe conditions: u = η·d.
 
-    With φ(η) = f(w + η·d): φ(η) ≤ φ(0) + slope_rtol·η·φ'(0) + tol, sufficient decrease, and
-    |φ'(η)| ≤ curv_rtol·|φ'(0)| + tol, small curvature. η grows by increase_factor until such a step must lie
-    between two that were tried; then one of the interval, the minimum of a cubic or a parabola through what is
-    known, or the middle, takes the place of one of its ends. Where φ(η) ≤ φ(0) + approx_dec_rtol·|φ(0)|, so that
-    rounding hides the decrease, φ'(η) ≤ (2·slope_rtol − 1)·φ'(0) + tol will do instead of it. If no step found
-    meets both conditions, the best one with sufficient decrease found in the interval is taken, or the last one
-    before there was an interval; if there is none, the last one tried, or 0 if the loss is not finite there, or is
-    higher and would be lower by less than its rounding error. The transformation stands last in a chain, with a rate
-    of 1 before it.
+    With φ(η) = f(w + η·d) these are sufficient decrease, φ(η) ≤ φ(0) + slope_rtol·η·φ'(0) + tol, and small curvature,
+    |φ'(η)| ≤ curv_rtol·|φ'(0)| + tol. First η grows by increase_factor until a step that meets them must lie between
+    two that were tried. Then each new step replaces one end of this interval: the minimum of a cubic or a parabola
+    through the known points, or the middle. If φ(η) ≤ φ(0) + approx_dec_rtol·|φ(0)|, rounding may hide the decrease,
+    and φ'(η) ≤ (2·slope_rtol − 1)·φ'(0) + tol is accepted in place of sufficient decrease.
 
-    Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`; f gets the extra
-    arguments that it takes, by name. `value_and_grad_from_state` saves computing f(w) and ∇f(w) again.
+    If no step meets both conditions, the best step in the interval with sufficient decrease is taken, or the last
+    such step before there was an interval. If no step has sufficient decrease, the last one tried is taken. It is set
+    to 0 if the loss there is not finite, or if the loss is higher and the expected decrease is below its rounding
+    error. Place the transformation last in a chain, after a learning rate of 1.
+
+    Every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`. f also gets those extra
+    arguments of `update` that it takes by name. `value_and_grad_from_state` avoids computing f(w) and ∇f(w) again.
 
     Args:
-        max_linesearch_steps: how many step sizes may be tried, ≥ 0; each takes f and its gradient.
+        max_linesearch_steps: how many step sizes may be tried, ≥ 0; each evaluates f and its gradient.
         max_learning_rate: the largest η, ≥ 0; None for no bound.
         tol: tolerance of both conditions, ≥ 0.
-        increase_factor: ≥ 1.
-        slope_rtol: the share of the slope that counts as sufficient, ≥ 0, below curv_rtol.
-        curv_rtol: the share of the slope that may be left, ≥ 0; infinity for sufficient decrease only.
-        approx_dec_rtol: as above, ≥ 0; None for the first condition as it is.
-        stepsize_precision: the search ends where the interval is shorter and a step decreases the loss by enough.
-        initial_guess_strategy: the first η tried: "one", for Newton's and quasi-Newton directions, or "keep" for
-            the last step's.
-        verbose: whether to print what a search lacks that failed.
+        increase_factor: the growth of η before there is an interval, ≥ 1.
+        slope_rtol: the fraction of the slope that counts as sufficient, ≥ 0, below curv_rtol.
+        curv_rtol: the fraction of the slope that may remain, ≥ 0; infinity to require sufficient decrease only.
+        approx_dec_rtol: tolerance of the approximate decrease, as above, ≥ 0; None to turn it off.
+        stepsize_precision: the search ends if the interval is shorter than this and a step has sufficient decrease.
+        initial_guess_strategy: the first η tried: "one", for Newton and quasi-Newton directions, or "keep" for the
+            η of the last step.
+        verbose: whether to print the errors of a search that fails.
 
     Raises ValueError without params, value, grad or value_fn.
 
@@ -106,9 +107,9 @@ class scale_by_zoom_linesearch(GradientTransformation):
     >>> state[1].learning_rate.item(), (w + u).item()
     (0.125, 0.0)
 
-    Differs from Optax, which may step to where the loss is −∞, or uphill by rounding errors past convergence, whose
-    `info` has the errors of the last step tried and not of that taken, and which refuses extra arguments that f does
-    not take. After a step of 0 the first η tried is 1; there it is 0 for ever with "keep".
+    Differs from Optax, which may step to a loss of −∞, or uphill by rounding errors past convergence; whose `info`
+    has the errors of the last step tried, not of the one taken; and which rejects extra arguments that f does not
+    take. After a step of 0 the first η tried is 1; in Optax it stays 0 forever with "keep".
     """
 
     max_linesearch_steps: Count
@@ -175,7 +176,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
         return rate if self.max_learning_rate is None else jnp.minimum(rate, self.max_learning_rate)
 
     def _errors(self, start, point):
-        """What the step lacks of sufficient decrease and of small curvature."""
+        """Returns by how much a step misses sufficient decrease and small curvature."""
         decrease = point.value - start.value - self.slope_rtol * point.rate * start.slope
         if self.approx_dec_rtol is not None:
             near = point.value - start.value - self.approx_dec_rtol * abs(start.value)
@@ -186,7 +187,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
         return (jnp.where(finite, jnp.maximum(e, 0.0), jnp.inf) for e in (decrease, curvature))
 
     def _next(self, search, trial):
-        """One round of algorithm 3.5, of 3.6 while zooming."""
+        """Does one round of algorithm 3.5, or of 3.6 while zooming."""
         tried, zooming, _, low, high, third, _, safe = search
         new = trial.point
         above = (trial.decrease_error > 0) | (new.value >= low.value) & (tried > 0)
@@ -220,7 +221,7 @@ def _where(chosen: jax.Array, a: Any, b: Any) -> Any:
 
 
 def _between(low: _Point, high: _Point, third: _Point) -> jax.Array:
-    """The step to try between two: a cubic's minimum, a parabola's, or the middle, the first not too near an end."""
+    """Returns a step between two: a cubic's or a parabola's minimum if it is not too near an end, or the middle."""
     width = abs(high.rate - low.rate)
     left, right = jnp.minimum(low.rate, high.rate), jnp.maximum(low.rate, high.rate)
 
@@ -233,16 +234,17 @@ def _between(low: _Point, high: _Point, third: _Point) -> jax.Array:
 
 
 def _parabola_minimum(low: _Point, high: _Point) -> jax.Array:
-    """Of the one through both values, with the slope at `low`. NaN or infinite if there is none."""
+    """Returns the minimum of the parabola with both values and the slope at `low`; not finite if there is none."""
     width = high.rate - low.rate
     fall = low.slope * width
     return low.rate - width * fall / (2 * (high.value - low.value - fall))
 
 
 def _cubic_minimum(low: _Point, high: _Point, third: _Point) -> jax.Array:
-    """Of the one through all three values, with the slope at `low`: equation 3.59's. NaN if there is none.
+    """Returns the minimum of the cubic with all three values and the slope at `low`; NaN if there is none.
 
-    In units of the way from `low` to `high`, and of the largest coefficient: no power of a short way underflows.
+    Equation 3.59, in units of the distance from `low` to `high` and of the largest coefficient, so that no power of a
+    short distance underflows.
     """
     width = high.rate - low.rate
     fall, t = low.slope * width, (third.rate - low.rate) / width

@@ -1,1 +1,1 @@
-"""Random numbers: gradient noise, Hutchinson's estimator of the Hessian's diagonal."""
+"""Randomness: gradient noise, Hutchinson's estimator of the Hessian's diagonal."""

@@ -1,4 +1,4 @@
-"""hutchinson_estimator_diag_hessian: the diagonal of the Hessian, from one random vector a step."""
+"""hutchinson_estimator_diag_hessian: the diagonal of the Hessian, from one random vector per step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,17 +14,17 @@ from .noise import Key, key_data, key_in, stored_like
 
 
 class HutchinsonState(NamedTuple):
-    """`key`: the data (uint32) of the key of the next step."""
+    """`key`: the data (uint32) of the next step's key."""
 
     key: RandomKey
 
 
 @transformation
 class hutchinson_estimator_diag_hessian(GradientTransformation):
-    """u = z ⊙ Hz, z of random signs: an estimate of the diagonal of the Hessian H of `obj_fn`.
+    """Estimates the diagonal of the Hessian H of `obj_fn` with random signs z: u = z ⊙ Hz.
 
-    Without bias, with a variance from what stands off the diagonal. `update` takes `obj_fn`: the loss as a
-    function of the params alone, at the batch of this step. It gets 16-bit params as float32.
+    The estimate is unbiased; its variance comes from the off-diagonal elements. `update` takes `obj_fn`: the loss on
+    this step's batch, as a function of the params alone. It gets 16-bit params as float32.
 
     Args:
         random_seed: the key of the first step, a key of `jax.random` or an integer; the seed 0 if None.
@@ -37,7 +37,7 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
     >>> tx.update(w, tx.init(w), w, obj_fn=lambda w: w[0] ** 2 + 2 * w[1] ** 2)[0].tolist()
     [2.0, 4.0]
 
-    Draws Optax's numbers. Differs from it: the state holds the key as plain numbers, in a buffer of its own.
+    Draws the same numbers as Optax. Differs from it: the state holds the key as plain numbers, in its own buffer.
     """
 
     random_seed: Key = None
@@ -65,7 +65,7 @@ class hutchinson_estimator_diag_hessian(GradientTransformation):
 
 
 def _signs(key: jax.Array, p: jax.Array) -> jax.Array:
-    """Random signs, sharded as p is; for a complex p numbers of modulus 1."""
+    """Returns random signs, sharded like p; for a complex p, random numbers of modulus 1."""
     one = jnp.ones_like(p)
     if not jnp.iscomplexobj(p):
         return one * jax.random.rademacher(key, p.shape, p.dtype)

@@ -1,4 +1,4 @@
-"""add_noise: Gaussian noise that fades."""
+"""add_noise: Gaussian noise that decays over time."""
 
 import dataclasses
 from typing import Annotated, Any, NamedTuple
@@ -21,11 +21,11 @@ def _to_key(name: str, x: Any) -> Any:
 
 
 Key = Annotated[Any, Convert(_to_key, "seed or key of jax.random")]
-"""A seed, or a key of `jax.random.key` or `jax.random.PRNGKey`; None is the seed 0."""
+"""A seed, or a key made by `jax.random.key` or `jax.random.PRNGKey`; None means the seed 0."""
 
 
 def as_key(x: Any) -> jax.Array:
-    """What a `Key` may be, as a key of `jax.random.key`."""
+    """Converts any `Key` to a key as `jax.random.key` makes it."""
     x = 0 if x is None else x
     if _is_typed(x):
         return x
@@ -33,20 +33,20 @@ def as_key(x: Any) -> jax.Array:
 
 
 def key_data(x: Any) -> jax.Array:
-    """Returns what a state keeps of a `Key`: its data, uint32 and in a buffer of its own."""
+    """Returns the data of a `Key` for a state to keep: uint32, in a buffer of its own."""
     return jnp.copy(jax.random.key_data(as_key(x)))
 
 
 def key_in(data: Any, like: Any) -> jax.Array:
-    """Returns the key of which a state has the data, of the same generator as the `Key` it began with.
+    """Returns the key whose data a state holds, for the same generator as the `Key` that the state began with.
 
-    A key of `jax.random.key` in its place, as states of Optax and of earlier versions have, is returned as it is.
+    If the state holds a key of `jax.random.key` instead, as in Optax and in earlier versions, returns it as it is.
     """
     return as_key(data) if _is_typed(data) else jax.random.wrap_key_data(data, impl=jax.random.key_impl(as_key(like)))
 
 
 def stored_like(key: jax.Array, data: Any) -> jax.Array:
-    """Returns a key in the form that the state had: its data, or itself."""
+    """Returns a key in the form that the state uses: its data, or the key itself."""
     return key if _is_typed(data) else jax.random.key_data(key)
 
 
@@ -55,7 +55,7 @@ def _is_typed(x: Any) -> bool:
 
 
 class AddNoiseState(NamedTuple):
-    """`count`: steps done. `rng_key`: the data (uint32) of the key from which the next noise is drawn."""
+    """`count`: steps done. `rng_key`: the data (uint32) of the key for the next noise."""
 
     count: Counter
     rng_key: RandomKey
@@ -63,15 +63,15 @@ class AddNoiseState(NamedTuple):
 
 @transformation
 class add_noise(GradientTransformation):
-    """u = g + σ·z, z standard normal, σ² = eta / (1 + t)^gamma, t the number of steps done before.
+    """Adds Gaussian noise: u = g + σ·z, z standard normal, σ² = eta / (1 + t)^gamma after t steps.
 
     Args:
         eta: the variance at the first step, ≥ 0.
-        gamma: how fast the variance fades, ≥ 0; 0.55 is the paper's.
+        gamma: how fast the variance decays, ≥ 0; 0.55 is the paper's.
         key: a key of `jax.random`, or an integer; the seed 0 if None.
         seed: another name for key.
 
-    Raises ValueError for both a key and a seed, TypeError for what is neither.
+    Raises ValueError if both key and seed are given, TypeError for a value that is neither a key nor an integer.
 
     Neelakantan et al. 2015, arXiv:1511.06807.
 
@@ -80,8 +80,8 @@ class add_noise(GradientTransformation):
     >>> [0.5 < x < 1.5 for x in u["w"].tolist()]
     [True, True, True]
 
-    Draws Optax's numbers. Differs from it: the state holds the key as plain numbers, which can be saved; 16-bit
-    leaves get float32 noise; no warning without a key.
+    Draws the same numbers as Optax. Differs from it: the state holds the key as plain numbers, which can be saved;
+    16-bit leaves get float32 noise; there is no warning without a key.
     """
 
     eta: NonNegative

@@ -1,1 +1,1 @@
-"""Wrappers around a whole optimizer: micro-steps, averages, guards, injected hyperparameters."""
+"""Wrappers around an optimizer: micro-steps, averages, guards, injected hyperparameters."""

@@ -17,9 +17,9 @@ from .guard import update_if
 
 
 class MultiStepsState(NamedTuple):
-    """`mini_step`: gradients in the present window. `gradient_step`: updates done. `acc_grads`: their mean or sum.
+    """`mini_step`: gradients in the current window. `gradient_step`: updates done.
 
-    `weight_sum`: the sum of the weights of the gradients in the present window.
+    `acc_grads`, `weight_sum`: mean or sum of the gradients in the current window, and the sum of their weights.
     """
 
     mini_step: Counter
@@ -38,20 +38,20 @@ ShouldSkipUpdateFunction = Callable[[Tree, jax.Array, Tree], tuple[jax.Array, An
 class MultiSteps(GradientTransformation):
     """Accumulates gradients over k mini-steps and updates once, with their mean.
 
-    a ← a + (g − a)/(n + 1) for the n-th mini-step, n = 0 … k−1; after the last, u = opt(a) and a ← 0;
-    otherwise u = 0. The inner transformation runs only then, under a real `cond`.
+    a ← a + (g − a)/(n + 1) for the n-th mini-step, n = 0 … k−1. After the last one u = opt(a) and a ← 0; at all
+    others u = 0. The inner transformation runs only after the last one, under a real `cond`.
 
-    Mini-batches of different sizes count by `update(..., weight=size)`: a ← a + (g − a)·weight/Σ weights, or
-    a ← a + weight·g for the sum. `flush(state, params)` updates with what a window holds so far, at the end of an
-    epoch say.
+    To weight mini-batches by their size, call `update(..., weight=size)`: a ← a + (g − a)·weight/Σ weights, or
+    a ← a + weight·g for the sum. `flush(state, params)` updates with the gradients of an incomplete window, for
+    example at the end of an epoch.
 
     Args:
         opt: the transformation that gets the accumulated gradients.
         every_k_schedule: k ≥ 1, or a function of the number of updates done.
-        use_grad_mean: the mean if True, else the sum.
-        should_skip_update_fn: `f(updates, gradient_step, params) -> (skip, info)`: where `skip`, a bool
-            scalar, is True the mini-step is left out altogether; `info` is kept in the state.
-        accumulator_dtype: how `acc_grads` is stored.
+        use_grad_mean: whether to use the mean; otherwise the sum.
+        should_skip_update_fn: `f(updates, gradient_step, params) -> (skip, info)`. If `skip`, a bool scalar, is True,
+            the mini-step is ignored. `info` is kept in the state.
+        accumulator_dtype: the dtype of `acc_grads`.
 
     >>> from functional_opt import sgd
     >>> tx = MultiSteps(sgd(1.0), every_k_schedule=2)
@@ -61,7 +61,7 @@ class MultiSteps(GradientTransformation):
     >>> u["w"].item(), v["w"].item(), bool(tx.has_updated(state))
     (0.0, -2.0, True)
 
-    Differs from Optax: there the inner update is computed at every mini-step and thrown away; weights; `flush`.
+    Differs from Optax: weights and `flush`; no inner update is computed and thrown away at every mini-step.
     """
 
     opt: Transformation
@@ -99,9 +99,9 @@ class MultiSteps(GradientTransformation):
         return cast_tree_like(new, updates if params is None else params), new_state
 
     def flush(self, state: MultiStepsState, params: Tree = None, **extra) -> tuple[Tree, MultiStepsState]:
-        """The update from the gradients of a window that is not full, which this closes; zeros if it is empty.
+        """Closes an incomplete window and returns the update from its gradients; zeros if it is empty.
 
-        A leaf whose gradients all were None counts as one with a gradient of zeros.
+        A leaf whose gradients were all None counts as one with a gradient of zeros.
         """
         new, new_state = self._close_if(state.mini_step > 0, state.acc_grads, state, params, extra)
         return cast_tree_like(new, state.acc_grads if params is None else params), new_state
@@ -109,7 +109,7 @@ class MultiSteps(GradientTransformation):
     def _close_if(
         self, close: jax.Array, grads: Tree, state: MultiStepsState, params: Tree, extra: dict
     ) -> tuple[Tree, MultiStepsState]:
-        """Where `close`, the inner update with these gradients, and the state of an empty window."""
+        """If `close`, updates with these gradients and empties the window."""
         new, inner_state = update_if(close, self.opt, grads, state.inner_opt_state, params, extra)
         return new, MultiStepsState(
             mini_step=jnp.where(close, 0, state.mini_step),
@@ -121,16 +121,16 @@ class MultiSteps(GradientTransformation):
         )
 
     def has_updated(self, state: MultiStepsState) -> jax.Array:
-        """Whether the last mini-step closed a window: bool, shape ()."""
+        """Returns whether the last mini-step closed a window: bool, shape ()."""
         return (state.mini_step == 0) & (state.gradient_step > 0)
 
     def gradient_transformation(self) -> GradientTransformation:
-        """Itself; for scripts written for Optax's class."""
+        """Returns itself, for scripts written for Optax's class."""
         return self
 
 
 def skip_not_finite(updates: Tree, gradient_step: jax.Array, params: Tree = None) -> tuple[jax.Array, dict]:
-    """For `should_skip_update_fn`: skips a mini-step with an inf or NaN in its gradients.
+    """Skips a mini-step with an inf or NaN in its gradients; for `should_skip_update_fn`.
 
     >>> bool(skip_not_finite({"w": jnp.array([1.0, jnp.inf])}, zero_count())[0])
     True
@@ -143,7 +143,7 @@ def skip_not_finite(updates: Tree, gradient_step: jax.Array, params: Tree = None
 def skip_large_updates(
     updates: Tree, gradient_step: jax.Array, params: Tree = None, max_squared_norm: Any = jnp.inf
 ) -> tuple[jax.Array, dict]:
-    """For `should_skip_update_fn`, with `functools.partial`: skips where ‖g‖² ≥ max_squared_norm, or is NaN.
+    """Skips if ‖g‖² ≥ max_squared_norm or NaN; for `should_skip_update_fn`, with `functools.partial`.
 
     >>> bool(skip_large_updates({"w": 3.0}, zero_count(), max_squared_norm=4.0)[0])
     True
@@ -154,7 +154,7 @@ def skip_large_updates(
 
 
 class ApplyEvery(NamedTuple):
-    """`count`: gradients in the present window. `grad_acc`: their sum."""
+    """`count`: gradients in the current window. `grad_acc`: their sum."""
 
     count: Counter
     grad_acc: Exact
@@ -162,10 +162,10 @@ class ApplyEvery(NamedTuple):
 
 @transformation
 class apply_every(GradientTransformation):
-    """The sum of the last k gradients at every k-th step, 0 at the others.
+    """Gives the sum of the last k gradients at every k-th step, and 0 at the others.
 
-    What stands before it in a chain runs at every step: for the same as one step on a k times larger batch,
-    use `MultiSteps`.
+    Links before it in a chain run at every step. To get the same as one step on a k times larger batch, use
+    `MultiSteps`.
 
     Args:
         k: the number of steps, a whole number ≥ 1.

@@ -1,4 +1,4 @@
-"""split_real_and_imaginary: complex leaves as pairs of real ones."""
+"""split_real_and_imaginary: complex leaves as pairs of real leaves."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ...core.transformation import GradientTransformation, Transformation, trans
 
 
 class SplitRealAndImaginaryArrays(NamedTuple):
-    """Stands where there was a complex leaf."""
+    """The two parts of a complex leaf, in its place."""
 
     real: Any
     imaginary: Any
@@ -26,10 +26,10 @@ class SplitRealAndImaginaryState(NamedTuple):
 
 @transformation
 class split_real_and_imaginary(GradientTransformation):
-    """Gives the inner transformation the parts of complex leaves, as two real leaves each.
+    """Gives the inner transformation each complex leaf as two real leaves, its parts.
 
-    So that it treats them as independent, with a second moment each. Which leaves are complex is said by the
-    params, by the updates where there are none.
+    It then treats the parts as independent, with a second moment each. The params determine which leaves are complex,
+    or the updates if there are no params.
 
     Args:
         inner: the transformation of the real leaves.

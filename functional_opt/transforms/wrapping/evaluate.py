@@ -1,4 +1,4 @@
-"""params_ema, eval_params: means of the params, and which params to evaluate."""
+"""params_ema, eval_params: running means of the params, and the params to evaluate with."""
 
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from ...core.value import Static
 
 @runtime_checkable
 class HasEvalParams(Protocol):
-    """A state, or params, that know better params to evaluate with."""
+    """A state or params that provide the params to evaluate with."""
 
     def eval_params(self, params: Tree) -> Tree:
         """Returns the params to evaluate with, None for leaves that it does not cover."""
@@ -28,15 +28,15 @@ class HasEvalParams(Protocol):
 def eval_params(state: Any, params: Tree) -> Tree:
     """Returns the params to evaluate and keep, in their dtypes: an average, slow params, or `params` themselves.
 
-    A state with a method `eval_params(params)` has such params, and gives None for leaves that it does not cover:
-    those of `params_ema`, `lookahead` and `schedule_free` do. It is found in any pytree: in a chain, under a mask,
-    in a group, in a `TrainState`. Leaves that no such state covers stay; where several cover one, the last of a
-    chain and the outer of two that are nested counts.
+    A state provides such params by a method `eval_params(params)`, which returns None for leaves that it does not
+    cover. The states of `params_ema`, `lookahead` and `schedule_free` have one. They are found in any pytree: in a
+    chain, under a mask, in a group, in a `TrainState`. Leaves that no such state covers stay as they are. If several
+    cover a leaf, the last in a chain and the outermost of nested ones wins.
 
     Args:
-        state: any state, of nnx also, as `optimizer.opt_state`, whose arrays are in variables.
-        params: the params being trained; of a `LookaheadParams` the slow ones are meant. What is returned has its
-            structure: for `nnx.state(model, nnx.Param)` variables, which `nnx.update(model, ...)` takes.
+        state: any state, including nnx's `optimizer.opt_state`, whose arrays are in variables.
+        params: the params being trained. The result has their structure: for `nnx.state(model, nnx.Param)` it holds
+            variables, which `nnx.update(model, ...)` takes. For a `LookaheadParams` the result is its slow params.
 
     Raises ValueError for params of another structure than those that the state was made for.
 
@@ -61,7 +61,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
 
 
 def _speakers(state: Any) -> Iterator[Any]:
-    """The states with a method `eval_params`, inner ones first."""
+    """Yields the states that have a method `eval_params`, inner ones first."""
     for x in children_of(state):
         yield from _speakers(x)
     if isinstance(state, HasEvalParams):
@@ -69,10 +69,10 @@ def _speakers(state: Any) -> Iterator[Any]:
 
 
 def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
-    """`read(param, what is kept, ...)` for each leaf, in the dtype of the params; None where nothing is kept."""
+    """Returns `read(param, kept, ...)` for each leaf, in the dtype of the params; None where nothing is kept."""
 
     def leaf(x, w, *rest):
-        if is_nothing(x) or isinstance(x, MaskedNode):  # another state has it, or none
+        if is_nothing(x) or isinstance(x, MaskedNode):  # not covered by this state
             return None
         return cast_like(read(widen(w), widen(x), *rest), w)
 
@@ -80,14 +80,14 @@ def where_kept(read: Callable, params: Tree, kept: Tree, *more: Tree) -> Tree:
 
 
 class ParamsEmaState(NamedTuple):
-    """`count`: steps done. `ema`: the running sum. `missing`: for each leaf, the weight that it has not got yet."""
+    """`count`: steps done. `ema`: the running sum. `missing`: for each leaf, 1 minus its total weight."""
 
     count: Counter
     ema: Params
     missing: Number
 
     def eval_params(self, params: Tree) -> Tree:
-        """The mean; of a leaf that has not had an update yet, itself. See `functional_opt.eval_params`."""
+        """Returns the mean, or the param itself before its first update. See `functional_opt.eval_params`."""
 
         def leaf(w, m, missing):
             return jnp.where(missing == 1, w, m / jnp.where(missing == 1, 1.0, 1 - missing))
@@ -99,13 +99,13 @@ class ParamsEmaState(NamedTuple):
 class params_ema(GradientTransformation):
     """Leaves the updates as they are and keeps a running mean of the params: m ← decay·m + (1 − decay)·(w + u).
 
-    Last in a chain, where w + u is what the params will be. `eval_params(state, params)` gives the mean: with
-    debias m / (1 − decayᵗ), m having begun at zero, else m, having begun at the params.
+    Place it last in a chain, where w + u are the next params. `eval_params(state, params)` returns the mean. With
+    debias this is m / (1 − decayᵗ), and m starts at zero; otherwise it is m, which starts at the params.
 
     Args:
         decay: in [0, 1), a schedule, or a function of the count, such as `lambda t: (1 + t) / (10 + t)`.
-        debias: whether the params before the first step count for nothing.
-        accumulator_dtype: how the mean is stored; the params' dtype, float32 for 16-bit params, if None.
+        debias: whether to leave the initial params out of the mean.
+        accumulator_dtype: the dtype of the stored mean; if None, the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 

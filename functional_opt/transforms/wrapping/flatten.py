@@ -16,11 +16,11 @@ from ...core.transformation import GradientTransformation, Transformation, trans
 class flatten(GradientTransformation):
     """Gives the inner transformation all leaves as one vector: fewer and larger operations for many small leaves.
 
-    The vector has the dtype that those of the leaves promote to. A leaf whose gradient is None counts as a
-    gradient of zeros there, since the vector has no gaps, and gets no update.
+    The vector has the dtype that the leaves' dtypes promote to. A leaf whose gradient is None counts as zeros there,
+    because the vector has no gaps, and gets no update.
 
     Args:
-        inner: a transformation that treats all elements alike: no masks, no norms or ranks by leaf.
+        inner: a transformation that treats all elements alike: no masks, and no norms or ranks of single leaves.
 
     >>> from functional_opt import trace
     >>> tx = flatten(trace(0.9))
@@ -42,7 +42,7 @@ class flatten(GradientTransformation):
 
 
 def _vector(tree: Tree, like: Tree) -> Any:
-    """The leaves of `tree`, with zeros where it has None and `like` has a leaf."""
+    """Returns the leaves of `tree` as one vector, with zeros where it has None and `like` has a leaf."""
     leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
         return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
@@ -64,6 +64,6 @@ def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
 
 
 def _pairs(tree: Tree, like: Tree) -> list[tuple]:
-    """The leaves of both trees side by side, but for those that neither has and those that no gradient can have."""
+    """Pairs the leaves of both trees, without those that `like` lacks and those that cannot have a gradient."""
     _, rows = zip_leaves((tree, like), ("updates", "params"))
     return [(x, y) for x, y in rows if not is_nothing(y) and is_inexact(y)]

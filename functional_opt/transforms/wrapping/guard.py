@@ -1,4 +1,4 @@
-"""apply_if_finite, zero_nans: what is done about gradients that are not finite."""
+"""apply_if_finite, zero_nans: handling of gradients that are not finite."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ...core.transformation import GradientTransformation, Transformation, incre
 
 
 class ApplyIfFiniteState(NamedTuple):
-    """`notfinite_count`: skipped in a row. `last_finite`: bool. `total_notfinite`: all not finite so far."""
+    """`notfinite_count`: non-finite steps in a row. `last_finite`: bool. `total_notfinite`: those so far."""
 
     notfinite_count: Counter
     last_finite: Number
@@ -24,10 +24,10 @@ class ApplyIfFiniteState(NamedTuple):
 
 @transformation
 class apply_if_finite(GradientTransformation):
-    """Skips a step (zero updates, the inner state as it was) whose gradients have an inf or NaN.
+    """Skips a step (zero updates, unchanged inner state) whose gradients have an inf or NaN.
 
-    After `max_consecutive_errors` in a row the next one is let through, so that training does not go on
-    for ever without moving.
+    After `max_consecutive_errors` skips in a row the next step is let through, so that training does not stand still
+    forever.
 
     Args:
         inner: the transformation to guard.
@@ -64,7 +64,7 @@ class ZeroNansState(NamedTuple):
 
 @transformation
 class zero_nans(GradientTransformation):
-    """u = g, and 0 for every element that is NaN. The state says in which leaves there were any.
+    """Sets NaN elements to 0: u = 0 where g is NaN, else g. The state records which leaves had any.
 
     >>> tx = zero_nans()
     >>> u, state = tx.update({"w": jnp.array([1.0, jnp.nan])}, tx.init({"w": jnp.zeros(2)}))
@@ -93,7 +93,7 @@ def update_if(
     extra: dict,
     otherwise: Callable = jnp.zeros_like,
 ) -> tuple[Tree, Any]:
-    """`tx.update` where the condition holds, else `otherwise` of each leaf and the old state; one of the two runs."""
+    """Runs `tx.update` if the condition holds, else applies `otherwise` to each leaf and keeps the old state."""
 
     def run():
         new, new_state = tx.update(updates, state, params, **extra)

@@ -1,4 +1,4 @@
-"""inject_hyperparams: hyperparameters in the state, for scripts that read and set them there."""
+"""inject_hyperparams: hyperparameters kept in the state, for scripts that read or set them there."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from ...core.value import Static, _key, _Structure, as_given, by_value, checked,
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
-    """`count`: steps done. `hyperparams`: by name, assignable. `hyperparams_states`: those of the schedules."""
+    """`count`: steps done. `hyperparams`: by name, assignable. `hyperparams_states`: the schedules' states."""
 
     count: Counter
     hyperparams: Number
@@ -30,7 +30,7 @@ class InjectStatefulHyperparamsState(NamedTuple):
 
 
 InjectHyperparamsState = InjectStatefulHyperparamsState
-"""Optax's name of it in older scripts."""
+"""Optax's name for it, for older scripts."""
 
 
 class WrappedScheduleState(NamedTuple):
@@ -40,7 +40,7 @@ class WrappedScheduleState(NamedTuple):
 
 
 class StatefulSchedule(Protocol):
-    """What `inject_hyperparams` takes for a number that follows a state of its own."""
+    """A hyperparameter with a state of its own, for `inject_hyperparams`."""
 
     def init(self) -> Any: ...
     def update(self, state: Any, **extra) -> Any: ...
@@ -49,7 +49,7 @@ class StatefulSchedule(Protocol):
 
 @value
 class WrappedSchedule:
-    """A schedule with a count of its own: `init()`, `update(state, **extra)`, and a call with the state.
+    """Gives a schedule a count of its own: `init()`, `update(state, **extra)`, and a call with the state.
 
     >>> schedule = WrappedSchedule(lambda count: 1 / (1 + count))
     >>> float(schedule(schedule.update(schedule.init())))
@@ -75,20 +75,22 @@ class WrappedSchedule:
 def inject_hyperparams(
     inner_factory: Callable, static_args: str | Iterable[str] = (), hyperparam_dtype: DType | None = None
 ) -> Callable[..., Any]:
-    """A constructor that makes the same transformation, its numbers kept in the state: `state.hyperparams["b1"]`.
+    """Returns a constructor of the same transformation that keeps its numbers in `state.hyperparams`, by name.
 
-    Nothing here needs it: a transformation's numbers are its leaves, and every `learning_rate` may be a
-    schedule. It is for scripts that read a hyperparameter from the state, or set it there, and gives a
-    schedule to those that otherwise are numbers. A scheduled one is set anew at every step.
+    This library does not need it: a transformation's numbers are its leaves, and every `learning_rate` may be a
+    schedule. Use it for scripts that read or set a hyperparameter in the state, such as `state.hyperparams["b1"]`, or
+    to pass a schedule for an argument that otherwise must be a number. A scheduled hyperparameter is overwritten at
+    every step.
 
     Args:
         inner_factory: a function or class that makes a transformation, ours or not.
-        static_args: names of arguments that are no hyperparameters: functions that are no schedules, and
-            numbers that are structure. Those annotated as `int`, `Static`, a function or a mask are so by
-            themselves, and so is an integer where the default is one.
+        static_args: names of arguments that are not hyperparameters: functions that are not schedules, and numbers
+            that determine structure. Arguments annotated as `int`, `Static`, a function or a mask count as such
+            already, and so does an integer if the default is one.
         hyperparam_dtype: the dtype of hyperparameters; float32 if None.
 
-    Raises TypeError or ValueError, when the constructor is called, for what `inner_factory` refuses.
+    Raises ValueError for a name in `static_args` that is not an argument; TypeError or ValueError, when the
+    constructor is called, for what `inner_factory` rejects.
 
     >>> from functional_opt import sgd
     >>> tx = inject_hyperparams(sgd)(learning_rate=0.1)
@@ -97,14 +99,14 @@ def inject_hyperparams(
     >>> tx.update({"w": 1.0}, state)[0]["w"].item()
     -0.5
 
-    Differs from Optax: hyperparameters are float32 whatever the params' dtype. There, with bfloat16 params, a
-    b2 of 0.999 is 1 and Adam's first update NaN.
+    Differs from Optax: hyperparameters are float32 whatever the params' dtype. In Optax, with bfloat16 params, a b2
+    of 0.999 becomes 1 and Adam's first update is NaN.
     """
     statics = frozenset({static_args} if isinstance(static_args, str) else static_args)
     signature = inspect.signature(inner_factory)
     parameters = signature.parameters
     if unknown := statics - parameters.keys():
-        raise ValueError(f"static_args has {sorted(unknown)}, which are no arguments of {show(inner_factory)}")
+        raise ValueError(f"static_args has {sorted(unknown)}, which are not arguments of {show(inner_factory)}")
     statics |= {name for name, hint in _hints(inner_factory).items() if _is_structure(hint)}
 
     @functools.wraps(inner_factory)
@@ -127,11 +129,11 @@ def inject_hyperparams(
 
 
 inject_stateful_hyperparams = inject_hyperparams
-"""Optax's name of it in older scripts."""
+"""Optax's name for it, for older scripts."""
 
 
 class _Others:
-    """The arguments that are no hyperparameters, hashable whatever they are."""
+    """Makes the arguments that are not hyperparameters hashable."""
 
     def __init__(self, arguments: dict):
         self.arguments = {name: by_value(x) for name, x in arguments.items()}
@@ -156,7 +158,7 @@ class _Injected(GradientTransformation):
         self.make({name: x(x.init()) if _is_schedule(x) else x for name, x in self.numbers.items()})
 
     def make(self, numbers: dict) -> GradientTransformation:
-        """The inner transformation with these hyperparameters."""
+        """Returns the inner transformation with these hyperparameters."""
         parameters = inspect.signature(self.factory).parameters
         args, kwargs = [], {}
         for name, x in {**self.others.arguments, **numbers}.items():
@@ -166,10 +168,10 @@ class _Injected(GradientTransformation):
                 args.extend(x)
             else:
                 kwargs[name] = x
-        return as_transformation(self.factory(*args, **kwargs), "what inner_factory returns")
+        return as_transformation(self.factory(*args, **kwargs), "the result of inner_factory")
 
     def _made_of_state(self, numbers: dict) -> GradientTransformation:
-        """The same at a step: the state's numbers are on a device, and the host does not wait for them."""
+        """Does the same at a step, without making the host wait for the state's numbers, which are on a device."""
         with unread():
             return self.make(numbers)
 
@@ -198,7 +200,7 @@ class _Injected(GradientTransformation):
 
 
 def _is_schedule(x: Any) -> bool:
-    """Whether an argument is to be called at every step: not so a tree, of masks say, that is a module."""
+    """Returns whether to call an argument at every step; false for a callable module that is a tree of bools."""
     if isinstance(x, type | jax.Array) or not callable(x):
         return False
     return is_function(x) or not any(isinstance(leaf, bool | np.bool_) for leaf in jax.tree.leaves(x))
@@ -215,12 +217,12 @@ def _hints(factory: Any) -> dict[str, Any]:
         factory = factory.func
     try:
         return typing.get_type_hints(factory, include_extras=True)
-    except (NameError, TypeError):  # one of the annotations cannot be looked up, as may be in foreign code
+    except (NameError, TypeError):  # an annotation cannot be resolved, as may happen in foreign code
         return dict(getattr(factory, "__annotations__", {}))
 
 
 def _is_structure(hint: Any) -> bool:
-    """Whether an annotation says that an argument is no number to be set: `Static`, `int`, a mask ..."""
+    """Returns whether an annotation rules out a hyperparameter: `Static`, `int`, a mask ..."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *marks = get_args(hint)

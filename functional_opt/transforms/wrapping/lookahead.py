@@ -1,4 +1,4 @@
-"""lookahead: params that follow, now and then, those that an optimizer moves."""
+"""lookahead: slow params that periodically follow those that an optimizer moves."""
 
 from typing import NamedTuple, Self
 
@@ -24,14 +24,14 @@ from .evaluate import where_kept
 
 
 class LookaheadParams(NamedTuple):
-    """`fast`: what gradients are taken at. `slow`: what is evaluated and kept."""
+    """`fast`: the params to take gradients at. `slow`: the params to evaluate and keep."""
 
     fast: Tree
     slow: Tree
 
     @classmethod
     def init_synced(cls, params: Tree) -> Self:
-        """Both of them `params`, each in buffers of its own, so that a jitted step may be given them to reuse.
+        """Returns two copies of `params`, each in buffers of its own, so that a jitted step may donate them.
 
         >>> LookaheadParams.init_synced({"w": jnp.ones([])})
         LookaheadParams(fast={'w': Array(1., dtype=float32)}, slow={'w': Array(1., dtype=float32)})
@@ -43,19 +43,19 @@ class LookaheadParams(NamedTuple):
         return cls(jax.tree.map(copy, params), jax.tree.map(copy, params))
 
     def eval_params(self, params: Tree) -> Tree:
-        """The slow params. See `functional_opt.eval_params`."""
+        """Returns the slow params. See `functional_opt.eval_params`."""
         return self.slow
 
 
 class LookaheadState(NamedTuple):
-    """`fast_state`: the inner state. `steps_since_sync`: int32. `slow`: the slow params, () if the user has them."""
+    """`fast_state`: the inner state. `steps_since_sync`: int32. `slow`: slow params, or () if the user keeps them."""
 
     fast_state: States
     steps_since_sync: Counter
     slow: Params = ()
 
     def eval_params(self, params: Tree) -> Tree:
-        """The slow params, where they are kept here. See `functional_opt.eval_params`."""
+        """Returns the slow params if they are kept here. See `functional_opt.eval_params`."""
         if isinstance(self.slow, tuple) and self.slow == ():
             return jax.tree.map(lambda _: None, params)
         return where_kept(lambda w, s: s, params, self.slow)
@@ -63,18 +63,17 @@ class LookaheadState(NamedTuple):
 
 @transformation
 class lookahead(GradientTransformation):
-    """k steps of an optimizer forward, one back: after every k-th, s ← s + slow_step_size·(w − s), w ← s.
+    """Moves the params back towards slow ones at every k-th step: s ← s + slow_step_size·(w − s), w ← s.
 
-    w are the params that the optimizer moves, s slow ones. They are kept in the state, in float32 for 16-bit
-    params, and `eval_params(state, params)` gives them; or in a `LookaheadParams`, as Optax has it: then it
-    is what stands for the params, gradients are taken of `params.fast`, and the updates are a
-    `LookaheadParams` too.
+    w are the params that the optimizer moves, s the slow params. The state keeps s, in float32 for 16-bit params, and
+    `eval_params(state, params)` returns them. Alternatively the params may be a `LookaheadParams`, as in Optax: it
+    then holds s, gradients are taken at `params.fast`, and the updates are a `LookaheadParams` too.
 
     Args:
         fast_optimizer: the optimizer.
         sync_period: k, a whole number ≥ 1.
         slow_step_size: in [0, 1].
-        reset_state: whether the optimizer starts anew, at the new params, after every k-th step.
+        reset_state: whether the optimizer restarts, at the new params, after every k-th step.
 
     Raises ValueError without params.
 
@@ -89,7 +88,7 @@ class lookahead(GradientTransformation):
     >>> w.item(), state.slow.item()
     (-2.0, -1.0)
 
-    Differs from Optax: there params must be a `LookaheadParams`.
+    Differs from Optax, where params must be a `LookaheadParams`.
     """
 
     fast_optimizer: Transformation

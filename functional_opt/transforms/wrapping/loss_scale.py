@@ -1,4 +1,4 @@
-"""dynamic_loss_scale, loss_scale: training in float16 with a loss scale that finds its own size."""
+"""dynamic_loss_scale, loss_scale: training in float16 with a loss scale that adapts itself."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .guard import update_if
 
 
 class DynamicLossScaleState(NamedTuple):
-    """`scale`: of the loss. `good_steps`: with finite gradients since it was changed. `total_skipped`: so far."""
+    """`scale`: of the loss. `good_steps`: finite steps since it last changed. `total_skipped`: skips so far."""
 
     scale: Number
     good_steps: Counter
@@ -27,18 +27,18 @@ class DynamicLossScaleState(NamedTuple):
 class dynamic_loss_scale(GradientTransformation):
     """Divides the gradients of a scaled loss by its scale s, which it keeps as large as float16 allows.
 
-    Where all g/s are finite the inner transformation gets them, in float32, and s ← 2·s after `growth_interval` such
-    steps; where one is not, the step is skipped (zero updates, the inner state as it was) and
-    s ← max(s/2, min_scale). The loss is to be scaled by `loss_scale(state)`::
+    If all g/s are finite, the inner transformation gets them in float32, and s ← 2·s after `growth_interval` such
+    steps. Otherwise the step is skipped (zero updates, unchanged inner state) and s ← max(s/2, min_scale). Multiply
+    the loss by `loss_scale(state)`::
 
         grads = jax.grad(lambda p: loss(p) * loss_scale(state))(params)
         updates, state = tx.update(grads, state, params)
 
-    It belongs outside of all that looks at gradients: clips, `MultiSteps`, `with_metrics` excepted.
+    Place it outside of everything that reads gradients, such as clips and `MultiSteps`, except `with_metrics`.
 
     Args:
         inner: the transformation that gets the true gradients.
-        initial_scale: s at first, > 0.
+        initial_scale: the first s, > 0.
         growth_interval: steps after which s doubles, a whole number ≥ 1.
         min_scale: the smallest s, > 0.
 
@@ -71,14 +71,14 @@ class dynamic_loss_scale(GradientTransformation):
         return new, DynamicLossScaleState(scale, good, total, inner_state)
 
     def reported(self, state: DynamicLossScaleState) -> dict[str, jax.Array]:
-        """For `with_metrics`."""
+        """Returns what `with_metrics` records."""
         return {"loss_scale": state.scale}
 
 
 def next_scale(
     scale: jax.Array, good_steps: jax.Array, finite: jax.Array, growth_interval: Scalar, min_scale: Scalar
 ) -> tuple[jax.Array, jax.Array]:
-    """The scale and the count of good steps after one whose gradients were finite or not; a scale never overflows."""
+    """Returns the scale and count of good steps after a step that was finite or not; the scale never overflows."""
     good = jnp.where(finite, increment(good_steps), 0)
     grow = good >= growth_interval
     larger = jnp.where(grow & jnp.isfinite(scale * 2), scale * 2, scale)
@@ -87,9 +87,9 @@ def next_scale(
 
 
 def loss_scale(state: Any) -> jax.Array:
-    """What the loss is to be multiplied by, from any state in which there is one `dynamic_loss_scale`.
+    """Returns the factor to multiply the loss by, from any state that contains one `dynamic_loss_scale`.
 
-    Raises ValueError where there is none, or where there are several.
+    Raises ValueError if there is none, or if there are several.
 
     >>> from functional_opt import adam
     >>> loss_scale(dynamic_loss_scale(adam(1e-3)).init({"w": 0.0})).item()

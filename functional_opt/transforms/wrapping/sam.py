@@ -1,4 +1,4 @@
-"""sam: gradients from where the loss is worst nearby."""
+"""sam: gradients taken where the loss is worst nearby."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from ...core.value import Static
 
 
 class SAMState(NamedTuple):
-    """`steps_since_sync`: ascents since the last descent. `opt_state`, `adv_state`: those of the two transformations.
+    """`steps_since_sync`: ascents since the last descent. `opt_state`, `adv_state`: the two inner states.
 
-    `cache`: the params that are being trained, while others go uphill from them; None in opaque mode.
+    `cache`: the params being trained, while the ascent moves away from them; None in opaque mode.
     """
 
     steps_since_sync: Counter
@@ -28,22 +28,22 @@ class SAMState(NamedTuple):
 
 @transformation
 class sam(GradientTransformation):
-    """Climbs sync_period − 1 steps with adv_optimizer, then takes a step of optimizer from w with the gradient there.
+    """Climbs sync_period − 1 steps with adv_optimizer, then steps from w with optimizer and the last gradient.
 
     v ← w; (sync_period − 1) times v ← v − adv_optimizer(∇f(v)); w ← w + optimizer(∇f(v)). For the paper's SAM
     adv_optimizer is `chain(normalize(), sgd(rho))`.
 
-    By default each `update` is one of these steps: the params are v, and come back to w at the end of the period.
-    In opaque mode each `update` is a whole period, and takes `grad_fn`: a function of the params and of the
-    number of the ascent, 0 to sync_period − 2, that gives the gradients.
+    By default each `update` is one of these steps: the params are v, and return to w at the end of the period. In
+    opaque mode each `update` is a complete period. It then takes `grad_fn`, a function that returns the gradients,
+    given the params and the number of the ascent, 0 to sync_period − 2.
 
     Args:
-        optimizer: what descends, a gradient transformation.
-        adv_optimizer: what climbs, written as if it descended.
+        optimizer: the gradient transformation that descends.
+        adv_optimizer: the gradient transformation that climbs, written as if it descended.
         sync_period: steps in a period, ≥ 1.
-        reset_state: whether adv_optimizer starts anew with each period.
-        opaque_mode: whether to climb within `update`; needed where each step does more than to move the params,
-            as with batch statistics.
+        reset_state: whether adv_optimizer restarts with each period.
+        opaque_mode: whether to climb within `update`; needed if a step does more than move the params, for example
+            if it updates batch statistics.
         batch_axis_name: the axis to average the gradients of `grad_fn` over; None for none.
 
     Raises ValueError without params; in opaque mode without grad_fn.
@@ -60,8 +60,8 @@ class sam(GradientTransformation):
     1.5
     0.7
 
-    Differs from Optax: of the two transformations only the one whose turn it is runs, and a period of 1 is
-    optimizer alone (there it returns to the params of the step before). Extra arguments reach both.
+    Differs from Optax: at each step only the transformation whose turn it is runs, and a period of 1 is optimizer
+    alone (in Optax it returns to the params of the step before). Extra arguments reach both transformations.
     """
 
     optimizer: Transformation
