@@ -7,8 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN = $(VENV)/bin
-# XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
-QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# flags with which XLA compiles several times faster; tests/native is about the code it makes with all optimizations
+QUICK = $$($(BIN)/python -m tests.xla_flags)
 
 .PHONY: demo characters test test-versions check sanitize bench clean
 demo: $(VENV)/demo
@@ -18,11 +18,11 @@ characters: $(VENV)/demo
 	$(BIN)/python examples/characters.py
 
 test: $(VENV)/test
-	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --ignore tests/native
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --dist loadgroup --ignore tests/native
 	$(BIN)/python -m pytest -n auto tests/native
 
 test-versions: $(VENV)/test
-	QUICK="$(QUICK)" $(BIN)/nox
+	$(BIN)/nox
 
 check: $(VENV)/test
 	$(BIN)/ruff check .
