@@ -17,9 +17,10 @@ import pytest
 
 import functional_opt as fo
 from functional_opt import experimental, keras
+from functional_opt.core.checks import Static
 from functional_opt.core.ranges import Fraction, Integer, PositiveInt, Range, number, unread
 from functional_opt.core.schedule import OrSchedule
-from functional_opt.core.value import Static, value
+from functional_opt.core.value import value
 from functional_opt.keras import optimizers
 
 from .helpers import assert_close, make_grads, make_params, train_eagerly

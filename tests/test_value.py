@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functional_opt.core.checks import Static, checked
 from functional_opt.core.ranges import (
     Convert,
     Count,
@@ -25,7 +26,7 @@ from functional_opt.core.ranges import (
     Range,
     Real,
 )
-from functional_opt.core.value import Static, checked, value
+from functional_opt.core.value import value
 
 
 @value

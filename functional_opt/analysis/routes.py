@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..core.checks import checked
 from ..core.leaves import Tree, is_nothing
 from ..core.model_trees import named_leaves
 from ..core.paths import (
@@ -19,7 +20,7 @@ from ..core.paths import (
     select_leaves,
 )
 from ..core.transformation import GradientTransformation, Transformation
-from ..core.value import checked, show
+from ..core.value import show
 from ..optimizers.scion import scale_by_scion
 from ..transforms.combining.nesting import children
 from ..transforms.combining.select import masked, partition, selective_transform, set_to_zero

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..core.checks import checked
 from ..core.leaves import Tree
 from ..core.model_trees import names
 from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
-from ..core.value import checked
 from ..transforms.combining.nesting import children, with_children
 from .lint import Note, review
 

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .checks import checked
 from .leaves import Tree, widen_tree
 from .norms import global_norm, vdot
 from .ranges import NonNegative, PositiveInt
-from .value import checked
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -21,7 +21,7 @@ def is_box(x: Any) -> bool:
 def children_of(node: Any) -> list[Any]:
     """Returns the children of a pytree node of any kind; an empty list for a leaf.
 
-    >>> children_of({"a": (1, 2), "b": None}), below(3)
+    >>> children_of({"a": (1, 2), "b": None}), children_of(3)
     ([(1, 2), None], [])
     """
     inside = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
@@ -73,7 +73,7 @@ def _walk(tree: Tree, is_leaf: Callable[[Any], bool] | None) -> list[tuple[tuple
         inside = jax.tree_util.tree_leaves_with_path(x, is_leaf=lambda y, box=x: y is not box)
         for key, content in inside:
             own = path if len(inside) == 1 else path + key
-            found += [(own + children_of, y) for children_of, y in _walk(content, is_leaf)]
+            found += [(own + rest, y) for rest, y in _walk(content, is_leaf)]
     return found
 
 

@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from jax import core
 
+from .checks import Static
 from .leaves import Tree, is_nothing, paths
 from .model_trees import is_function, named_leaves
 from .ranges import Convert
-from .value import Static, value
+from .value import value
 
 
 class MaskedNode(NamedTuple):

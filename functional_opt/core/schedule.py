@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import Static
 from .ranges import Convert, Range, Scalar, described, number
-from .value import Static, value
+from .value import value
 
 
 class Schedule:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from . import kernels
+from .checks import Static
 from .leaves import Tree, cast_tree_like
 from .ranges import Convert
 from .state_check import CACHED, checks_state, state_class
-from .value import Static, show, value
+from .value import show, value
 
 transformation = value
 """Makes a subclass of `GradientTransformation` a frozen dataclass and a pytree of its hyperparameters."""

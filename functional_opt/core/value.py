@@ -19,53 +19,16 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-)
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from .ranges import Integer, Range, described, number
+from .checks import STRUCTURE, checks_of
 
 T = TypeVar("T")
-P = ParamSpec("P")
-
-
-class _Mark:
-    """Marks a field as structure."""
-
-    def __repr__(self):
-        return "static"
-
-
-_Structure = _Mark()
-Static = Annotated[T, _Structure]
-"""A field that is structure, not a number: it belongs to the treedef and must be hashable."""
-
-
-def _plain(check: Callable[[str, Any], Any], as_type: type) -> Callable[[str, Any], Any]:
-    """Returns a check for a number that is structure: it must be known, and becomes a plain, hashable number."""
-
-    def plain(name: str, x: Any) -> Any:
-        known = number(check(name, x))
-        if known is None:
-            raise TypeError(f"{name} decides how the step is built and must be a plain number, got {described(x)}")
-        return as_type(known)
-
-    return plain
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -89,7 +52,8 @@ def value(cls: type[T]) -> type[T]:
     """
     dataclasses.dataclass(init=False, eq=False, repr=False)(cls)
     # read at the first use, so that importing the library does not wait for it
-    read = functools.cache(functools.partial(_Fields.of, cls))
+    signature = _Signature.of(cls)
+    read = functools.cache(functools.partial(_Fields.of, cls, signature))  # hints are slow to read: at first use
     then = vars(cls).get("__post_init__")
 
     def __init__(self, *args, **kwargs):
@@ -125,7 +89,7 @@ def value(cls: type[T]) -> type[T]:
     _values.add(cls)
     if "__init__" not in vars(cls):
         setattr(cls, "__init__", __init__)  # noqa: B010
-        setattr(cls, "__signature__", _Signature(read, cls))  # noqa: B010
+        setattr(cls, "__signature__", signature)  # noqa: B010
     setattr(cls, "__post_init__", __post_init__)  # noqa: B010
     for method in (_repr, _eq, _hash, _setattr, _delattr):
         name = f"_{method.__name__}__"
@@ -146,27 +110,15 @@ class _Fields(NamedTuple):
     signature: inspect.Signature
 
     @classmethod
-    def of(cls, kind: type) -> "_Fields":
+    def of(cls, kind: type, signature: inspect.Signature) -> "_Fields":
         """Reads the annotations of a value's class."""
         hints = typing.get_type_hints(kind, include_extras=True)
         fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
-        statics = tuple(f.name for f in fields if _Structure in getattr(hints[f.name], "__metadata__", ()))
+        statics = tuple(f.name for f in fields if STRUCTURE in getattr(hints[f.name], "__metadata__", ()))
         leaves = tuple(f.name for f in fields if f.name not in statics)
-        empty = inspect.Parameter.empty
-        parameters = [
-            inspect.Parameter(
-                f.name,
-                inspect.Parameter.KEYWORD_ONLY if f.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=empty if f.default is dataclasses.MISSING else f.default,
-                annotation=f.type,
-            )
-            for f in sorted(fields, key=lambda f: bool(f.kw_only))
-        ]
         positional = tuple(f.name for f in fields if not f.kw_only)
         defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-        return cls(
-            kind.__name__, statics, leaves, _checks(hints), positional, defaults, inspect.Signature(parameters)
-        )
+        return cls(kind.__name__, statics, leaves, checks_of(hints), positional, defaults, signature)
 
     def bound(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the value of every field for a call of the constructor, or raises TypeError as Python does."""
@@ -180,17 +132,34 @@ class _Fields(NamedTuple):
         return values
 
 
-class _Signature:
-    """The signature that `inspect` and `help` show for a value's class, read on demand."""
+class _Signature(inspect.Signature):
+    """The signature of a value's class; a subclass with its own constructor has the signature of that one."""
 
-    def __init__(self, read: Callable[[], _Fields], cls: type):
-        self.read, self.cls = read, cls
+    __slots__ = ("cls",)
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         if owner.__init__ is self.cls.__init__:
-            return self.read().signature
-        own = inspect.signature(owner.__init__)  # a subclass has its own constructor
+            return self
+        own = inspect.signature(owner.__init__)
         return own.replace(parameters=[*own.parameters.values()][1:])
+
+    @classmethod
+    def of(cls, kind: type) -> "_Signature":
+        """Makes the signature from the fields."""
+        fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+        made = cls(
+            [
+                inspect.Parameter(
+                    f.name,
+                    inspect.Parameter.KEYWORD_ONLY if f.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
+                    annotation=f.type,
+                )
+                for f in sorted(fields, key=lambda f: bool(f.kw_only))
+            ]
+        )
+        made.cls = kind
+        return made
 
 
 def _setattr(self, name: str, x: Any) -> None:
@@ -228,7 +197,11 @@ class Partial(functools.partial):
     """A `functools.partial` that compares by value, so that a new but equal one does not cause a recompilation."""
 
     def __eq__(self, other):
-        return type(self) is type(other) and self.func == other.func and _key(self._given) == _key(other._given)
+        return (
+            type(self) is type(other)
+            and self.func == other.func
+            and comparison_key(self._given) == comparison_key(other._given)
+        )
 
     def __hash__(self):
         return hash(self.func)
@@ -251,115 +224,13 @@ def by_value(x: Any) -> Any:
     return Partial(x.func, *x.args, **x.keywords) if type(x) is functools.partial else x
 
 
-def checked(fn: Callable[P, T]) -> Callable[P, T]:
-    """Checks a function's arguments against their annotations, as `value` checks a class's fields.
-
-    >>> from functional_opt.core.ranges import NonNegative
-    >>> @checked
-    ... def double(rate: NonNegative, up: bool = True):
-    ...     return 2 * rate
-    >>> double(-1.0)
-    Traceback (most recent call last):
-    ValueError: rate must be in [0, inf), got -1.0
-    """
-    signature = inspect.signature(fn)
-
-    @functools.cache  # read at the first call, so that importing the library does not wait for it
-    def rules() -> dict[str, Callable[[str, Any], Any]]:
-        return _checks(typing.get_type_hints(fn, include_extras=True))
-
-    @functools.wraps(fn)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        checks = rules()
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
-            return fn(*args, **kwargs)  # raises Python's own error, which names the function
-        for name, x in bound.arguments.items():
-            x = bound.arguments[name] = as_given(x)
-            if name in checks:
-                bound.arguments[name] = checks[name](name, x)
-        return fn(*bound.args, **bound.kwargs)
-
-    shown = [p.replace(default=_default(p.annotation, p.default)) for p in signature.parameters.values()]
-    setattr(wrapper, "__signature__", signature.replace(parameters=shown))  # noqa: B010
-    return wrapper
-
-
-class _Shown:
-    """Wraps a numeric default of an argument that is structure, for the signature.
-
-    `optax.inject_hyperparams` traces defaults that are numbers; it leaves this one alone.
-    """
-
-    def __init__(self, x: Any):
-        self.x = x
-
-    def __eq__(self, other):
-        return self.x == as_given(other)
-
-    def __hash__(self):
-        return hash(self.x)
-
-    def __repr__(self):
-        return repr(self.x)
-
-
-def as_given(x: Any) -> Any:
-    """Returns the original of a default from the signature of a `checked` function; anything else as it is."""
-    return x.x if isinstance(x, _Shown) else x
-
-
-def _default(hint: Any, x: Any) -> Any:
-    marks, base = getattr(hint, "__metadata__", ()), get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return _Shown(x) if type(x) in (int, float) and (_Structure in marks or base is int) else x
-
-
-def _checks(hints: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
-    checks = {name: _check(hint) for name, hint in hints.items() if name != "return"}
-    return {name: check for name, check in checks.items() if check is not None}
-
-
-def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
-    """Returns the check that an annotation asks for, or None."""
-    origin = get_origin(hint)
-    if origin is Annotated:
-        static = static or _Structure in hint.__metadata__
-        rules = [m for m in hint.__metadata__ if hasattr(m, "check")]
-        if not rules:
-            return _check(get_args(hint)[0], static)
-        if static and isinstance(rules[0], Range):
-            return _plain(rules[0].check, int if isinstance(rules[0], Integer) else float)
-        return rules[0].check
-    if origin in (Union, UnionType):
-        alternatives = get_args(hint)
-        found = [c for c in (_check(a, static) for a in alternatives) if c is not None]
-        if not found:
-            return None
-        (check,) = found
-        if type(None) in alternatives:
-            return lambda name, x: None if x is None else check(name, x)
-        return check
-    if origin is Literal:
-        return lambda name, x: _one_of(name, x, get_args(hint))
-    if hint is bool:
-        return lambda name, x: _one_of(name, x, (False, True))
-    return None
-
-
-def _one_of(name: str, x: Any, choices: tuple) -> Any:
-    if not any(x is c or (isinstance(x, str) and x == c) for c in choices):
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {x!r}")
-    return x
-
-
 def _repr(self) -> str:
     parts, positional = [], True
     for f in dataclasses.fields(self):
         x = getattr(self, f.name)
         if f.default is not dataclasses.MISSING:
             positional = False
-            if _key(x) == _key(f.default):
+            if comparison_key(x) == comparison_key(f.default):
                 continue
         parts.append(show(x) if positional and not f.kw_only else f"{f.name}={show(x)}")
     return f"{type(self).__name__}({', '.join(parts)})"
@@ -375,14 +246,15 @@ def show(x: Any) -> str:
 
 
 def _eq(self, other) -> Any:
-    return _key(self) == _key(other) if type(self) is type(other) else NotImplemented
+    return comparison_key(self) == comparison_key(other) if type(self) is type(other) else NotImplemented
 
 
 def _hash(self) -> int:
-    return hash(_key(self))
+    return hash(comparison_key(self))
 
 
-def _key(x: Any) -> Any:
+def comparison_key(x: Any) -> Any:
+    """Returns what is equal for equal trees, arrays compared by their numbers; it can be hashed."""
     leaves, treedef = jax.tree.flatten(x)
     return treedef, tuple(map(_leaf_key, leaves))
 

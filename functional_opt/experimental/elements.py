@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import (
     Tree,
     as_array,
@@ -32,7 +33,7 @@ from ..core.transformation import (
     transformation,
     zero_count,
 )
-from ..core.value import Static, checked, show
+from ..core.value import show
 from ..transforms.combining.chain import identity
 from ..transforms.scaling.stateless import stateless
 from ..transforms.wrapping.guard import update_if

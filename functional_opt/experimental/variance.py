@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import checked
 from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
 from ..core.queries import get
 from ..core.ranges import Decay, PositiveInt
 from ..core.slots import Counter, Number, Signed, Unsigned
 from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..core.value import checked
 from ..transforms.combining.chain import chain, identity
 from .elements import Axes, get_per_element_mean_and_sum_sq_diff_grads, process
 

@@ -22,11 +22,11 @@ class Foreign(Variable):
             an array and can be set, directly or by `assign`.
     """
 
-    def __init__(self, unwrap: Any):
-        self.theirs = unwrap
-        self._name = str(getattr(unwrap, "path", None) or getattr(unwrap, "name", None) or type(unwrap).__name__)
-        self._unwatched = not _is_keras(unwrap)
-        self.overwrite_with_gradient = bool(getattr(unwrap, "overwrite_with_gradient", False))
+    def __init__(self, theirs: Any):
+        self.theirs = theirs
+        self._name = str(getattr(theirs, "path", None) or getattr(theirs, "name", None) or type(theirs).__name__)
+        self._unwatched = not _is_keras(theirs)
+        self.overwrite_with_gradient = bool(getattr(theirs, "overwrite_with_gradient", False))
         if not isinstance(self._value, jax.Array):
             raise TypeError(
                 f"{self._name} holds a {type(self._value).__name__}, not a JAX array; "

@@ -5,8 +5,12 @@ Nothing needs to be called: importing the package installs them behind the core'
 does the work instead.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
+from ..core.leaves import Tree
 from . import library
 from .switch import disabled as disabled
 
@@ -50,8 +54,8 @@ def status() -> str:
 class CPUKernels:
     """Serves the calls of `core.kernels` where the kernels apply; the package installs it."""
 
-    def step(self, *args: Any) -> Any:
-        return _loaded().step(*args)
+    def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+        return _loaded().step(tx, pure, updates, state, params)
 
-    def newton_schulz(self, *args: Any) -> Any:
-        return _loaded().newton_schulz(*args)
+    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
+        return _loaded().newton_schulz(x, rows, pure)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq
 from ..core.paths import Mask
@@ -15,7 +16,7 @@ from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, Real
 from ..core.schedule import Rate, Schedule, rate_at
 from ..core.slots import Counter, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked, value
+from ..core.value import value
 from ..transforms.clipping.clip import clip_by_block_rms
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.decay import add_decayed_weights

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..core import kernels
+from ..core.checks import Static, checked
 from ..core.leaves import full_like, map_leaves
 from ..core.norms import abs_sq
 from ..core.ranges import DType, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import Unsigned
 from ..core.transformation import GradientTransformation, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 

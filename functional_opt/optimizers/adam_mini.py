@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import is_nothing, map_leaves, paths, zeros_like
 from ..core.norms import abs_sq
 from ..core.paths import Mask, PathRules
@@ -13,7 +14,6 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

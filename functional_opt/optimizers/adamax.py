@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative
 from ..core.schedule import Rate
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.paths import Mask
@@ -11,7 +12,6 @@ from ..core.ranges import Decay, DType, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

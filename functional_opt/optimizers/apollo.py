@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
 from ..core.model_trees import names
 from ..core.norms import abs_sq, global_norm, safe_sqrt
@@ -17,7 +18,6 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate
 from ..core.slots import Counter, Number, RandomKey, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

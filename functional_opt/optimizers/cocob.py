@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import copy_of, full_like, map_leaves, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import DType, Positive
 from ..core.schedule import Rate
 from ..core.slots import Params, Signed16, Unsigned16
 from ..core.transformation import GradientTransformation, needs_params, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
@@ -13,7 +14,6 @@ from ..core.ranges import Count, Decay, DType, NonNegative, Range
 from ..core.schedule import Rate
 from ..core.slots import Counter, Exact16, Signed16
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks

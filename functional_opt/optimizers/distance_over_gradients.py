@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.leaves import copy_of, map_leaves
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.ranges import DType, NonNegative, Real
 from ..core.slots import Number, Params
 from ..core.transformation import GradientTransformation, needs_params, transformation
-from ..core.value import Static
 from .distance import safe_divide_by_root
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import cast_like, copy_of, map_leaves
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.paths import Mask
@@ -11,7 +12,6 @@ from ..core.ranges import Convert, DType, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import Number, Params
 from ..core.transformation import GradientTransformation, needs_params, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

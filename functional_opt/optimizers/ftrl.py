@@ -4,13 +4,13 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.leaves import full_like, map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.ranges import DType, NonNegative, Range, Scalar
 from ..core.schedule import Rate, is_concrete, rate_at
 from ..core.slots import Counter, Signed16, Unsigned16
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..core.value import Static
 
 
 class FtrlState(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
 from ..core.paths import Mask
 from ..core.ranges import DType, PositiveInt, Real
@@ -15,7 +16,6 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate
 from ..core.slots import Counter, Exact16, States
 from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
 from ..transforms.scaling.decay import add_decayed_weights

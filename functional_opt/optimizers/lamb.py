@@ -1,9 +1,9 @@
 """LAMB: Adam with a trust ratio for each leaf."""
 
+from ..core.checks import checked
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative
 from ..core.schedule import Rate
-from ..core.value import checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

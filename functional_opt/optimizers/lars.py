@@ -1,9 +1,9 @@
 """LARS: gradient descent with momentum and a trust ratio for each leaf."""
 
+from ..core.checks import checked
 from ..core.paths import Mask
 from ..core.ranges import DType, Fraction, NonNegative
 from ..core.schedule import Rate
-from ..core.value import checked
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import masked
 from ..transforms.scaling.decay import add_decayed_weights

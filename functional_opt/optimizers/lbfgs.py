@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..core.ranges import DType, PositiveInt
 from ..core.schedule import Rate
@@ -18,7 +19,6 @@ from ..core.transformation import (
     transformation,
     zero_count,
 )
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.searching.zoom import scale_by_zoom_linesearch

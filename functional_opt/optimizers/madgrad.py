@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import copy_of, map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.ranges import Decay, DType, NonNegative
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Params, Signed16, Unsigned16
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 

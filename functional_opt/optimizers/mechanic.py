@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.leaves import cast_like, copy_of, map_leaves, widen_params, widen_tree, zeros_like
 from ..core.model_trees import matching
 from ..core.norms import abs_sq, global_norm, safe_sqrt
@@ -17,7 +18,6 @@ from ..core.transformation import (
     transformation,
     zero_count,
 )
-from ..core.value import Static
 from .distance import dot, largest_size, total_over_leaves
 
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.leaves import cast_like, map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative, Positive, Real
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..core.value import Static
 from .distance import dot, largest_size, ratio, total_over_leaves
 
 

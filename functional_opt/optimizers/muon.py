@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
 from ..core.paths import Frozen, LeafSelector, Mask, broadcast_prefix, resolve_mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Number, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked, value
+from ..core.value import value
 from ..transforms.combining.chain import chain
 from ..transforms.combining.nesting import with_children
 from ..transforms.combining.select import partition

@@ -1,8 +1,8 @@
 """Gradient descent with noise that decays."""
 
+from ..core.checks import checked
 from ..core.ranges import NonNegative
 from ..core.schedule import Rate
-from ..core.value import checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.stochastic.noise import Key, add_noise

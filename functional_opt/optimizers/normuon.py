@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
@@ -13,7 +14,6 @@ from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.ranges import Decay, DType, NonNegative, Real
 from ..core.schedule import Rate
 from ..core.slots import Number, Signed
 from ..core.transformation import GradientTransformation, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import scale_by_adam

@@ -4,12 +4,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, widen
 from ..core.norms import abs_sq
 from ..core.ranges import Bound, NonNegative, Real
 from ..core.schedule import Rate
 from ..core.transformation import EmptyState, GradientTransformation, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .distance import largest_size, ratio, total_over_leaves

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import checked
 from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import RandomKey
 from ..core.transformation import GradientTransformation, transformation
-from ..core.value import checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace

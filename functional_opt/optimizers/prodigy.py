@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.leaves import cast_like, copy_of, map_leaves, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative, Positive
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Params, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..core.value import Static
 from .distance import Betas, dot, ratio, safe_divide, total_over_leaves
 
 

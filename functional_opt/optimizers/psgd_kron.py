@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
@@ -14,7 +15,6 @@ from ..core.schedule import Rate, rate_at
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, RandomKey, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices
 from ..transforms.scaling.decay import add_decayed_weights

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ..core import kernels
+from ..core.checks import Static, checked
 from ..core.leaves import full_like, map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.ranges import Decay, DType, Fraction, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed16, Unsigned, Unsigned16
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace

@@ -4,11 +4,11 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import full_like, map_leaves, zeros_like
 from ..core.ranges import Bound, DType, NonNegative, Range, Scalar
 from ..core.slots import Signed, Unsigned
 from ..core.transformation import GradientTransformation, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale
 

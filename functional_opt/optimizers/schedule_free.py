@@ -5,12 +5,12 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
 from ..core.ranges import Count, Decay, DType, NonNegative, Range, Scalar
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Params, States
 from ..core.transformation import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..core.value import Static, checked
 from ..schedules import warmup_constant_schedule
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights

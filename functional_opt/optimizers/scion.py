@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
 from ..core.model_trees import visible
 from ..core.norms import abs_sq, safe_sqrt
@@ -13,7 +14,6 @@ from ..core.ranges import DType, Fraction, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
 from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz

@@ -1,8 +1,8 @@
 """Stochastic gradient descent, with momentum."""
 
+from ..core.checks import checked
 from ..core.ranges import DType, Fraction
 from ..core.schedule import Rate
-from ..core.value import checked
 from ..transforms.combining.chain import chain, identity
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace

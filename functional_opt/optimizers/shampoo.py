@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
@@ -13,7 +14,6 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
     absent,

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
+from ..core.checks import checked
 from ..core.leaves import map_leaves
 from ..core.ranges import Decay, DType
 from ..core.schedule import Rate
 from ..core.transformation import EmptyState, GradientTransformation, transformation
-from ..core.value import checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import ema

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
 from ..core.ranges import Decay, DType, Fraction, NonNegative
 from ..core.schedule import Rate
 from ..core.slots import Signed, Unsigned
 from ..core.transformation import GradientTransformation, transformation
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import slots_by_axis, sum_of_slices
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq
 from ..core.paths import Mask
@@ -13,7 +14,6 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices, unless_overflown
 from ..transforms.scaling.decay import add_decayed_weights

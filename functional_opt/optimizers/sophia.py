@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import cast_tree_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt
@@ -18,7 +19,6 @@ from ..core.transformation import (
     transformation,
     zero_count,
 )
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

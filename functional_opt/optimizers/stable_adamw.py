@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.leaves import Tree, map_leaves, zeros_like
 from ..core.model_trees import visible
 from ..core.norms import abs_sq, safe_sqrt
@@ -13,7 +14,6 @@ from ..core.ranges import Decay, DType, Positive
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..core.value import Static, checked
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 

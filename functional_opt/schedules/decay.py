@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
+from ..core.checks import Static
 from ..core.ranges import Count, Limit, NonNegative, Positive, PositiveInt, Range, Real, Scalar
 from ..core.schedule import Schedule, constant, elapsed, half_cosine, periods, power, progress
-from ..core.value import Static, value
+from ..core.value import value
 
 
 @value

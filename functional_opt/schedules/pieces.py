@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
+from ..core.checks import Static, checked
 from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
 from ..core.schedule import Schedule, constant, elapsed, half_cosine, is_concrete, to_schedule
-from ..core.value import Static, checked, value
+from ..core.value import value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import functional_opt as fo
 from functional_opt.config import from_config, register, to_config
-from functional_opt.core.value import Static, value
+from functional_opt.core.checks import Static
+from functional_opt.core.value import value
 
 from ..conformance.cases import each_case
 

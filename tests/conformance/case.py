@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import functional_opt as fo
+from functional_opt.core.checks import as_given
 from functional_opt.core.leaves import is_nothing
 from functional_opt.core.transformation import Transformation
-from functional_opt.core.value import as_given
 from functional_opt.schedules import linear_schedule
 
 from ..helpers import make_params

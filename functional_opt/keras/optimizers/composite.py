@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.ranges import PositiveInt
 from ...core.schedule import Rate, Schedule, rate_at
 from ...core.transformation import GradientTransformation
-from ...core.value import Static, value
+from ...core.value import value
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.rmsprop import scale_by_rms
 from ...optimizers.schedule_free import schedule_free, schedule_free_eval_params

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from ...core.checks import Static
 from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ...core.value import Static
 from .. import tracing
 from ..variable import Variable
 from .by_variable import ByVariable, State

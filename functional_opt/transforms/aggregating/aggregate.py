@@ -4,10 +4,10 @@ from typing import Literal
 
 import jax
 
+from ...core.checks import Static
 from ...core.leaves import Tree, map_leaves, map_with_path
 from ...core.sharding import varying_axes
 from ...core.transformation import EmptyState, GradientTransformation, transformation
-from ...core.value import Static
 
 
 @transformation

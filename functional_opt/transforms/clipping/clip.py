@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import Tree, map_leaves
 from ...core.norms import abs_sq, global_norm, safe_sqrt, sums_of_squares
 from ...core.ranges import Bound, NonNegative, PositiveBound, Scalar
 from ...core.transformation import EmptyState, GradientTransformation, needs_params, transformation
-from ...core.value import Static
 
 AdaptiveGradClipState = ClipByGlobalNormState = ClipState = EmptyState
 """Optax's names for the state, for older scripts."""

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
+from ...core.checks import Static
 from ...core.leaves import map_leaves
 from ...core.ranges import Fraction, PositiveInt
 from ...core.slots import States
 from ...core.transformation import GradientTransformation, transformation
-from ...core.value import Static
 from .clip import norm_without_nans, shrink
 from .rolling import quantile, record, rolling
 

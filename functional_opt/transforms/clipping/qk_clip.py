@@ -5,12 +5,12 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import is_nothing, map_leaves
 from ...core.model_trees import named_leaves, names
 from ...core.paths import PathRules
 from ...core.ranges import Convert, PositiveBound
 from ...core.transformation import EmptyState, GradientTransformation, needs_params, transformation
-from ...core.value import Static
 
 
 def _powers(name: str, x: Any) -> PathRules:

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.norms import global_norm
 from ...core.ranges import Count, PositiveBound, PositiveInt
 from ...core.slots import Counter, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ...core.value import Static
 from ..wrapping.guard import update_if
 from .rolling import quantile, record, rolling
 

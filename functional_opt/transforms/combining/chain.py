@@ -3,10 +3,11 @@
 from typing import Any
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_tree_like, widen_params, widen_tree
 from ...core.state_check import wrong_state
 from ...core.transformation import EmptyState, GradientTransformation, as_transformation, transformation
-from ...core.value import Static, show
+from ...core.value import show
 
 
 @transformation

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.slots import Counter, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ...core.value import Static
 from ..wrapping.guard import update_if
 
 ConditionFn = Callable[..., Any]

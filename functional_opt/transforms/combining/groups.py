@@ -5,10 +5,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ...core.checks import checked
 from ...core.paths import PathRules
 from ...core.ranges import Range
 from ...core.transformation import GradientTransformation, Transformation
-from ...core.value import checked
 from ..scaling.learning_rate import scale
 from .chain import chain, identity
 from .nesting import children, walk, with_children

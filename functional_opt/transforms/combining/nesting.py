@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey, GetAttrKey
 
+from ...core.checks import Static
 from ...core.transformation import GradientTransformation, transformation
-from ...core.value import Static
 from .chain import named_chain
 from .select import partition
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths
 from ...core.model_trees import visible
 from ...core.paths import (
@@ -28,7 +29,6 @@ from ...core.transformation import (
     as_transformation,
     transformation,
 )
-from ...core.value import Static
 
 
 class MaskedState(NamedTuple):

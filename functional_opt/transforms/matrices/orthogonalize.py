@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
 from ...core.norms import abs_sq, batches, safe_sqrt
 from ...core.ranges import Convert, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
-from ...core.value import Static
 from .dimension_numbers import MuonNumbers, Stacks
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]

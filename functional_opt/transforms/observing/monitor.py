@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, is_nothing, widen
 from ...core.ranges import Decay, DType
 from ...core.slots import Number, States
@@ -17,7 +18,7 @@ from ...core.transformation import (
     transformation,
     zero_count,
 )
-from ...core.value import Static, show
+from ...core.value import show
 from ..scaling.moments import EmaState
 
 

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...core.checks import checked
 from ...core.ranges import PositiveInt
-from ...core.value import checked
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 PARTS = 8  # of a block: XLA vectorizes their elementwise maximum, which is taken first

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...core.checks import Static
 from ...core.leaves import cast_like, copy_of, is_nothing, widen_tree
 from ...core.model_trees import visible
 from ...core.paths import MaskedNode
 from ...core.slots import Params, States
 from ...core.transformation import GradientTransformation, Transformation, needs_params, transformation
-from ...core.value import Static
 from .kahan import is_short, step_to, stepped
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import Tree
 from ...core.paths import AllParams
 from ...core.ranges import Count, PositiveInt
 from ...core.slots import SIGNED, UNSIGNED, Exact, SlotPlace, States, map_slots, slots_of
 from ...core.transformation import GradientTransformation, Transformation, transformation
-from ...core.value import Static
 from . import codes
 
 

@@ -3,12 +3,12 @@
 import jax
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import map_leaves
 from ...core.model_trees import visible
 from ...core.paths import Mask, merge, resolve_mask, select_leaves
 from ...core.schedule import Rate, Schedule
 from ...core.transformation import EmptyState, GradientTransformation, needs_params, transformation, zero_count
-from ...core.value import Static
 from .learning_rate import ScaleByScheduleState, rate_now
 
 AddDecayedWeightsState = EmptyState

@@ -6,12 +6,12 @@ from typing import Annotated, Any, NamedTuple
 import jax
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import Tree, map_leaves
 from ...core.ranges import Convert, Real
 from ...core.schedule import Rate, Schedule, to_schedule
 from ...core.slots import Counter
 from ...core.transformation import EmptyState, GradientTransformation, increment, transformation, zero_count
-from ...core.value import Static
 
 ScaleState = EmptyState
 """Optax's name for the state, for older scripts."""

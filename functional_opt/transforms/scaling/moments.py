@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from ...core import kernels
+from ...core.checks import Static
 from ...core.leaves import map_leaves, zeros_like
 from ...core.ranges import Decay, DType, Fraction
 from ...core.slots import Counter, Signed
 from ...core.transformation import GradientTransformation, increment, transformation, zero_count
-from ...core.value import Static
 
 
 class TraceState(NamedTuple):

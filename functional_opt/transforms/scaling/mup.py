@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
+from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths
 from ...core.paths import AllParams, Frozen, PathRules, resolve_values
 from ...core.ranges import Convert
 from ...core.schedule import Schedule
 from ...core.transformation import EmptyState, GradientTransformation, transformation
-from ...core.value import Static
 
 _USUAL = "the last but one"
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from ...core.checks import Static
 from ...core.leaves import cast_tree_like, map_leaves
 from ...core.transformation import EmptyState, GradientTransformation, transformation
-from ...core.value import Static
 
 
 @transformation

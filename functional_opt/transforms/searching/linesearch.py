@@ -8,13 +8,13 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, cast_tree_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ...core.model_trees import differentiable
 from ...core.queries import get
 from ...core.ranges import Bound, Count, NonNegative, Range, Scalar
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, needs_params, transformation
-from ...core.value import Static
 
 Shrink = Annotated[Scalar, Range("(0, 1)")]
 Grow = Annotated[Scalar, Range("[1, inf]")]

@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, zeros_like
 from ...core.norms import safe_sqrt
 from ...core.ranges import Bound, Count, NonNegative
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, needs_params, transformation
-from ...core.value import Static
 from .linesearch import Grow, filled, needs_loss, params_along, rounding, scaled, slope, value_and_gradient
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, cast_tree_like, map_leaves, zeros_like
 from ...core.norms import all_finite, sums_of_squares
 from ...core.ranges import DType, Integer, PositiveInt
 from ...core.schedule import OrSchedule, Schedule
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ...core.value import Static
 from .guard import update_if
 
 

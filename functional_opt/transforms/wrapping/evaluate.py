@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, copy_of, is_nothing, map_leaves, widen, zeros_like
 from ...core.model_trees import boxed_like, children_of, unboxed
 from ...core.paths import MaskedNode
@@ -13,7 +14,6 @@ from ...core.ranges import DType, Range, Scalar
 from ...core.schedule import OrSchedule, Schedule
 from ...core.slots import Counter, Number, Params
 from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from ...core.value import Static
 
 
 @runtime_checkable

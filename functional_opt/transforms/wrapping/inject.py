@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.checks import STRUCTURE, Static, as_given, checked
 from ...core.leaves import cast_tree_like
 from ...core.model_trees import is_function
 from ...core.ranges import Convert, DType, unread
 from ...core.schedule import to_schedule
 from ...core.slots import Counter, Number, States
 from ...core.transformation import GradientTransformation, as_transformation, increment, transformation, zero_count
-from ...core.value import Static, _key, _Structure, as_given, by_value, checked, show, value
+from ...core.value import by_value, comparison_key, show, value
 
 
 class InjectStatefulHyperparamsState(NamedTuple):
@@ -139,7 +140,7 @@ class _Others:
         self.arguments = {name: by_value(x) for name, x in arguments.items()}
 
     def __eq__(self, other):
-        return isinstance(other, _Others) and _key(self.arguments) == _key(other.arguments)
+        return isinstance(other, _Others) and comparison_key(self.arguments) == comparison_key(other.arguments)
 
     def __hash__(self):
         return hash(tuple(self.arguments))
@@ -227,7 +228,7 @@ def _is_structure(hint: Any) -> bool:
     if origin is Annotated:
         base, *marks = get_args(hint)
         converted = base is Any and any(isinstance(m, Convert) for m in marks)
-        return _Structure in marks or converted or _is_structure(base)
+        return STRUCTURE in marks or converted or _is_structure(base)
     if origin in (Union, UnionType):
         return all(_is_structure(h) for h in get_args(hint) if h is not type(None))
     if hint is Callable or origin is get_origin(Callable[..., Any]):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.apply import apply_updates
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
 from ...core.model_trees import matching
 from ...core.ranges import Fraction, PositiveInt
@@ -19,7 +20,6 @@ from ...core.transformation import (
     transformation,
     zero_count,
 )
-from ...core.value import Static
 from .evaluate import where_kept
 
 

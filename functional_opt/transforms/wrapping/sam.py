@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from ...core.apply import apply_updates
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
 from ...core.ranges import PositiveInt
 from ...core.slots import Counter, Params, States
 from ...core.transformation import GradientTransformation, Transformation, needs_params, transformation, zero_count
-from ...core.value import Static
 
 
 class SAMState(NamedTuple):
