@@ -38,6 +38,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.facade
 	$(BIN)/python -m benchmarks.sparse
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.muon
 	$(BIN)/python -m benchmarks.sweep

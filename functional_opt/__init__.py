@@ -12,12 +12,12 @@ from .analysis.routes import describe as describe
 from .analysis.summary import explain as explain
 from .config import from_config as from_config
 from .config import register as register
-from .config import registry
 from .config import to_config as to_config
-from .core import kernels
+from .config.registry import provide as _provide_names
 from .core.apply import apply_updates as apply_updates
 from .core.apply import incremental_update as incremental_update
 from .core.apply import periodic_update as periodic_update
+from .core.kernels import install as _install_kernels
 from .core.linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from .core.linear_algebra import power_iteration as power_iteration
 from .core.norms import global_norm as global_norm
@@ -371,8 +371,8 @@ from .tree_utils import tree_map_params as tree_map_params
 __version__ = "0.1.0"
 
 # Lower modules need these, but cannot import the modules that define them.
-kernels.install(native.CPUKernels())
-registry.provide({**vars(experimental), **globals()})
+_install_kernels(native.CPUKernels())
+_provide_names({**vars(experimental), **globals()})
 schedules.InjectHyperparamsState = InjectHyperparamsState
 schedules.InjectStatefulHyperparamsState = InjectStatefulHyperparamsState
 schedules.StatefulSchedule = StatefulSchedule

@@ -124,6 +124,8 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
 
     inner = children(tx)
     whole = set(names_of(params)) == set(seen)  # False if an inner transformation sees other params
+    if whole:
+        notes += _doubts(tx, params)
     if whole and isinstance(tx, partition):
         labels = broadcast_prefix(resolve_labels(tx.param_labels, params), params)
         labels = _by_leaf(jax.tree.leaves(labels, is_leaf=is_nothing), params)
@@ -132,7 +134,6 @@ def _follow(tx: Any, params: Tree, seen: tuple[str, ...], routes: dict[str, Rout
         notes += _doubts(tx.param_labels, params)
     if whole and isinstance(tx, scale_by_scion):
         reasons = [place.why for place in leaf_roles(params)]
-        notes += _doubts(tx, params)
         why = _by_leaf(reasons, params) if tx.norms is None else _reasons(tx.norms, params, "norms")
         for name, norm in _by_leaf(tx.norm_of_each(params), params).items():
             note(name, labels=norm, why=why[name])

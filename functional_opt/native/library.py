@@ -32,10 +32,7 @@ def to_check(check: Callable[[], None]) -> Callable[[], None]:
 
 
 def available() -> bool:
-    """Returns whether the extension was built, fits the installed JAX, and computes correct results.
-
-    The first call checks all of this, and warns if the extension was built but cannot be used.
-    """
+    """See `native.available`."""
     with _lock:
         if not _done and reason() is None:
             _done.append(_load())
@@ -45,20 +42,12 @@ def available() -> bool:
 
 
 def enabled() -> bool:
-    """Returns whether code that is traced now may use the kernels.
-
-    They are off if the extension is missing or does not fit, inside `disabled()`, and if the environment
-    variable FUNCTIONAL_OPT_NATIVE is 0.
-    """
+    """See `native.enabled`."""
     return why_not() is None and available()
 
 
 def status() -> str:
-    """Returns one line that says whether the kernels are on and how they were built, or why they are off.
-
-    >>> status().split()[0]
-    'kernels'
-    """
+    """See `native.status`."""
     why = why_not()
     if why is None and not available():
         why = reason()

@@ -47,8 +47,8 @@ class fromage(GradientTransformation):
 
         def leaf(g, w):
             of_w, of_g = (jnp.maximum(global_norm(x), self.min_norm) for x in (w, g))
-            apart = (of_w > 0) & (of_g > 0)
-            ratio = jnp.where(apart, of_w / jnp.where(apart, of_g, 1.0), 1.0)
+            both = (of_w > 0) & (of_g > 0)
+            ratio = jnp.where(both, of_w / jnp.where(both, of_g, 1.0), 1.0)
             return -rate / root * ratio * g - shrinkage * w
 
         return map_leaves(leaf, updates, read=(params,), params=params), state

@@ -168,12 +168,12 @@ class muon_labels(LeafSelector):
             return tx
         numbers = Frozen(specs, treedef)
 
-        def told(link: Any) -> Any:
+        def informed_link(link: Any) -> Any:
             if link.stacks_matrices and link.weight_dimension_numbers in (None, own):
                 return dataclasses.replace(link, weight_dimension_numbers=numbers)
-            return with_children(link, told)
+            return with_children(link, informed_link)
 
-        return told(tx)
+        return informed_link(tx)
 
     def reasons(self, params):
         return [why for _, why, _ in self._routes(params)]

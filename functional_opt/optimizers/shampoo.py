@@ -121,7 +121,7 @@ class scale_by_shampoo(GradientTransformation):
             zip_leaves((updates, params), ("updates", "params"))
         axes, t, beta = len(state.statistics), increment(state.count), self.beta2
         start, every = self.start_preconditioning_step, self.preconditioner_every
-        anew = (t >= start) & ((t - start) % every == 0)
+        refresh = (t >= start) & ((t - start) % every == 0)
         new, correction = (1, 1) if beta is None else (1 - beta, 1 - beta**t)
 
         def leaf(g, v, *factors):
@@ -135,7 +135,7 @@ class scale_by_shampoo(GradientTransformation):
                 sums = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
                 matrices[k] = unless_overflown(sums, matrices[k])
                 roots[k] = jax.lax.cond(
-                    anew,
+                    refresh,
                     lambda a, _, p=2 * g.ndim: _inverse_root(a / correction, p, self.eps).astype(a.dtype),
                     lambda _, root: root,
                     jax.lax.stop_gradient(matrices[k]),

@@ -51,10 +51,10 @@ class aggregate(GradientTransformation):
     def _refuse_sums(self, updates: Tree) -> None:
         """Raises ValueError for updates that are the same on all devices, because `shard_map` has summed them."""
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
-        told_apart = {axis for axis in axes if axis in varying_axes(jax.lax.axis_index(axis))}
+        tracked = {axis for axis in axes if axis in varying_axes(jax.lax.axis_index(axis))}
 
         def check(path, g):
-            if missing := told_apart - varying_axes(g):
+            if missing := tracked - varying_axes(g):
                 axis = sorted(missing)[0]
                 raise ValueError(
                     f"aggregate: updates{path()} is the same on all devices of axis {axis!r}: jax.shard_map sums the "

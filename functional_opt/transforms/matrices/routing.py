@@ -208,10 +208,10 @@ def _stack_axes(prefix: tuple[str, ...], inside: list[_Leaf]) -> int:
     ignored.
     """
     vectors = [x for x in inside if _is(x.parts[-1], VECTORS) or x.parts[-1] == "b"]
-    told = [len(x.shape) - 1 for x in vectors if not x.owned_by(_INTO_HEADS)]
+    sure = [len(x.shape) - 1 for x in vectors if not x.owned_by(_INTO_HEADS)]
     counted = any(x.parts[len(prefix)].isdigit() for x in inside)
     named = bool(prefix) and _is(prefix[-1], _STACKS) and not counted
-    k = min(told) if told else int(named)
+    k = min(sure) if sure else int(named)
     kernels = [x for x in inside if x.parts[-1] in _KERNELS]
     alike = len({x.shape[:k] for x in inside}) == 1 and all(len(x.shape) >= k for x in inside)
     return k if k > 0 and alike and kernels and all(len(x.shape) >= k + 2 for x in kernels) else 0

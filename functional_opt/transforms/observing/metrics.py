@@ -150,8 +150,8 @@ def _measures(tx: Any, state: Any) -> dict[str, Any]:
 def _named(name: str, found: list[tuple[tuple, Any]]) -> dict[str, Any]:
     if len(found) == 1:
         return {name: found[0][1]}
-    apart = len({labels for labels, _ in found}) == len(found)
-    return {f"{name}/{'/'.join(map(str, labels)) if apart else i}": x for i, (labels, x) in enumerate(found)}
+    distinct = len({labels for labels, _ in found}) == len(found)
+    return {f"{name}/{'/'.join(map(str, labels)) if distinct else i}": x for i, (labels, x) in enumerate(found)}
 
 
 def _skipped(tx: Any, before: Any, after: Any) -> jax.Array:

@@ -103,8 +103,8 @@ class lookahead(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        apart = isinstance(params, LookaheadParams)
-        w, s = (params.fast, params.slow) if apart else (params, state.slow)
+        has_slow = isinstance(params, LookaheadParams)
+        w, s = (params.fast, params.slow) if has_slow else (params, state.slow)
         moves, fast_state = self.fast_optimizer.update(
             widen_tree(updates, "updates"), state.fast_state, widen_params(w), **extra
         )
@@ -112,14 +112,14 @@ class lookahead(GradientTransformation):
 
         def leaf(u, s, w):
             step = jnp.where(sync, self.slow_step_size * (w - s + u), 0)
-            return jnp.where(sync, s - w + step, u), step if apart else s + step
+            return jnp.where(sync, s - w + step, u), step if has_slow else s + step
 
         fast, slow = map_leaves(leaf, moves, s, read=(w,), params=w)
         if self.reset_state:
-            anew = matching(apply_updates(w, fast), s)
+            start = matching(apply_updates(w, fast), s)
             fast_state = jax.lax.cond(
-                sync, lambda: cast_tree_like(self.fast_optimizer.init(anew), fast_state), lambda: fast_state
+                sync, lambda: cast_tree_like(self.fast_optimizer.init(start), fast_state), lambda: fast_state
             )
         count = jnp.where(sync, 0, increment(state.steps_since_sync))
-        updates = LookaheadParams(fast, slow) if apart else fast
-        return updates, LookaheadState(fast_state, count, () if apart else slow)
+        updates = LookaheadParams(fast, slow) if has_slow else fast
+        return updates, LookaheadState(fast_state, count, () if has_slow else slow)
