@@ -1,4 +1,4 @@
-"""Times `import functional_opt` next to `import optax`, after JAX, in new processes: `python -m benchmarks.startup`."""
+"""Times importing the library next to Optax, each in a new process, after JAX: `python -m benchmarks.startup`."""
 
 import argparse
 import statistics
@@ -21,7 +21,8 @@ print(time.perf_counter() - start)
 
 def seconds(module: str) -> float:
     """Returns how long a new process takes to import a module once JAX and chex are there."""
-    return float(subprocess.run([sys.executable, "-c", CODE, module], capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", CODE, module]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":
