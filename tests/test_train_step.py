@@ -153,12 +153,6 @@ def test_gradients_of_16_bits_are_averaged_in_float32():
     assert w.dtype == jnp.bfloat16 and w.tolist() == [-1, -1]
 
 
-def test_complex_params_go_downhill():
-    step, tx, w = fo.make_train_step(lambda w: jnp.abs(w) ** 2), fo.sgd(0.25), jnp.array(4 + 8j)
-    w, _, loss = step(tx, w, tx.init(w))
-    assert (complex(w), float(loss)) == (2 + 4j, 80)
-
-
 def test_leaves_that_are_not_trained():
     params = {"w": jnp.ones(6), "none": None, "mask": jnp.arange(2), "steps": 3, "act": jnp.tanh, "z": jnp.array(2j)}
     arrays = {**params, "steps": None, "act": None}

@@ -224,7 +224,7 @@ TRANSFORMS = [
         "train_step.py",
         "map(jnp.conj, grads)",
         "grads",
-        "tests/test_train_step.py::test_complex_params_go_downhill",
+        "tests/test_train_step.py::test_leaves_that_are_not_trained",
     ),
 ]
 
@@ -322,11 +322,11 @@ FACADE = [
         "m = numbers.ema_momentum",
         f"{KERAS3}test_running_means",
     ),
-    Mutant(  # counts that a late variable starts from zero
+    Mutant(  # a count that starts from zero after many steps
         "keras/optimizers/by_variable.py",
         "fresh = shift_counts(tx.init(values), state.counted)",
         "fresh = tx.init(values)",
-        "tests/keras/test_hyper.py::test_from_number_to_schedule_and_back_keeps_the_slots",
+        "tests/keras/test_custom.py::test_a_count_that_comes_later_is_that_of_the_steps_done",
     ),
     Mutant(  # weights that wait, and that the caller may write to meanwhile
         "keras/optimizers/slots.py",
@@ -344,13 +344,13 @@ FACADE = [
         "keras/indexed_slices.py",
         "size=n, fill_value=rows, return_inverse=True",
         "size=n, fill_value=0, return_inverse=True",
-        "tests/keras/test_sparse_read.py::test_trains_as_the_dense_gradient_does",
+        "tests/keras/test_sparse_read.py::test_the_first_row_rests_while_others_are_named_twice",
     ),
     Mutant(  # a field that a config drops
         "keras/optimizers/base.py",
         '    "ema_overwrite_frequency": None,\n',
         "",
-        "tests/keras/test_config.py::test_there_and_back",
+        "tests/keras/test_config.py::test_each_shared_argument_that_is_set_is_in_the_config",
     ),
     Mutant(  # all decay but those that are to
         "keras/optimizers/base.py",

@@ -330,6 +330,8 @@ def test_left_to_xla():
         ("a link without a kernel", fo.chain(fo.clip_by_block_rms(1.0), fo.scale_by_adam()), params, grads),
         ("an update of one's own", fo.chain(mine(), fo.scale(-0.1)), params, grads),
         ("complex", adam, params | {"odd": params["odd"] + 0j}, grads | {"odd": grads["odd"] * 1j}),
+        ("params of another 16 bits", fo.sgd(0.1), tree(0, "float16"), grads),
+        ("gradients of another 16 bits", fo.sgd(0.1), params, tree(1, "float16")),
         ("several devices", adam, jax.device_put(params, mesh), jax.device_put(grads, mesh)),
     ):
         assert not uses_kernel(stepper(tx), p, tx.init(p), g), why
