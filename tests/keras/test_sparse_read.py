@@ -73,15 +73,6 @@ def test_rows_that_are_not_read_any_more(opt, stay):
     assert (table.numpy()[1:3] == before[1:3]).all() == stay
 
 
-def test_the_first_row_rests_while_others_are_named_twice():
-    """A list of rows that is padded must not be padded with the first one."""
-    table, opt = Variable(np.zeros((3, 1), np.float32), name="table"), SGD(1.0, momentum=0.5)
-    for rows in [0], [1, 1, 2]:
-        opt.apply_gradients([(IndexedSlices(-np.ones((len(rows), 1), np.float32), rows), table)])
-    assert table.numpy().ravel().tolist() == [1.0, 2.0, 1.0]
-    assert opt.get_slot(table, "momentum").numpy().ravel().tolist() == [1.0, 2.0, 1.0]
-
-
 @ways
 def test_several_reads_of_several_tables(way):
     a, b, w = make_table("a"), make_table("b"), Variable([0.5, -0.5], name="w")

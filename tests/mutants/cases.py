@@ -344,7 +344,7 @@ FACADE = [
         "keras/indexed_slices.py",
         "size=n, fill_value=rows, return_inverse=True",
         "size=n, fill_value=0, return_inverse=True",
-        "tests/keras/test_sparse_read.py::test_the_first_row_rests_while_others_are_named_twice",
+        "tests/keras/test_custom.py::test_rows",
     ),
     Mutant(  # a field that a config drops
         "keras/optimizers/base.py",
