@@ -194,7 +194,7 @@ TRANSFORMS = [
         "transforms/clipping/clip.py",
         "return jnp.minimum(1.0, largest / jnp.where(size == 0, 1.0, size))",
         "return largest / jnp.where(size == 0, 1.0, size)",
-        "tests/transforms/test_clip.py::test_bounds_what_it_says_and_nothing_less",
+        "tests/transforms/test_clip.py::test_what_is_within_the_bound_stays_as_it_is",
     ),
     Mutant(  # the wrong axis
         "transforms/clipping/clip.py",
