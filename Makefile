@@ -2,6 +2,7 @@
 # optimizers on a character transformer.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
 # make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
+# make mutants: puts mistakes into a copy of the library, one at a time, and runs the tests that must notice.
 # make bench: speed, side by side with peers.
 # PYTHON=... runs any of them with another Python, in an environment of its own.
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 # flags with which XLA compiles several times faster; tests/native is about the code it makes with all optimizations
 QUICK = $$($(BIN)/python -m tests.xla_flags)
 
-.PHONY: demo characters test test-versions check sanitize bench clean
+.PHONY: demo characters test test-versions check sanitize mutants bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -32,6 +33,9 @@ check: $(VENV)/test
 
 sanitize:
 	$(PYTHON) -m tests.native.sanitize
+
+mutants: $(VENV)/test
+	QUICK="$(QUICK)" $(BIN)/python -m tests.mutants
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step

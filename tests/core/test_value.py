@@ -185,6 +185,13 @@ def test_checked_functions():
         step()
 
 
+@pytest.mark.parametrize(
+    "interval, taken", [("[0, 1]", [0.0, 1.0]), ("[0, 1)", [0.0]), ("(0, 1]", [1.0]), ("(0, 1)", [])]
+)
+def test_the_ends_of_a_range(interval, taken):
+    assert [x for x in (0.0, 1.0) if x in Range(interval)] == taken
+
+
 @given(st.floats(allow_nan=True), st.sampled_from(["[0, 1)", "(0, 1]", "[-inf, inf]", "(0, inf)", "[1, inf)"]))
 def test_a_range_holds_what_it_says(x, interval):
     low, high = (float(end) for end in interval[1:-1].split(","))

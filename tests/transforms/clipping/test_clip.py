@@ -66,6 +66,12 @@ def test_bounds_what_it_says_and_nothing_less(rule, tree, bound):
         assert_close(clipped, jax.tree.map(jnp.asarray, tree))
 
 
+@each_rule
+def test_what_is_within_the_bound_stays_as_it_is(rule):
+    tree = {"a": jnp.array([0.25, -0.5]), "b": jnp.array(0.125)}
+    assert_close(run(rule(1.0), tree), tree)
+
+
 @pytest.mark.parametrize("rule", [clip_by_norm, clip_by_global_norm, clip_by_block_rms], ids=lambda r: r.__name__)
 @given(trees(), st.sampled_from([1e-3, 1.0, 50.0]))
 def test_keeps_the_direction_of_each_leaf(rule, tree, bound):

@@ -87,6 +87,13 @@ def test_without_params_the_dtype_is_that_of_the_gradients():
     tx = chain(scale(2.0), probe())
     updates, _ = tx.update({"w": jnp.ones(2, "float16")}, tx.init(None))
     assert updates["w"].dtype == jnp.float16 and probe.seen["params"] is None
+    assert probe.seen["dtype"] == jnp.float32
+
+
+def test_the_first_link_sees_float32():
+    tx, g = chain(probe()), jnp.ones(2, "bfloat16")
+    tx.update({"w": g}, tx.init({"w": g}), {"w": g})
+    assert probe.seen["dtype"] == jnp.float32
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,16 @@ def test_the_running_mean_is_the_mean(grads):
     assert state.acc_grads["w"] == 0.0
 
 
+def test_nothing_has_updated_before_the_first_window_closes():
+    tx = MultiSteps(sgd(1.0), 2)
+    state = tx.init({"w": 0.0})
+    found = [bool(tx.has_updated(state))]
+    for _ in range(4):
+        _, state = tx.update({"w": 1.0}, state)
+        found.append(bool(tx.has_updated(state)))
+    assert found == [False, False, True, False, True]
+
+
 def primitives(jaxpr, inside_cond=False):
     """The names of all primitives, each with whether it stands inside a branch of a cond."""
     for eqn in jaxpr.eqns:

@@ -142,6 +142,17 @@ def test_lookahead_params_are_those_of_optax(reset_state):
     assert state.slow == ()
 
 
+def test_a_reset_optimizer_starts_at_the_new_params():
+    """Its state has params here, those that it starts from."""
+    tx, params, grads = lookahead(schedule_free_sgd(0.1), 2, 0.5, reset_state=True), make_params(), make_grads(2)
+    state = tx.init(params)
+    for i in range(2):
+        updates, state = tx.update(at(grads, i), state, params)
+        params = apply_updates(params, updates)
+    assert_close(state.fast_state.z, params)
+    assert float(params["scale"]) != float(make_params()["scale"])
+
+
 def test_what_is_no_decay():
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.0"):
         params_ema(1.0)

@@ -27,6 +27,11 @@ def test_halves_and_doubles():
     assert scales(tx, [inf] * 4)[-1] == (2, 4)
 
 
+def test_a_scale_that_starts_below_its_bound_is_not_lifted_by_a_bad_step():
+    tx = fo.dynamic_loss_scale(fo.sgd(0.1), 0.25, growth_interval=1, min_scale=1.0)
+    assert [s for s, _ in scales(tx, [jnp.inf, 1, jnp.inf, 1, jnp.inf])] == [0.25, 0.5, 0.5, 1, 1]
+
+
 def test_a_scale_never_overflows():
     assert scales(fo.dynamic_loss_scale(fo.sgd(0.1), 2.0**126, growth_interval=1), [0] * 3)[-1] == (2.0**127, 0)
 
