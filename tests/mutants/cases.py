@@ -3,7 +3,7 @@
 from .mutant import Mutant
 
 # shorter names of tests
-BASE, LEAVES, VALUE = "tests/test_base.py::", "tests/test_leaves.py::", "tests/test_value.py::"
+BASE, LEAVES, VALUE = "tests/core/test_transformation.py::", "tests/core/test_leaves.py::", "tests/core/test_value.py::"
 OPTIMIZERS, NUMBERS = "tests/test_optimizers.py::", "tests/conformance/test_numbers.py::"
 PAPER = f"{NUMBERS}test_float64_is_the_paper"
 NATIVE, GUARDS = "tests/native/test_native.py::", "tests/native/test_guards.py::"
@@ -68,13 +68,13 @@ CORE = [
         "core/paths.py",
         "values.append(hits[0][1] if hits else default)",
         "values.append(hits[-1][1] if hits else default)",
-        "tests/test_paths.py::test_the_first_match_wins",
+        "tests/core/test_paths.py::test_the_first_match_wins",
     ),
     Mutant(  # a mask that is the same where no rule matches
         "core/paths.py",
         "default = not said.pop()",
         "default = said.pop()",
-        "tests/test_paths.py::test_a_mask_of_one_kind_of_rules_is_the_opposite_elsewhere",
+        "tests/core/test_paths.py::test_a_mask_of_one_kind_of_rules_is_the_opposite_elsewhere",
     ),
 ]
 
@@ -83,19 +83,19 @@ SCHEDULES = [
         "core/schedule.py",
         "return jnp.maximum(jnp.asarray(count) - begin, 0).astype(float)",
         "return (jnp.asarray(count) - begin).astype(float)",
-        "tests/test_schedules.py::test_same_numbers_as_optax",
+        "tests/schedules/test_schedules.py::test_same_numbers_as_optax",
     ),
     Mutant(  # a step that comes one too late
         "schedules/pieces.py",
         "jnp.where(count < step, 1.0, scale)",
         "jnp.where(count <= step, 1.0, scale)",
-        "tests/test_schedules.py::test_pieces",
+        "tests/schedules/test_schedules.py::test_pieces",
     ),
     Mutant(  # a joined schedule that counts from the start
         "schedules/pieces.py",
         "schedule(jnp.maximum(count - boundary, 0))",
         "schedule(count)",
-        "tests/test_schedules.py::test_plain_functions_in_a_join",
+        "tests/schedules/test_schedules.py::test_plain_functions_in_a_join",
     ),
 ]
 
@@ -104,61 +104,61 @@ TRANSFORMS = [
         "transforms/wrapping/accumulate.py",
         "return (state.mini_step == 0) & (state.gradient_step > 0)",
         "return state.mini_step == 0",
-        "tests/transforms/test_accumulate.py::test_nothing_has_updated_before_the_first_window_closes",
+        "tests/transforms/wrapping/test_accumulate.py::test_nothing_has_updated_before_the_first_window_closes",
     ),
     Mutant(  # a window that is one too long
         "transforms/wrapping/accumulate.py",
         "~skip & (n + 1 >= k)",
         "~skip & (n >= k)",
-        "tests/transforms/test_accumulate.py::test_the_sum_on_request",
+        "tests/transforms/wrapping/test_accumulate.py::test_the_sum_on_request",
     ),
     Mutant(  # a loss scale without a lower bound
         "transforms/wrapping/loss_scale.py",
         "jnp.maximum(scale / 2, jnp.minimum(min_scale, scale))",
         "scale / 2",
-        "tests/transforms/test_loss_scale.py::test_halves_and_doubles",
+        "tests/transforms/wrapping/test_loss_scale.py::test_halves_and_doubles",
     ),
     Mutant(  # a loss scale that a bad step lifts
         "transforms/wrapping/loss_scale.py",
         "jnp.minimum(min_scale, scale)",
         "min_scale",
-        "tests/transforms/test_loss_scale.py::test_a_scale_that_starts_below_its_bound_is_not_lifted_by_a_bad_step",
+        "tests/transforms/wrapping/test_loss_scale.py::test_a_scale_that_starts_below_its_bound_is_not_lifted_by_a_bad_step",
     ),
     Mutant(  # weights of zero that stay so for ever
         "transforms/scaling/trust_ratio.py",
         "apart = (of_w > 0) & (of_g > 0)",
         "apart = of_g > 0",
-        "tests/transforms/test_trust_ratio.py::test_weights_of_zero_take_the_update_as_it_is",
+        "tests/transforms/scaling/test_trust_ratio.py::test_weights_of_zero_take_the_update_as_it_is",
     ),
     Mutant(  # an optimizer that starts again where the params were
         "transforms/wrapping/lookahead.py",
         "anew = matching(apply_updates(w, fast), s)",
         "anew = matching(w, s)",
-        "tests/transforms/test_evaluate.py::test_a_reset_optimizer_starts_at_the_new_params",
+        "tests/transforms/wrapping/test_evaluate.py::test_a_reset_optimizer_starts_at_the_new_params",
     ),
     Mutant(  # extra arguments that do not arrive
         "transforms/combining/select.py",
         "tx, chosen, updates, new_updates, state.inner_states[label], params, more",
         "tx, chosen, updates, new_updates, state.inner_states[label], params, {}",
-        "tests/transforms/test_select.py::test_extra_arguments_of_the_same_structure",
+        "tests/transforms/combining/test_select.py::test_extra_arguments_of_the_same_structure",
     ),
     Mutant(
         "transforms/combining/chain.py",
         "t.update(updates, state, params, **extra)",
         "t.update(updates, state, params)",
-        "tests/transforms/test_chain.py::test_extra_arguments_go_all_the_way_down",
+        "tests/transforms/combining/test_chain.py::test_extra_arguments_go_all_the_way_down",
     ),
     Mutant(  # links in 16 bits
         "transforms/combining/chain.py",
         'updates, params = widen_tree(updates, "updates"), widen_params(params)',
         "params = widen_params(params)",
-        "tests/transforms/test_chain.py::test_the_first_link_sees_float32",
+        "tests/transforms/combining/test_chain.py::test_the_first_link_sees_float32",
     ),
     Mutant(  # a mask the other way round
         "transforms/scaling/decay.py",
         "return merge(chosen, decay(select_leaves(chosen, updates)), updates), state",
         "return merge(chosen, updates, decay(updates)), state",
-        "tests/transforms/test_decay.py::test_masks",
+        "tests/transforms/scaling/test_decay.py::test_masks",
     ),
     Mutant(  # a mask that the kernel does not see
         "transforms/scaling/decay.py",
@@ -176,43 +176,43 @@ TRANSFORMS = [
         "transforms/wrapping/inject.py",
         "numbers[name] = self.numbers[name](s, **extra)",
         "numbers[name] = self.numbers[name](self.numbers[name].update(s, **extra), **extra)",
-        "tests/transforms/test_inject.py::test_schedules_as_in_optax",
+        "tests/transforms/wrapping/test_inject.py::test_schedules_as_in_optax",
     ),
     Mutant(  # patience that ends a step too early
         "transforms/wrapping/guard.py",
         "errors > self.max_consecutive_errors",
         "errors >= self.max_consecutive_errors",
-        "tests/transforms/test_guard.py::test_as_in_optax_when_bad_steps_go_on",
+        "tests/transforms/wrapping/test_guard.py::test_as_in_optax_when_bad_steps_go_on",
     ),
     Mutant(  # a NaN that spreads over all leaves
         "transforms/clipping/clip.py",
         "jnp.where(jnp.isnan(squares), 0.0, squares)",
         "squares",
-        "tests/transforms/test_clip.py::test_nan_stays_in_its_leaf",
+        "tests/transforms/clipping/test_clip.py::test_nan_stays_in_its_leaf",
     ),
     Mutant(  # small gradients that a clip makes larger
         "transforms/clipping/clip.py",
         "return jnp.minimum(1.0, largest / jnp.where(size == 0, 1.0, size))",
         "return largest / jnp.where(size == 0, 1.0, size)",
-        "tests/transforms/test_clip.py::test_what_is_within_the_bound_stays_as_it_is",
+        "tests/transforms/clipping/test_clip.py::test_what_is_within_the_bound_stays_as_it_is",
     ),
     Mutant(  # the wrong axis
         "transforms/clipping/clip.py",
         "axis = 0 if x.ndim < 4 else",
         "axis = -1 if x.ndim < 4 else",
-        "tests/transforms/test_clip.py::test_units",
+        "tests/transforms/clipping/test_clip.py::test_units",
     ),
     Mutant(  # a bias correction that lags behind
         "transforms/scaling/moments.py",
         "return m / (1 - self.decay**t) if self.debias else m, m",
         "return m / (1 - self.decay ** (t + 1)) if self.debias else m, m",
-        "tests/transforms/test_moments.py::test_ema_of_a_constant_is_that_constant",
+        "tests/transforms/scaling/test_moments.py::test_ema_of_a_constant_is_that_constant",
     ),
     Mutant(  # a leaf of the least size that is not stored in codes
         "transforms/precision/quantize.py",
         "np.size(x) >= max(self.min_size, 1)",
         "np.size(x) > max(self.min_size, 1)",
-        "tests/transforms/test_quantize.py::test_small_leaves_and_params_in_the_state_are_left_alone",
+        "tests/transforms/precision/test_quantize.py::test_small_leaves_and_params_in_the_state_are_left_alone",
     ),
     Mutant(  # the mean over all micro-batches where some do not count
         "microbatching.py",

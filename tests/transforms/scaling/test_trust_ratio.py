@@ -5,7 +5,7 @@ import pytest
 
 from functional_opt import scale_by_trust_ratio
 
-from ..helpers import assert_close
+from ...helpers import assert_close
 
 
 def test_weights_of_zero_take_the_update_as_it_is():
