@@ -3,7 +3,11 @@
 from .mutant import Mutant
 
 # shorter names of tests
-BASE, LEAVES, VALUE = "tests/core/test_transformation.py::", "tests/core/test_leaves.py::", "tests/core/test_value.py::"
+BASE, LEAVES, VALUE = (
+    "tests/core/test_transformation.py::",
+    "tests/core/test_leaves.py::",
+    "tests/core/test_value.py::",
+)
 OPTIMIZERS, NUMBERS = "tests/test_optimizers.py::", "tests/conformance/test_numbers.py::"
 PAPER = f"{NUMBERS}test_float64_is_the_paper"
 NATIVE, GUARDS = "tests/native/test_native.py::", "tests/native/test_guards.py::"
@@ -132,8 +136,8 @@ TRANSFORMS = [
     ),
     Mutant(  # an optimizer that starts again where the params were
         "transforms/wrapping/lookahead.py",
-        "anew = matching(apply_updates(w, fast), s)",
-        "anew = matching(w, s)",
+        "start = matching(apply_updates(w, fast), s)",
+        "start = matching(w, s)",
         "tests/transforms/wrapping/test_evaluate.py::test_a_reset_optimizer_starts_at_the_new_params",
     ),
     Mutant(  # extra arguments that do not arrive
