@@ -29,7 +29,7 @@ check: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --doctest-modules functional_opt
 
 sanitize:
 	$(PYTHON) -m tests.native.sanitize

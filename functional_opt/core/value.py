@@ -38,6 +38,8 @@ def value(cls: type[T]) -> type[T]:
     Equality and hash are by value, for arrays too; only tracers are compared by identity. Rebuilding a value from
     leaves (inside `jax.jit`, `jax.tree.map` ...) runs no checks, so leaves may be anything.
 
+    >>> from typing import Literal
+    >>> from functional_opt.core.checks import Static
     >>> from functional_opt.core.ranges import NonNegative
     >>> @value
     ... class shift:

@@ -56,7 +56,7 @@ def assert_close(ours, pure, ulps):
 
 def test_a_compiler_is_enough():
     if sys.platform == "linux" and (shutil.which("g++") or shutil.which("clang++")):
-        assert native.available(), "build it: python setup.py build_ext --inplace"
+        assert native.available(), "build it: pip install --editable ."
 
 
 CHAINS = {  # and how many units in the last place it may differ
