@@ -28,8 +28,8 @@ class dynamic_loss_scale(GradientTransformation):
     """Divides the gradients of a scaled loss by its scale s, which it keeps as large as float16 allows.
 
     If all g/s are finite, the inner transformation gets them in float32, and s ← 2·s after `growth_interval` such
-    steps. Otherwise the step is skipped (zero updates, unchanged inner state) and s ← max(s/2, min(min_scale, s)). Multiply
-    the loss by `loss_scale(state)`::
+    steps. Otherwise the step is skipped (zero updates, unchanged inner state) and s ← max(s/2, min(min_scale, s)).
+    Multiply the loss by `loss_scale(state)`::
 
         grads = jax.grad(lambda p: loss(p) * loss_scale(state))(params)
         updates, state = tx.update(grads, state, params)
