@@ -42,5 +42,5 @@ _tests = itertools.count(1)
 
 def pytest_runtest_teardown():
     """A process may map some 65,000 pieces of memory, and every compiled program takes a few: XLA aborts without."""
-    if next(_tests) % 1000 == 0:
+    if next(_tests) % 3000 == 0:
         jax.clear_caches()
