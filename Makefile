@@ -2,15 +2,16 @@
 # optimizers on a character transformer.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
 # make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
+# make mutants: puts mistakes into a copy of the library, one at a time, and runs the tests that must notice.
 # make bench: speed, side by side with peers.
 # PYTHON=... runs any of them with another Python, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN = $(VENV)/bin
-# XLA compiles a fifth faster so; tests/native is about what it makes when it optimizes all it can
-QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# flags with which XLA compiles several times faster; tests/native is about the code it makes with all optimizations
+QUICK = $$($(BIN)/python -m tests.xla_flags)
 
-.PHONY: demo characters test test-versions check sanitize bench clean
+.PHONY: demo characters test test-versions check sanitize mutants bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -18,26 +19,30 @@ characters: $(VENV)/demo
 	$(BIN)/python examples/characters.py
 
 test: $(VENV)/test
-	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --ignore tests/native
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --dist loadgroup --ignore tests/native
 	$(BIN)/python -m pytest -n auto tests/native
 
 test-versions: $(VENV)/test
-	QUICK="$(QUICK)" $(BIN)/nox
+	$(BIN)/nox
 
 check: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n auto --doctest-modules functional_opt
+	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --doctest-modules functional_opt
 
 sanitize:
 	$(PYTHON) -m tests.native.sanitize
+
+mutants: $(VENV)/test
+	QUICK="$(QUICK)" $(BIN)/python -m tests.mutants
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.facade
 	$(BIN)/python -m benchmarks.sparse
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.muon
 	$(BIN)/python -m benchmarks.sweep

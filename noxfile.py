@@ -50,5 +50,6 @@ def select(session: nox.Session, requirements: list[str]) -> None:
     session.run("python", "examples/digits.py", "--epochs", "10", "--out", f"{session.create_tmp()}/digits.png")
     # -P and importlib keep the checkout off the path
     pytest = ["python", "-P", "-m", "pytest", "--import-mode=importlib", "-n", "auto", "-m", "versions"]
-    session.run(*pytest, "--ignore=tests/native", "tests", env={"XLA_FLAGS": os.environ.get("QUICK", "")})
+    flags = session.run("python", "-m", "tests.xla_flags", silent=True).strip()
+    session.run(*pytest, "--dist=loadgroup", "--ignore=tests/native", "tests", env={"XLA_FLAGS": flags})
     session.run(*pytest, "tests/native")

@@ -1,4 +1,4 @@
-"""How long many small leaves compile, and how often new hyperparameters do: `python -m benchmarks.compile`."""
+"""Times compiling for many small leaves; counts recompilations for new numbers: `python -m benchmarks.compile`."""
 
 import argparse
 import time
@@ -19,7 +19,7 @@ LEAVES, SIZE = 2000, 64
 
 
 def contender(library: ModuleType, tx: Any) -> tuple[float, float, Callable[[], None]]:
-    """The seconds to trace and lower a step and to compile it, and a function that does one and waits for it."""
+    """Returns the seconds to trace and lower a step, those to compile it, and a function that runs one and waits."""
 
     def update(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -42,7 +42,7 @@ def contender(library: ModuleType, tx: Any) -> tuple[float, float, Callable[[], 
 
 
 def nothing() -> Callable[[], None]:
-    """A step that gives params and state back: the time that JAX takes for as many arrays."""
+    """Returns a step that only returns params and state: it takes JAX's own time for as many arrays."""
     params = {f"w{i}": jnp.full(SIZE, 0.01) for i in range(LEAVES)}
     grads = jax.tree.map(lambda x: x + 1, params)
     carry = params, chains(optax)["clip + adamw"].init(params)
@@ -56,7 +56,7 @@ def nothing() -> Callable[[], None]:
 
 
 def compilations(changes: int = 200) -> int:
-    """How often a step is compiled anew while it is given transformations with other numbers."""
+    """Returns how often a step is recompiled when it is given transformations with other numbers."""
 
     @jax.jit
     def step(tx, params, state, grads):
@@ -87,9 +87,9 @@ def main(rounds: int) -> None:
     ]
     cells = [[work, milliseconds(a), milliseconds(b), f"{a / b:.2f}"] for work, a, b in rows]
     notes = [
-        "Compiled once each; the step as the others. "
-        f"A step that gives the same arrays back as they are: {milliseconds(t['nothing'])} ms.",
-        "Compilations in 200 steps, each given a transformation with other numbers as an argument: "
+        "Each is compiled once; the step is timed as in the other tables. "
+        f"A step that returns the same arrays unchanged: {milliseconds(t['nothing'])} ms.",
+        "Recompilations in 200 steps, each given a transformation with other numbers as an argument: "
         f"{compilations()}.",
     ]
     title = f"clip + adamw, {LEAVES} leaves of {SIZE}"

@@ -1,4 +1,4 @@
-"""The time of one eager `apply_gradients` next to Keras 3's and torch's fused step: `python -m benchmarks.facade`."""
+"""Times one eager `apply_gradients` against Keras 3's and torch's fused step: `python -m benchmarks.facade`."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ def arrays(shapes: Shapes, seed: int) -> list[np.ndarray]:
 
 
 def ours(opt: optimizers.Optimizer, shapes: Shapes) -> Callable[[], None]:
-    """A function that does one step and waits for it; so are the next two."""
+    """Returns a function that runs one step and waits for it, as do the next two functions."""
     variables = [Variable(x, name=name) for name, x in zip(shapes, arrays(shapes, 0), strict=True)]
     grads = [jax.device_put(x) for x in arrays(shapes, 1)]
 
@@ -55,7 +55,7 @@ def fused(make: Callable, shapes: Shapes) -> Callable[[], None]:
 
 
 def sums(shapes: Shapes) -> Callable[[], None]:
-    """A jitted function that adds the gradients: the time that JAX takes for as many arrays."""
+    """Returns a function that adds the gradients in a jitted sum: it takes JAX's own time for as many arrays."""
     values, grads = ([jax.device_put(x) for x in arrays(shapes, i)] for i in range(2))
     add = jax.jit(lambda values, grads: [v + g for v, g in zip(values, grads, strict=True)], donate_argnums=0)
 
@@ -67,7 +67,7 @@ def sums(shapes: Shapes) -> Callable[[], None]:
 
 
 def compilations(shapes: Shapes, assignments: int = 200) -> int:
-    """How often a step is compiled anew while hyperparameters are assigned between steps."""
+    """Returns how often a step is recompiled when hyperparameters are assigned between steps."""
     opt = optimizers.Adam(1e-3)
     run = ours(opt, shapes)
 
@@ -106,10 +106,10 @@ def main(rounds: int) -> None:
     times = [(name, interleave(contenders, rounds, name, calls=5)) for name, contenders in rows.items()]
     size = sum(x.size for x in arrays(shapes, 0)) / 1e6
     notes = [
-        f"An eager step of {len(shapes)} variables, the {size:.2f}M parameters of a small transformer: ours "
-        "`apply_gradients`, Keras's `apply` on JAX, torch's `step` with `fused=True`. Each round is 5 steps.",
+        f"An eager step of {len(shapes)} variables, the {size:.2f}M parameters of a small transformer: ours is "
+        "`apply_gradients`, Keras's is `apply` on JAX, torch's is `step` with `fused=True`. Each round has 5 steps.",
         f"JAX's time for a jitted sum of as many arrays: {milliseconds(times[-1][1]['sums'])} ms.",
-        f"Compilations in 200 steps with a learning rate, a beta_1 or a schedule assigned before each: "
+        f"Recompilations in 200 steps with a learning rate, a beta_1 or a schedule assigned before each: "
         f"{compilations(shapes)}.",
     ]
     report("Eager step of the Keras facade, CPU", times, ["keras", "torch"], rounds, notes)

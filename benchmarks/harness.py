@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender runs once a round, and the medians over rounds are compared."""
+"""Interleaved timing: every contender runs once per round, and the medians over rounds are compared."""
 
 import os
 import platform
@@ -17,9 +17,9 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str, calls: int = 1) -> dict[str, float]:
-    """The median time of a call of each contender, in seconds, over rounds of some calls each.
+    """Returns the median time per call of each contender, in seconds, over rounds of `calls` calls each.
 
-    A first round, not counted, warms up.
+    A first round warms up and is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with Progress() as progress:
@@ -38,7 +38,7 @@ def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str
 def report(
     title: str, rows: list[tuple[str, dict[str, float]]], peers: list[str], rounds: int, notes: Sequence[str] = ()
 ) -> None:
-    """A table of medians, with ours as a ratio of each peer's; a peer may be missing in a row."""
+    """Writes a table of medians, with the ratio of ours to each peer's. A peer may be missing in a row."""
     columns = ["work", "ours, ms", *(c for p in peers for c in (f"{p} {version(p)}, ms", f"ours / {p}"))]
     cells = []
     for work, t in rows:
@@ -57,7 +57,7 @@ def write_table(
     notes: Sequence[str] = (),
     where: str = "in one process",
 ) -> None:
-    """Prints a table, and keeps it in RESULTS.md under the title."""
+    """Prints a table, and stores it in RESULTS.md under its title."""
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)

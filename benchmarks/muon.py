@@ -1,4 +1,4 @@
-"""The time of one step of Muon next to Optax's: `python -m benchmarks.muon`."""
+"""Times one step of Muon against Optax's: `python -m benchmarks.muon`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The ratios of RESULTS.md as one picture, `results.svg` beside it: `python -m benchmarks.plot`."""
+"""Plots the ratios in RESULTS.md as `results.svg`, in the same folder: `python -m benchmarks.plot`."""
 
 import re
 
@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 from .harness import RESULTS
 
 Ratio = tuple[str, str, float]
-"""A table's title with the row's name, the peer, and our time over the peer's."""
+"""A table's title and the row's name, the peer, and our time divided by the peer's."""
 
 
 def ratios(text: str) -> list[Ratio]:
-    """Every ratio in the tables of RESULTS.md, in order.
+    """Returns every ratio in the tables of RESULTS.md, in order.
 
     >>> ratios("## Step" + chr(10) + "| work | ours / optax |" + chr(10) + "|---|---|" + chr(10) + "| adam | 0.50 |")
     [('Step: adam', 'optax', 0.5)]

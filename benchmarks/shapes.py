@@ -4,7 +4,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def transformer(layers: int = 12, width: int = 32, words: int = 1024, places: int = 128) -> Shapes:
-    """The shapes of a small transformer's weights, by path."""
+    """Returns the shapes of a small transformer's weights, by path."""
     norm = {"scale": (width,), "offset": (width,)}
     block = {
         **{f"attention/{name}": (width, width) for name in ("query", "key", "value", "output")},

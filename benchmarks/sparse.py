@@ -1,4 +1,4 @@
-"""A step of an embedding table, by its touched rows and whole: `python -m benchmarks.sparse`."""
+"""Times a step of an embedding table, by its touched rows and dense: `python -m benchmarks.sparse`."""
 
 import argparse
 
@@ -14,7 +14,7 @@ ROWS, WIDTH, TOUCHED = 1_000_000, 64, 1024
 
 
 def contender(opt: keras.optimizers.Optimizer, by_row: bool):
-    """A function that does one training step and waits for it, and the step."""
+    """Returns a function that runs one training step and waits for it, and the step."""
     table = keras.Variable(jnp.zeros((ROWS, WIDTH)), name="table")
     indices = jnp.asarray(np.random.default_rng(0).choice(ROWS, TOUCHED, replace=False))
 
@@ -32,7 +32,7 @@ def contender(opt: keras.optimizers.Optimizer, by_row: bool):
 
 
 def temporary(lowered: jax.stages.Lowered) -> int:
-    """The bytes that a program needs besides its arguments and results."""
+    """Returns the bytes that a program needs besides its arguments and results."""
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
@@ -52,7 +52,7 @@ def main(rounds: int) -> None:
         cells.append([name, *times, *(f"{m:.1f}" for m in memory)])
     columns = ["optimizer", "sparse_read, ms", "dense, ms", "ratio", "sparse_read, MiB", "dense, MiB"]
     title = f"Embedding table of {ROWS:,} × {WIDTH}, {TOUCHED} rows touched"
-    notes = ["A train step. MiB: what the program needs besides the table, its slots and the batch."]
+    notes = ["One training step. MiB: the memory that the program needs besides the table, its slots and the batch."]
     write_table(title, columns, cells, rounds, notes)
 
 

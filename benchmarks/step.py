@@ -1,4 +1,4 @@
-"""The time of one jitted, donated update step next to Optax's and torch's fused one: `python -m benchmarks.step`."""
+"""Times one jitted, donated update step against Optax's and torch's fused one: `python -m benchmarks.step`."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ from .shapes import Shapes, transformer
 
 
 def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False) -> Callable[[], None]:
-    """A function that does one step and waits for it. `by_xla`: without the native kernels."""
+    """Returns a function that runs one step and waits for it. `by_xla` turns the native kernels off."""
 
     def update(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -30,7 +30,7 @@ def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False
     params = {name: jnp.full(shape, 0.01) for name, shape in shapes.items()}
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
     carry = params, tx.init(params)
-    with native.disabled() if by_xla else nullcontext():  # asked while tracing: twice, types are weak first
+    with native.disabled() if by_xla else nullcontext():  # read in tracing, which happens twice: types are weak first
         carry = step(*step(*carry, grads), grads)
 
     def run():
@@ -41,13 +41,13 @@ def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False
 
 
 def sum_in_place(shapes: Shapes) -> Callable[[], None]:
-    """x ← x + y by torch, 12 bytes an element: what memory can do at least."""
+    """Returns torch's x ← x + y, 12 bytes per element: a rate that memory is known to reach."""
     x, y = ([torch.ones(shape) for shape in shapes.values()] for _ in range(2))
     return lambda: torch._foreach_add_(x, y)
 
 
 def fused(make: Callable, max_norm: float | None, shapes: Shapes) -> Callable[[], None]:
-    """The same of torch; the gradients are clipped in place, as torch does it, and so shrink once."""
+    """Returns a fused step of torch. Gradients are clipped in place, as torch does, so they shrink only once."""
     params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in shapes.values()]
     for p in params:
         p.grad = torch.randn(p.shape)
@@ -62,7 +62,7 @@ def fused(make: Callable, max_norm: float | None, shapes: Shapes) -> Callable[[]
 
 
 def chains(library: ModuleType) -> dict[str, Any]:
-    """The same optimizers from either library."""
+    """Returns the same optimizers from either library, by name."""
     return {
         "adam": library.adam(1e-3),
         "clip + adamw": library.chain(library.clip_by_global_norm(1.0), library.adamw(1e-3)),
@@ -85,12 +85,12 @@ SIZES = {
 
 
 def gigabytes(each: int, shapes: Shapes) -> float:
-    """What so many bytes of each element are in all."""
+    """Returns the total size, in GB, at `each` bytes per element."""
     return each * sum(math.prod(shape) for shape in shapes.values()) / 1e9
 
 
 def main(rounds: int) -> None:
-    rows, notes = [], ["torch: its fused optimizers, after `clip_grad_norm_` where there is a clip."]
+    rows, notes = [], ["torch: its fused optimizers, after `clip_grad_norm_` if the chain clips."]
     for size, shapes in SIZES.items():
         ours, theirs = chains(functional_opt), chains(optax)
         for name in ours:

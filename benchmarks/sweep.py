@@ -1,6 +1,6 @@
-"""Eight learning rates by `vmap` in one program next to eight runs of Optax: `python -m benchmarks.sweep`.
+"""Times eight learning rates in one `vmap` program against eight runs of Optax: `python -m benchmarks.sweep`.
 
-Each side is a process of its own, timed from its start to its end: imports, compilations, training.
+Each side is a separate process, timed from start to end: imports, compilations, training.
 """
 
 import argparse
@@ -17,7 +17,7 @@ STEPS, BATCH, WIDTHS = 500, 64, (64, 128, 128, 10)
 
 
 def start() -> dict[str, jax.Array]:
-    """The params of a small network."""
+    """Returns the params of a small network."""
     keys = jax.random.split(jax.random.key(0), len(WIDTHS))
     pairs = list(zip(WIDTHS, WIDTHS[1:], strict=False))
     kernels = {f"kernel_{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in enumerate(pairs)}
@@ -25,7 +25,7 @@ def start() -> dict[str, jax.Array]:
 
 
 def loss(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    """That of one batch of the task: which of ten fixed directions an input has most of."""
+    """Returns the loss of one batch. The task: find which of the first ten entries of the input is the largest."""
     x = jax.random.normal(key, (BATCH, WIDTHS[0]))
     classes = jnp.argmax(x[:, : WIDTHS[-1]], axis=1)
     for i in range(len(WIDTHS) - 1):
@@ -34,7 +34,7 @@ def loss(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:
 
 
 def train(library, tx) -> jax.Array:
-    """The loss at each step."""
+    """Returns the loss at each step."""
 
     def step(carry, key):
         params, state = carry
@@ -47,7 +47,7 @@ def train(library, tx) -> jax.Array:
 
 
 def ours() -> list[float]:
-    """The mean loss of the last steps for each rate, all in one program."""
+    """Returns the mean loss of the last steps for each rate, all in one program."""
     import functional_opt
 
     losses = jax.jit(jax.vmap(lambda tx: train(functional_opt, tx)))(jax.vmap(functional_opt.adam)(jnp.array(RATES)))
@@ -55,14 +55,14 @@ def ours() -> list[float]:
 
 
 def theirs() -> list[float]:
-    """The same from one run after another, a rate in each optimizer, as one writes it."""
+    """Returns the same from one run after another, with the rate written into each optimizer, as is usual."""
     import optax
 
     return [float(jax.jit(lambda rate=rate: train(optax, optax.adam(rate)))()[-20:].mean()) for rate in RATES]
 
 
 def process(side: str):
-    """A function that runs one side in a process of its own."""
+    """Returns a function that runs one side in its own process."""
     return lambda: subprocess.run(
         [sys.executable, "-m", "benchmarks.sweep", "--side", side], check=True, stdout=subprocess.DEVNULL
     )
@@ -71,7 +71,10 @@ def process(side: str):
 def main(rounds: int) -> None:
     t = interleave({"ours": process("ours"), "optax": process("optax")}, rounds, "processes")
     cells = [[milliseconds(t["ours"]), milliseconds(t["optax"]), f"{t['ours'] / t['optax']:.2f}"]]
-    notes = [f"Adam, {STEPS} steps of a network of {len(WIDTHS) - 1} layers at {len(RATES)} rates: whole processes."]
+    notes = [
+        f"Adam, {STEPS} steps of a network of {len(WIDTHS) - 1} layers at {len(RATES)} rates. Times are of complete "
+        "processes."
+    ]
     columns = ["one vmap, ms", "Optax, 8 runs, ms", "ratio"]
     write_table("Eight learning rates", columns, cells, rounds, notes, where="of processes")
 

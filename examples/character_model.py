@@ -1,4 +1,4 @@
-"""The task of characters.py: the text that ships with Python, and a transformer of 0.25M params that predicts it."""
+"""The task of characters.py: a transformer of 0.25M params that predicts the text that ships with Python."""
 
 from pydoc_data.topics import topics
 
@@ -10,7 +10,7 @@ CONTEXT, WIDTH, HEADS, LAYERS = 64, 96, 4, 2
 
 
 def load(windows: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Nine tenths of the text, windows of the last tenth that are nowhere in them, and the number of characters."""
+    """Returns nine tenths of the text, unseen windows of the last tenth, and the number of distinct characters."""
     text = "\n\n".join(topics.values()).encode()
     cut = len(text) * 9 // 10
     seen = text[:cut]
@@ -22,13 +22,13 @@ def load(windows: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def batches(seed: int, text: np.ndarray, size: int, steps: int) -> np.ndarray:
-    """Windows from all over the text, shape (steps, size, CONTEXT + 1)."""
+    """Returns windows from random places in the text, shape (steps, size, CONTEXT + 1)."""
     starts = np.random.default_rng(seed).integers(len(text) - CONTEXT, size=(steps, size, 1))
     return text[starts + np.arange(CONTEXT + 1)]
 
 
 def init(seed: int, characters: int) -> dict:
-    """Matrices with variance 1 / inputs, those that add to the stream smaller; norms of 1."""
+    """Returns params: matrices with variance 1 / inputs, smaller if they add to the residual stream; norms of 1."""
     rng = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int, deviation: float | None = None) -> jax.Array:
@@ -69,6 +69,6 @@ def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def loss(params: dict, windows: jax.Array) -> jax.Array:
-    """The mean cross-entropy, in nats a character, of predicting each character of windows from those before it."""
+    """Returns the mean cross-entropy, in nats per character, of predicting each character from those before it."""
     scores = jax.nn.log_softmax(logits(params, windows[:, :-1]))
     return -jnp.take_along_axis(scores, windows[:, 1:, None], axis=-1).mean()

@@ -1,4 +1,4 @@
-"""What characters.py has found: tables, what they allow one to say, and a picture."""
+"""Reports the results of characters.py: tables, the conclusions that they support, and a picture."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,10 @@ from scipy.stats import t as student
 
 
 class Result(NamedTuple):
-    """`grid`: rates and their losses in tuning. `curves`: those of the best rate, shape (seeds, points).
+    """The results of one optimizer.
 
-    `milliseconds`: of a step. `bytes`: of state for each param.
+    `grid` maps learning rates to their losses in tuning, and `curves` holds the losses at the best rate, of shape
+    (seeds, points). `milliseconds` is the time per step, and `bytes` the size of the state per param.
     """
 
     grid: dict[float, float]
@@ -35,15 +36,18 @@ def best(grid: dict[float, float]) -> float:
 
 
 def interval(x: np.ndarray, comparisons: int = 1) -> np.ndarray:
-    """Half of the 95 % t-interval of the mean over the first axis; of so many of them together (Bonferroni)."""
+    """Returns half the width of the 95 % t-interval of the mean over the first axis.
+
+    It is widened so that `comparisons` such intervals hold together (Bonferroni).
+    """
     return student.ppf(1 - 0.025 / comparisons, len(x) - 1) * x.std(axis=0, ddof=1) / np.sqrt(len(x))
 
 
 def compare(results: dict[str, Result], console: Console, steps: int) -> None:
-    columns = ("", "best rate", "validation loss", "std", "less AdamW", "ms a step", "bytes a param")
-    table = Table(*columns, title=f"validation loss after {steps} steps, nats a character")
+    columns = ("", "best rate", "validation loss", "std", "difference from AdamW", "ms per step", "bytes per param")
+    table = Table(*columns, title=f"validation loss after {steps} steps, nats per character")
     others = len(results) - 1
-    said: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
+    said: dict[str, list[str]] = {"lower": [], "higher": [], "not significant": []}
     for name, result in sorted(results.items(), key=lambda item: item[1].final.mean()):
         final, less = result.final, result.final - results["adamw"].final
         edge = "*" if result.rate in (min(result.grid), max(result.grid)) else ""
@@ -52,26 +56,33 @@ def compare(results: dict[str, Result], console: Console, steps: int) -> None:
         if name != "adamw":
             mean, half = less.mean(), interval(less, others)
             apart = f"{mean:+.3f} ± {half:.3f}"
-            said["lower" if mean < -half else "higher" if mean > half else "not told apart"].append(name)
+            said["lower" if mean < -half else "higher" if mean > half else "not significant"].append(name)
         table.add_row(name, *row, apart, f"{result.milliseconds:.1f}", f"{result.bytes:.2f}")
     console.print(table)
     seeds, rates = len(results["adamw"].curves), len(results["adamw"].grid)
     console.print(
-        f"Means over {seeds} seeds ± 95 % t-intervals. Less AdamW: the difference on the same starts and batches; "
-        f"the {others} intervals hold together at 95 % (Bonferroni). Every optimizer had {rates} rates, a factor of "
-        "3 apart, a run each, on a seed used for nothing else; the rest is the library's default. * the best rate is "
-        "at an end of its grid: outside may be a better one. Bytes are the state's; milliseconds "
-        "include validation, about a tenth."
+        f"Means over {seeds} seeds ± 95 % t-intervals. Difference from AdamW: with the same initial params and "
+        f"batches; the {others} intervals hold together at 95 % (Bonferroni). Each optimizer was tuned over {rates} "
+        "learning rates, a factor of 3 apart, with one run each on a seed used for nothing else; all other arguments "
+        "have the library's defaults. * the best rate is at an end of its grid: a better one may lie outside. Bytes "
+        "are those of the state; milliseconds include validation, about a tenth."
     )
     for verdict, names in said.items():
         console.print(f"Next to AdamW, {verdict}: {', '.join(names) or 'none'}.")
-    console.print("All of this is one small model and short runs: it says nothing about large ones.")
+    console.print("These are short runs of one small model: they say nothing about large ones.")
 
 
 def compare_precisions(name: str, kinds: dict[str, Result], console: Console) -> None:
     exact = kinds["float32"]
     deviation = exact.final.std(ddof=1)
-    columns = ("state", "validation loss", "less float32", "within 1 std", "ms a step", "bytes a param")
+    columns = (
+        "state",
+        "validation loss",
+        "difference from float32",
+        "within 1 std",
+        "ms per step",
+        "bytes per param",
+    )
     table = Table(*columns, title=f"the state of {name}, rate {exact.rate:.2g}")
     for kind, result in kinds.items():
         less = result.final - exact.final
@@ -83,8 +94,8 @@ def compare_precisions(name: str, kinds: dict[str, Result], console: Console) ->
         table.add_row(kind, loss, *told, f"{result.milliseconds:.1f}", f"{result.bytes:.2f}")
     console.print(table)
     console.print(
-        "Less float32: on the same starts and batches, mean ± 95 % t-interval. Within 1 std: whether that mean is "
-        f"no more than {deviation:.4f}, the standard deviation of float32's loss over seeds."
+        "Difference from float32: mean ± 95 % t-interval, with the same initial params and batches. Within 1 std: "
+        f"whether the mean is within ±{deviation:.4f}, the standard deviation of float32's loss over seeds."
     )
 
 
@@ -95,7 +106,7 @@ def draw(results: dict, by_precision: dict, steps: int, out: Path) -> None:
     for name, result in results.items():
         band(left, at, result.curves, name)
         middle.plot(result.grid.keys(), result.grid.values(), "o-", label=name)
-    left.set(title="validation loss, mean and 95 % interval", xlabel="step", ylabel="nats a character")
+    left.set(title="validation loss, mean and 95 % interval", xlabel="step", ylabel="nats per character")
     left.legend(fontsize="small")
     middle.set(title="tuning: one run for each rate", xlabel="learning rate", xscale="log", ylim=left.get_ylim())
     for name, kinds in by_precision.items():
@@ -106,7 +117,7 @@ def draw(results: dict, by_precision: dict, steps: int, out: Path) -> None:
         for kind, result in kinds.items():
             if result is not exact:
                 band(right, at, result.curves - exact.curves, f"{name}, {kind}")
-    right.set(title="less float32, mean and 95 % interval", xlabel="step")
+    right.set(title="difference from float32, mean and 95 % interval", xlabel="step")
     right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(out, dpi=120)
     plt.close(figure)

@@ -30,7 +30,11 @@ def flat(rate: float, steps: int) -> Any:
 
 
 class Entry(NamedTuple):
-    """`usual`: a learning rate. `make`: the optimizer of a schedule. `schedule`: that of a rate and the steps."""
+    """An optimizer to compare.
+
+    `usual` is a typical learning rate. `make` takes a schedule and returns the optimizer; `schedule` takes a rate and
+    the number of steps and returns the schedule.
+    """
 
     usual: float
     make: Callable
@@ -63,7 +67,7 @@ QUICK |= {"precise": ("adamw",), "precisions": ("float32", "8 bits"), "windows":
 
 @jax.jit
 def train(tx, params, batches, held_out):
-    """The validation losses of a run, one after each stretch of batches; tx is data: a rate does not recompile."""
+    """Returns the validation losses of a run, one per stretch of batches. `tx` is data: no rate recompiles this."""
 
     def step(carry, windows):
         params, state = carry
@@ -88,7 +92,7 @@ def main(
     precisions: tuple[str, ...] = tuple(PRECISIONS),
     windows: int = 96,
 ) -> tuple[dict[str, report.Result], dict[str, dict[str, report.Result]]]:
-    """Tunes and runs all, validated on so many windows; returns results by name, and by name and precision."""
+    """Tunes and runs all, with `windows` to validate on. Returns results by name, and by name and precision."""
     text, held_out, characters = model.load(windows)
     params = model.init(0, characters)
     n_params = sum(x.size for x in jax.tree.leaves(params))
@@ -141,7 +145,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two optimizers and a few steps, to see it run")
+    parser.add_argument("--quick", action="store_true", help="run two optimizers for a few steps, as a check")
     parser.add_argument("--out", type=Path, default=Path("out/characters.png"))
     arguments = parser.parse_args()
     plt.switch_backend("Agg")

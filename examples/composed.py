@@ -1,4 +1,4 @@
-"""The composer's way: clipping, Adam, decay of all but the biases, warm-up and cosine, in one chain."""
+"""Composes one chain: clipping, Adam, weight decay of all but the biases, and a cosine schedule with warm-up."""
 
 import functional
 import task

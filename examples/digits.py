@@ -1,4 +1,4 @@
-"""The main job: handwritten digits learnt in three ways, a sweep of the learning rate, a table and a picture."""
+"""The main example: learns handwritten digits in three ways and sweeps the rate; makes a table and a picture."""
 
 import argparse
 import time
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-WAYS = {  # how each trains, and the name of the function it compiles
+WAYS = {  # the training function of each, and the name of the function that it compiles
     "functional": (functional.train, "step"),
     "composed": (composed.train, "step"),
     "keras script": (keras_script.train, "program"),
@@ -33,7 +33,7 @@ def note_compilation(event: str, _: float, fun_name: str = "", **__) -> None:
 
 
 def main(epochs: int, out: Path, console: Console) -> tuple[dict, dict]:
-    """Runs all four; returns the test accuracies and the loss curves by name."""
+    """Runs all four. Returns the test accuracies and the loss curves by name."""
     digits = task.Digits.load()
     batches = digits.batches(epochs)
     accuracies, curves = {}, {}
@@ -53,7 +53,7 @@ def main(epochs: int, out: Path, console: Console) -> tuple[dict, dict]:
             table.add_row(name, f"{accuracies[name]:.1%}", f"{seconds:.2f}", str(compiles))
     console.print(table)
     apart = np.abs(curves["functional"] - curves["keras script"]).max()
-    console.print(f"functional and keras script, the same Adam: losses apart by at most {apart:.1e}")
+    console.print(f"functional and keras script use the same Adam: their losses differ by at most {apart:.1e}")
     out.parent.mkdir(parents=True, exist_ok=True)
     draw(curves, out)
     console.print(f"picture: {out}")
@@ -63,7 +63,7 @@ def main(epochs: int, out: Path, console: Console) -> tuple[dict, dict]:
 def shown(progress: Progress, name: str, batches: list) -> Iterator:
     """Yields the batches and shows how many are done.
 
-    `rich.progress.track` would start a thread that a failed run leaves waiting: Python 3.13 then never exits.
+    `rich.progress.track` would start a thread that a failed run leaves waiting: Python 3.13 would never exit.
     """
     row = progress.add_task(name, total=len(batches))
     for batch in batches:

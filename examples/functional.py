@@ -1,4 +1,4 @@
-"""The JAX programmer's way: a jitted step over params and state."""
+"""Plain JAX: a jitted step over params and state."""
 
 import jax
 import task
@@ -10,7 +10,7 @@ tx = fo.adam(learning_rate=3e-3, eps=1e-7, eps_hat=True)  # Keras's epsilon, to 
 
 
 @jax.jit
-def step(tx, params, state, images, classes):  # tx is data: another learning rate does not recompile this
+def step(tx, params, state, images, classes):  # tx is data: a new learning rate does not recompile this
     loss, grads = jax.value_and_grad(task.loss)(params, images, classes)
     updates, state = tx.update(grads, state, params)
     return fo.apply_updates(params, updates), state, loss

@@ -1,4 +1,4 @@
-"""The Keras script's way: variables that an optimizer updates in place."""
+"""A Keras-style script: an optimizer updates variables in place."""
 
 import jax
 import task
@@ -14,7 +14,7 @@ def train(batches):
     }
     optimizer = keras.optimizers.Adam(learning_rate=3e-3)
 
-    # The same with gradients taken at every call, several times slower:
+    # The same, but several times slower, as it differentiates the loss at every call:
     #     optimizer.minimize(lambda: task.loss(variables, images, classes), var_list)
     step = optimizer.make_train_step(lambda images, classes: task.loss(variables, images, classes))
 

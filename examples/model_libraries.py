@@ -1,4 +1,4 @@
-"""The library's optimizers where models come from elsewhere: AdamW under Flax NNX, Muon on a model of Equinox."""
+"""Trains models of other libraries: AdamW with a Flax NNX model, Muon with an Equinox model."""
 
 import equinox as eqx
 import jax
@@ -29,7 +29,7 @@ def nnx_step(model, optimizer, images, classes):
 
 
 def train_nnx(batches):
-    """AdamW that spares the biases, and an average of the params, which is the model to keep."""
+    """Trains with AdamW, without decay of the biases. Returns the model with averaged params, and the losses."""
     model = Network(nnx.Rngs(0))
     tx = fo.chain(fo.adamw(3e-3, weight_decay=0.01, mask={"*/bias": False}), fo.params_ema(0.99))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
@@ -46,7 +46,7 @@ def equinox_step(tx, model, state, images, classes):
 
 
 def train_equinox(batches):
-    """Muon for the matrices, AdamW for the biases."""
+    """Trains with Muon for the matrices and AdamW for the biases. Returns the model and the losses."""
     model, losses = eqx.nn.MLP(64, 10, 64, depth=2, key=jax.random.key(0)), []
     tx = fo.muon(1e-2, consistent_rms=0.2, matrix_layout="out_in")
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
@@ -57,7 +57,7 @@ def train_equinox(batches):
 
 
 def main(epochs=30):
-    """The accuracies on the test images, and the losses of every step."""
+    """Returns, by name, the accuracy on the test images and the losses of every step."""
     digits = Digits.load()
     images, classes = digits.test
     results = {}

@@ -24,14 +24,14 @@ class Digits:
         return cls((x, y), (x_test, y_test))
 
     def batches(self, epochs: int, size: int = 64) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The same batches at every call, so that runs can be compared step by step."""
+        """Returns the same batches at every call, so that runs can be compared step by step."""
         rng, (x, y) = np.random.default_rng(0), self.train
         orders = [rng.permutation(len(x)) for _ in range(epochs)]
         return [(x[o[i : i + size]], y[o[i : i + size]]) for o in orders for i in range(0, len(x) - size + 1, size)]
 
 
 def init(key: jax.Array, channels: int = 32) -> dict:
-    """Params of a 3 x 3 convolution and a dense layer, He et al. 2015, arXiv:1502.01852."""
+    """Returns params of a 3 x 3 convolution and a dense layer, as in He et al. 2015, arXiv:1502.01852."""
     keys, shapes = jax.random.split(key), {"conv": (9, channels), "out": (64 * channels, 10)}
     return {
         name: {"kernel": jax.random.normal(k, shape) * np.sqrt(2 / shape[0]), "bias": jnp.zeros(shape[1])}
@@ -47,7 +47,7 @@ def logits(params: dict, images: jax.Array) -> jax.Array:
 
 
 def loss(params: dict, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """The mean cross-entropy of a batch."""
+    """Returns the mean cross-entropy of a batch."""
     scores = jax.nn.log_softmax(logits(params, images))
     return -jnp.take_along_axis(scores, classes[:, None], axis=1).mean()
 

@@ -1,4 +1,4 @@
-"""Optax's `contrib` by its names; all of them also stand at the top of the library."""
+"""Optax's `contrib` under its names, all of which the library also has at the top level."""
 
 from .optimizers.acprop import acprop as acprop
 from .optimizers.acprop import scale_by_acprop as scale_by_acprop
@@ -46,15 +46,15 @@ from .optimizers.schedule_free import schedule_free_eval_params as schedule_free
 from .optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import sophia as sophia
-from .transforms.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
-from .transforms.complex import split_real_and_imaginary as split_real_and_imaginary
-from .transforms.dimension_numbers import GaLoreDimensionNumbers as GaLoreDimensionNumbers
-from .transforms.dimension_numbers import MuonDimensionNumbers as MuonDimensionNumbers
-from .transforms.hutchinson import HutchinsonState as HutchinsonState
-from .transforms.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
-from .transforms.normalize import NormalizeState as NormalizeState
-from .transforms.normalize import normalize as normalize
-from .transforms.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
-from .transforms.plateau import reduce_on_plateau as reduce_on_plateau
-from .transforms.sam import SAMState as SAMState
-from .transforms.sam import sam as sam
+from .transforms.matrices.dimension_numbers import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .transforms.matrices.dimension_numbers import MuonDimensionNumbers as MuonDimensionNumbers
+from .transforms.scaling.normalize import NormalizeState as NormalizeState
+from .transforms.scaling.normalize import normalize as normalize
+from .transforms.scaling.plateau import ReduceLROnPlateauState as ReduceLROnPlateauState
+from .transforms.scaling.plateau import reduce_on_plateau as reduce_on_plateau
+from .transforms.stochastic.hutchinson import HutchinsonState as HutchinsonState
+from .transforms.stochastic.hutchinson import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
+from .transforms.wrapping.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
+from .transforms.wrapping.complex import split_real_and_imaginary as split_real_and_imaginary
+from .transforms.wrapping.sam import SAMState as SAMState
+from .transforms.wrapping.sam import sam as sam

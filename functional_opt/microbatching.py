@@ -1,4 +1,4 @@
-"""microbatch, micro_vmap, micro_grad: compute a function of a batch on one small part after the other."""
+"""microbatch, micro_vmap, micro_grad: compute a function of a batch on small parts, one after another."""
 
 import enum
 from collections.abc import Callable, Sequence
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
-from .leaves import Tree, as_array, narrow, parts, paths, typed_as, varying, widen
+from .core.leaves import Tree, as_array, cast_like, paths, widen
+from .core.sharding import match_type, shard_count, varying_axes
 
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Makes one result of those of the micro-batches, x₀, x₁ ..., leaf by leaf.
+    """Combines the results of the micro-batches, x₀, x₁ ..., into one, leaf by leaf.
 
-    `init(s)` gives a carry, where `s` has the shape and dtype of x₀; `update(carry, x, i)` gives the next one and
-    `finalize(carry)` the result. `aggregate(x)` joins the rows of one micro-batch, for `micro_vmap`.
+    `init(s)` returns a carry, where `s` has the shape and dtype of x₀; `update(carry, x, i)` returns the next carry
+    and `finalize(carry)` the result. `aggregate(x)` combines the rows of one micro-batch, for `micro_vmap`.
     """
 
     init: Callable[[Any], Any]
@@ -46,31 +46,32 @@ def microbatch(
     in_axes: int | Sequence[int] = 0,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """Runs `fun` on one micro-batch after the other and accumulates the results: less memory, the same numbers.
+    """Runs `fun` on one micro-batch after another and accumulates the results: less memory, the same numbers.
 
     Micro-batches interleave: of k micro-batches, number i has rows i, i + k, i + 2k ... So a batch whose rows
-    are split among devices stays where it is, and every device works on its own rows: let `microbatch_size` be
-    a multiple of the number of devices. Concatenated rows come out in the batch's order. Sums and means of
-    16-bit results are taken in float32.
+    are split among devices stays where it is, and every device works on its own rows, provided that
+    `microbatch_size` is a multiple of the number of devices. Concatenated rows come out in the batch's order. Sums
+    and means of 16-bit results are computed in float32.
 
     Args:
         fun: any function.
         argnums, argnames: the positions and names of the arguments that have a batch axis.
-        microbatch_size: rows in a micro-batch; it divides those of the batch. None: `fun` itself, on all of it.
+        microbatch_size: the number of rows in a micro-batch, which must divide that of the batch. None returns `fun`
+            itself, which runs on the entire batch.
         accumulator: an `AccumulationType` or `Accumulator`, or a tree of them that is a prefix of the result.
         in_axes: the batch axis of those arguments, one for all or one for each.
-        num_real_microbatches: how many are computed, if not all; may be traced. Means are over these, rows
-            of the others are zero.
+        num_real_microbatches: the number of micro-batches to compute, if not all; may be traced. Means are over
+            these, and the rows of the others are zero.
 
-    Raises ValueError if the rows of the batch are not divisible by the size, the size by the devices of an explicit
-    sharding, or if arguments have batches of different sizes or none.
+    Raises ValueError if the number of rows is not divisible by the size, or the size not by the number of devices of
+    an explicit sharding, or if arguments have batches of different sizes or no batch.
 
     >>> f = microbatch(lambda x: (x + 1, jnp.sum(x)), 0, 2, (AccumulationType.CONCAT, AccumulationType.SUM))
     >>> rows, total = f(jnp.arange(4))
     >>> rows.tolist(), total.item()
     ([1, 2, 3, 4], 6)
 
-    Differs from Optax: `MEAN` with `num_real_microbatches` is over these, not over all, and takes integers.
+    Differs from Optax: `MEAN` with `num_real_microbatches` is over these only, not over all, and accepts integers.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
@@ -95,14 +96,14 @@ def microbatch(
         n = _number(batches, size)
         n_real = n if num_real_microbatches is None else num_real_microbatches
         if isinstance(n_real, int | np.integer) and not 0 <= n_real <= n:
-            raise ValueError(f"num_real_microbatches must be between 0 and {n}, the number there is, got {n_real}")
+            raise ValueError(f"num_real_microbatches must be between 0 and {n}, the number of all, got {n_real}")
         inputs |= {key: batch.split(n, size) for key, batch in batches.items()}
 
         def part(i):
             now = {**inputs, **{key: batch.part(inputs[key], i) for key, batch in batches.items()}}
             return fun(*(now[j] for j in range(len(args))), **{k: now[k] for k in kwargs})
 
-        return looped(part, n, accumulator, n_real)
+        return loop_over_parts(part, n, accumulator, n_real)
 
     return run
 
@@ -117,13 +118,13 @@ def micro_vmap(
     accumulator: Any = AccumulationType.CONCAT,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """Maps `fun` as `jax.vmap` does, one micro-batch after the other; joins results by sums or means if asked.
+    """Maps `fun` as `jax.vmap` does, one micro-batch after another; can sum or average the results.
 
     Args:
         fun: a function of one example; keyword arguments are mapped along axis 0.
         in_axes: as in `jax.vmap`, an axis or None for each argument.
-        out_axes: 0, nothing else.
-        vmap_fn: what maps a micro-batch: `f(fun, in_axes, out_axes)`.
+        out_axes: must be 0.
+        vmap_fn: the function that maps `fun` over a micro-batch, called as `vmap_fn(fun, in_axes, out_axes)`.
         microbatch_size, accumulator, num_real_microbatches: as in `microbatch`.
 
     >>> micro_vmap(lambda x: x**2, microbatch_size=2, accumulator=AccumulationType.SUM)(jnp.arange(4)).item()
@@ -158,7 +159,7 @@ def micro_vmap(
 
 
 class IndividualOutputs(NamedTuple):
-    """Of each example: `values` of the function, `metrics` of its gradient, and what else the function gave."""
+    """Results for each example: `values` of the function, `metrics` of its gradient, and the function's `aux`."""
 
     values: Any
     metrics: Any
@@ -186,17 +187,17 @@ def micro_grad(
     metrics_fn: Callable = _nothing,
     num_real_microbatches: Any = None,
 ) -> Callable:
-    """Transforms the gradients of each example and accumulates them: clipped ones, their squares ...
+    """Transforms the gradient of each example, by clipping or squaring for instance, and accumulates the results.
 
     Args:
         fun, has_aux, argnums: as in `jax.value_and_grad`.
         batch_argnums: the arguments with a batch along axis 0.
         keep_batch_dim: whether `fun` gets an example as a batch of one.
-        transform_fn: what is done to the gradient of each example before it is accumulated.
-        metrics_fn: what else is wanted of it; given for every example.
+        transform_fn: a function of the gradient of each example, applied before it is accumulated.
+        metrics_fn: a function of the gradient of each example, whose values are returned for every example.
         microbatch_size, accumulator, num_real_microbatches: as in `microbatch`.
 
-    Returns a function that gives the accumulated gradients and an `IndividualOutputs`.
+    Returns a function that returns the accumulated gradients and an `IndividualOutputs`.
 
     >>> f = micro_grad(lambda w, x: jnp.sum(w * x), transform_fn=lambda g: (g, g**2))
     >>> (total, squares), _ = f(1.0, jnp.array([1.0, 2.0]))
@@ -225,11 +226,13 @@ def micro_grad(
     return run
 
 
-def looped(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
-    """Joins `part(0)` ... `part(n − 1)`, or the first `n_real` of them, by an accumulator or a tree of them."""
+def loop_over_parts(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = None) -> Tree:
+    """Combines `part(0)` ... `part(n − 1)`, or the first `n_real` of them, by an accumulator or a tree of them."""
     n_real = n if n_real is None else n_real
-    closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # the one time that it is traced
+    closed, shapes = jax.make_jaxpr(part, return_shape=True)(np.int32(0))  # traced only here
     rules = _spread(accumulator, shapes, n, n_real)
+
+    from jax.extend.core import jaxpr_as_fun  # slow to import
 
     def step(i, carries):
         xs = jaxpr_as_fun(closed)(jnp.asarray(i, jnp.int32))
@@ -242,7 +245,7 @@ def looped(part: Callable[[Any], Tree], n: int, accumulator: Any, n_real: Any = 
 
 
 class Rows:
-    """An argument with a batch axis: a tree whose leaves have the rows along one axis."""
+    """An argument with a batch axis: a tree whose leaves have their rows along one axis."""
 
     def __init__(self, name: str, tree: Tree, axis: int = 0):
         leaves, self.treedef = jax.tree.flatten(tree)
@@ -259,19 +262,19 @@ class Rows:
         return [x.shape[axis] for x, axis in zip(self.leaves, self.axes, strict=True)]
 
     def split(self, n: int, size: int) -> list[jax.Array]:
-        """Gives each leaf two axes in place of that of the batch: (size, n). Row i + n j of the batch is (j, i)."""
+        """Replaces the batch axis of each leaf by two axes, (size, n). Row i + n j of the batch is at (j, i)."""
         cut = []
         for x, axis, name in zip(self.leaves, self.axes, self.names, strict=True):
-            if size % (devices := parts(x, axis)):
+            if size % (devices := shard_count(x, axis)):
                 raise ValueError(
                     f"micro-batches of {size} rows cannot be split among the {devices} devices that have the rows of "
-                    f"{name}: make it a multiple of {devices}"
+                    f"{name}: make their size a multiple of {devices}"
                 )
             cut.append(x.reshape(*x.shape[:axis], size, n, *x.shape[axis + 1 :]))
         return cut
 
     def part(self, leaves: list[jax.Array], i: Any) -> Tree:
-        """Takes micro-batch i of what `split` made."""
+        """Returns micro-batch i of the leaves that `split` returned."""
         some = [
             jax.lax.dynamic_index_in_dim(x, i, a + 1, keepdims=False) for x, a in zip(leaves, self.axes, strict=True)
         ]
@@ -279,7 +282,7 @@ class Rows:
 
 
 def _number(batches: dict[Any, Rows], size: int) -> int:
-    """How many micro-batches of a size there are in a batch."""
+    """Returns the number of micro-batches of a given size in a batch."""
     found = {rows: name for batch in batches.values() for rows, name in zip(batch.rows(), batch.names, strict=True)}
     if len(found) != 1:
         got = " and ".join(f"{rows} ({name})" for rows, name in sorted(found.items())) or "no array"
@@ -291,19 +294,19 @@ def _number(batches: dict[Any, Rows], size: int) -> int:
 
 
 def _settled(carries: list, step: Callable, results: Sequence[Any]) -> list:
-    """Gives the carries the types that a step gives them: an explicit sharding, or varying in `shard_map`."""
-    for _ in range(2):  # the second round for what the first makes of other carries
-        if not any(varying(x) or any(x.sharding.spec) for x in results):
+    """Gives the carries the types that they have after a step: an explicit sharding, or varying in `shard_map`."""
+    for _ in range(2):  # the types that one round changes may change those of other carries in the next
+        if not any(varying_axes(x) or any(x.sharding.spec) for x in results):
             break
         after = jax.make_jaxpr(step)(np.int32(0), carries).out_avals
         leaves, treedef = jax.tree.flatten(carries)
         if len(after) == len(leaves):
-            carries = treedef.unflatten([typed_as(x, like) for x, like in zip(leaves, after, strict=True)])
+            carries = treedef.unflatten([match_type(x, like) for x, like in zip(leaves, after, strict=True)])
     return carries
 
 
 def _spread(accumulator: Any, tree: Tree, n: int, n_real: Any) -> list[Accumulator]:
-    """An accumulator for every leaf of a result."""
+    """Returns an accumulator for every leaf of a result."""
     is_rule = lambda x: isinstance(x, Accumulator | AccumulationType)  # noqa: E731
     rules, treedef = jax.tree.flatten(accumulator, is_leaf=is_rule)
     if wrong := [rule for rule in rules if not is_rule(rule)]:
@@ -316,7 +319,7 @@ def _spread(accumulator: Any, tree: Tree, n: int, n_real: Any) -> list[Accumulat
 
 
 def _at(x: Any) -> int:
-    """The axis of the micro-batches in what CONCAT gathers: behind that of the rows, as in the batch."""
+    """Returns the axis of the micro-batches in the arrays of CONCAT: after the axis of the rows, as in the batch."""
     return min(x.ndim, 1)
 
 
@@ -324,7 +327,7 @@ def _accumulator(kind: AccumulationType, n: int, n_real: Any) -> Accumulator:
     if kind is AccumulationType.CONCAT:
 
         def start(s):
-            zeros = jnp.expand_dims(typed_as(jnp.zeros(s.shape, s.dtype), s), _at(s))
+            zeros = jnp.expand_dims(match_type(jnp.zeros(s.shape, s.dtype), s), _at(s))
             return jnp.broadcast_to(zeros, (*s.shape[: _at(s)], n, *s.shape[_at(s) :]))
 
         def put(c, x, i):
@@ -337,15 +340,15 @@ def _accumulator(kind: AccumulationType, n: int, n_real: Any) -> Accumulator:
     mean = kind is not AccumulationType.SUM
 
     def zero(s):
-        like = typed_as(jnp.zeros(s.shape, s.dtype), s)
+        like = match_type(jnp.zeros(s.shape, s.dtype), s)
         like = like / 1 if mean else like
         return jnp.asarray(widen(like)), jnp.zeros([], like.dtype)
 
     def finalize(carry):
         total, like = carry
-        return narrow(total / jnp.maximum(n_real, 1) if mean else total, like)
+        return cast_like(total / jnp.maximum(n_real, 1) if mean else total, like)
 
     def aggregate(x):
-        return narrow((jnp.mean if mean else jnp.sum)(widen(x), axis=0), x / 1 if mean else x)
+        return cast_like((jnp.mean if mean else jnp.sum)(widen(x), axis=0), x / 1 if mean else x)
 
-    return Accumulator(zero, lambda c, x, i: (c[0] + narrow(x, c[0]), c[1]), finalize, aggregate)
+    return Accumulator(zero, lambda c, x, i: (c[0] + cast_like(x, c[0]), c[1]), finalize, aggregate)

@@ -1,4 +1,4 @@
-"""make_train_step: loss, gradients and update as one compiled program that reuses the buffers it is given."""
+"""make_train_step: compiles loss, gradients and update into one program that reuses the buffers it gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,40 +9,42 @@ import jax.numpy as jnp
 from jax import core
 from jax.sharding import AxisType, NamedSharding
 
-from .base import GradientTransformation, apply_updates, as_transformation
-from .leaves import Tree, paths
-from .microbatching import AccumulationType, Rows, looped
+from .core.apply import apply_updates
+from .core.leaves import Tree, paths
+from .core.transformation import GradientTransformation, as_transformation
+from .microbatching import AccumulationType, Rows, loop_over_parts
 
 Loss = Callable[..., Any]
 
 
 def make_train_step(loss_fn: Loss, has_aux: bool = False, accumulate: int = 1, donate: bool = True) -> "TrainStep":
-    """Makes `step(tx, params, state, *batch) -> params, state, loss`, compiled once for every `tx` of one structure.
+    """Makes `step(tx, params, state, *batch) -> params, state, loss`, compiled once for all `tx` of one structure.
 
     A step computes the loss and its gradients, updates the state and adds the updates to the params. `tx` is an
-    argument whose numbers are inputs of the program: another learning rate compiles nothing. `update` also gets
-    `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, for line searches, Polyak steps, plateaus, Sophia and SAM.
+    argument whose numbers are inputs of the program, so another learning rate does not cause a recompilation.
+    `update` also gets `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, for line searches, Polyak steps,
+    plateaus, Sophia and SAM.
 
-    JAX pairs donated buffers with results in order. A step that takes and returns params and state in one order,
-    as this one does, writes the new ones over the old ones; `step(grads, state, params) -> params, state` copies
-    every slot. So the params and the state that go in are gone afterwards: go on with those that come out.
+    JAX pairs donated buffers with results in order. A step that takes and returns params and state in the same order,
+    as this one does, writes the new ones over the old ones; `step(grads, state, params) -> params, state` would copy
+    every slot. The params and the state that you pass are therefore deleted: continue with those that are returned.
 
     Args:
-        loss_fn: `loss_fn(params, *batch)`, a real scalar; `(loss, aux)` with `has_aux`. Where it is a mean over
-            the rows of the batch, `accumulate` changes the memory and not the numbers.
+        loss_fn: `loss_fn(params, *batch)` returns a real scalar, or `(loss, aux)` with `has_aux`. If the loss is a
+            mean over the rows of the batch, `accumulate` changes the memory but not the numbers.
         has_aux: whether `loss_fn` returns `(loss, aux)`, and a step `params, state, (loss, aux)`.
-        accumulate: k ≥ 1 micro-batches, one after the other, whose losses and gradients are averaged (in float32
-            for 16-bit params) before the one update. Each leaf of the batch has a first axis of rows that k divides;
-            micro-batch i has rows i, i + k, i + 2k ... of it, so that a batch split among devices stays where it
-            is. Scalars go to each of them as they are, a typed PRNG key is split. Aux gets a first axis of length k.
+        accumulate: k ≥ 1 micro-batches, one after another, whose losses and gradients are averaged (in float32
+            for 16-bit params) before the update. Each leaf of the batch has a first axis of rows that k divides.
+            Micro-batch i has its rows i, i + k, i + 2k ..., so that a batch split among devices stays where it is.
+            All micro-batches get the same scalars; a typed PRNG key is split. Aux gets a first axis of length k.
         donate: whether the buffers of params and state are reused; those of the batch never are.
 
-    In the params, leaves that are no floating or complex arrays are not trained: they come out as they went in.
+    Leaves of the params that are not floating or complex arrays are not trained: they are returned as they are.
     The gradient of a complex leaf is conjugated, so that the step descends. Params and state keep their shardings.
-    A transformation of Optax's works as well, and compiles once for each object.
+    An Optax transformation also works, and compiles once for each object.
 
-    Raises TypeError or ValueError, while the params and the state still are as they were, for a loss that is no real
-    scalar, a batch without rows, and leaves of the batch that k does not divide.
+    Raises TypeError or ValueError, with params and state not yet changed, for a loss that is not a real scalar, a
+    batch without rows, and leaves of the batch that k does not divide.
 
     >>> import functional_opt as fo
     >>> step = fo.make_train_step(lambda w, x, y: jnp.mean((x * w - y) ** 2))
@@ -58,7 +60,7 @@ def make_train_step(loss_fn: Loss, has_aux: bool = False, accumulate: int = 1, d
 
 
 class TrainStep:
-    """A function that trains: made by `make_train_step`, which says what it does."""
+    """A training step, made by `make_train_step` and documented there."""
 
     def __init__(self, loss_fn: Loss, has_aux: bool, accumulate: int, donate: bool):
         if not callable(loss_fn):
@@ -68,7 +70,7 @@ class TrainStep:
                 raise TypeError(f"{name} must be True or False, got {x!r}")
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(
-                f"accumulate must be a number of micro-batches, an integer of at least 1, got {accumulate!r}"
+                f"accumulate must be the number of micro-batches, an integer of at least 1, got {accumulate!r}"
             )
         self._loss_fn, self._has_aux, self._k = loss_fn, has_aux, accumulate
         self._program = jax.jit(self._run, static_argnums=0, donate_argnums=(2, 3) if donate else ())
@@ -78,7 +80,7 @@ class TrainStep:
         return _released(params), _released(state), loss
 
     def lower(self, tx: Any, params: Tree, state: Any, *batch: Any) -> jax.stages.Lowered:
-        """The program for such arguments, not run: as `jax.jit(...).lower`, to look at its code, cost and memory."""
+        """Returns the program for such arguments without running it, as `jax.jit(...).lower` does."""
         return self._program.lower(*_arguments(tx, params, state, batch))
 
     def _run(self, layout, tx, params, state, batch):
@@ -101,7 +103,7 @@ class TrainStep:
         return *out, (loss, aux) if self._has_aux else loss
 
     def _value_and_grad(self, params: Tree, batch: tuple) -> tuple[tuple[Any, Any], Tree]:
-        """The mean loss and aux, and the gradients of the mean: None for a leaf that is not trained."""
+        """Returns the mean loss and aux, and the gradients of the mean, which are None for leaves not trained."""
         leaves, treedef = jax.tree.flatten(params)
         trained = [i for i, x in enumerate(leaves) if _is_trained(x)]
         if not trained:
@@ -119,7 +121,7 @@ class TrainStep:
         return (loss, aux), treedef.unflatten([found.get(i) for i in range(len(leaves))])
 
     def _loss(self, params: Tree, batch: tuple) -> tuple[jax.Array, Any]:
-        """The loss, which is held to be a real scalar, and aux; None where there is none."""
+        """Returns the loss, after a check that it is a real scalar, and aux, or None without aux."""
         out, aux = self._loss_fn(params, *batch), None
         if self._has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
@@ -140,7 +142,7 @@ class TrainStep:
         return jnp.asarray(out), aux
 
     def _over_micro_batches(self, part: Callable[[tuple], Any], batch: tuple, how: Any) -> Any:
-        """`part(batch)`, or those of the micro-batches: the "mean" or a "stack", as `how` says."""
+        """Returns `part(batch)`, or the "mean" or "stack", as in `how`, of the results for the micro-batches."""
         k = self._k
         if k == 1:
             return part(batch)
@@ -157,10 +159,10 @@ class TrainStep:
             return jax.tree.map(lambda h, x: jax.tree.map(lambda y: y[None], x) if h == "stack" else x, how, out)
 
         kinds = {"mean": AccumulationType.MEAN, "stack": AccumulationType.CONCAT}
-        return looped(micro, k, jax.tree.map(kinds.get, how))
+        return loop_over_parts(micro, k, jax.tree.map(kinds.get, how))
 
 
-# What a step is called with
+# The arguments of a step
 
 
 def _arguments(tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, ...]:
@@ -169,7 +171,7 @@ def _arguments(tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, ..
 
 
 def _check_rows(batch: tuple, k: int) -> None:
-    """Refuses a batch without rows, and one that cannot be cut into k micro-batches."""
+    """Raises ValueError for a batch without rows, or one that cannot be split into k micro-batches."""
     shapes = {f"batch{path}": jnp.shape(x) for path, x in zip(paths(batch), jax.tree.leaves(batch), strict=True)}
     for name, shape in shapes.items():
         if shape and shape[0] == 0:
@@ -185,7 +187,7 @@ def _check_rows(batch: tuple, k: int) -> None:
 
 
 def _is_key(x: Any) -> bool:
-    """Whether a leaf is one typed PRNG key."""
+    """Returns whether a leaf is a single typed PRNG key."""
     return jnp.ndim(x) == 0 and jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
@@ -193,19 +195,19 @@ def _is_trained(x: Any) -> bool:
     return _is_array(x) and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-# Leaves that are no arrays: the activation function of a model, say
+# Leaves that are not arrays, such as the activation function of a model
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Held:
-    """A leaf that is no input of the program but part of it."""
+    """A leaf that is not an input of the program but part of it."""
 
     value: Any
 
 
 def _is_array(x: Any) -> bool:
-    """Whether a leaf of the params is an array, or a float that stands for one."""
+    """Returns whether a leaf of the params is an array, or a float or complex number that stands for one."""
     return hasattr(x, "dtype") and hasattr(x, "shape") or isinstance(x, float | complex)
 
 
@@ -226,7 +228,7 @@ def _released(tree: Tree) -> Tree:
 
 
 def _filled(some: Tree, params: Tree) -> Tree:
-    """The params with other arrays: `some` has None for what is none."""
+    """Returns the params with the arrays of `some`, which has None in place of other leaves."""
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [x if y is None else y for x, y in zip(leaves, treedef.flatten_up_to(some), strict=True)]
@@ -234,10 +236,10 @@ def _filled(some: Tree, params: Tree) -> Tree:
 
 
 def _after(loss: jax.Array, tx: GradientTransformation) -> GradientTransformation:
-    """The same transformation, whose numbers are there once the loss is.
+    """Returns the same transformation with numbers that depend on the loss.
 
-    XLA does not know that the loss reads the params before the update writes over them, and copies them to be
-    sure, unless the one needs the other. No loss is above infinity, but it does not know that either.
+    XLA does not know that the loss reads the params before the update writes over them. It copies the params to be
+    safe, unless the update depends on the loss. No loss is above infinity, but XLA does not know that either.
     """
 
     def leaf(x):
@@ -246,12 +248,12 @@ def _after(loss: jax.Array, tx: GradientTransformation) -> GradientTransformatio
     return jax.tree.map(leaf, tx)
 
 
-# Where arrays lie on a mesh. XLA may place results otherwise than the arguments that they replace, and then can
-# reuse no buffer, and would compile again for the next step.
+# The placement of arrays on a mesh. XLA may place results differently from the arguments that they replace. Then it
+# cannot reuse buffers, and would compile again for the next step.
 
 
 def _layout(tree: Tree) -> tuple | None:
-    """The shardings of the leaves that are on several devices; None if there are none."""
+    """Returns the shardings of the leaves that are on several devices; None if there are none."""
     found = tuple(map(_sharding, jax.tree.leaves(tree)))
     return found if any(found) else None
 

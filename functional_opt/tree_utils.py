@@ -1,4 +1,4 @@
-"""The functions of `tree` under the names they have in `optax.tree_utils`: `tree_add` for `tree.add`."""
+"""The functions of `tree` under their names in `optax.tree_utils`: `tree_add` for `tree.add`."""
 
 from . import tree
 

@@ -1,4 +1,4 @@
-"""Sets four CPU devices before JAX is imported, sets hypothesis' profiles, marks a selection, frees programs."""
+"""Sets four CPU devices before JAX is imported and hypothesis' profiles; marks and groups tests; frees programs."""
 
 import itertools
 import os
@@ -26,9 +26,12 @@ A_DOZEN = {  # and the contracts of these
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        if case and item.nodeid.startswith("tests/conformance/"):  # one worker compiles what its tests share
+            item.add_marker(pytest.mark.xdist_group(repr(case)))
         contract = item.nodeid.startswith("tests/conformance/test_contracts.py") and repr(case) in A_DOZEN
         if contract or item.nodeid.startswith(VERSIONS):
             item.add_marker(pytest.mark.versions)
@@ -39,5 +42,5 @@ _tests = itertools.count(1)
 
 def pytest_runtest_teardown():
     """A process may map some 65,000 pieces of memory, and every compiled program takes a few: XLA aborts without."""
-    if next(_tests) % 1000 == 0:
+    if next(_tests) % 3000 == 0:
         jax.clear_caches()

@@ -1,6 +1,7 @@
 """The layers: what may import what, and that importing the library brings in nothing it does not depend on."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,39 +11,17 @@ import pytest
 import functional_opt
 
 ROOT = Path(functional_opt.__file__).parent
-LAYERS = {  # the first part of a module's name below the package, "" the package itself; arrows point down only
-    "ranges": 0,
-    "value": 0,
-    "leaves": 1,
-    "boxes": 2,
-    "native": 1,
-    "numerics": 2,
-    "microbatching": 2,
-    "average": 2,
-    "base": 2,
-    "trees": 2,
-    "paths": 2,
-    "slots": 2,
-    "state": 2,
-    "state_check": 1,
-    "schedules": 2,
-    "train_step": 3,
-    "transforms": 3,
-    "optimizers": 4,
-    "tree": 5,
-    "tree_utils": 5,
-    "linear_algebra": 5,
-    "config": 5,
-    "review": 5,
-    "explain": 5,
-    "describe": 5,
-    "contrib": 5,
-    "experimental": 5,
-    "": 6,
-    "keras": 7,
-    "interop": 8,
-}
-BY_NAME = {("schedules", "transforms")}  # one asks the other for Optax's names only when they are asked for
+README = Path(__file__).parents[1] / "README.md"
+
+
+def picture():
+    """README's rooms in their order, each the first part of a module's name; "" for the package's `__init__`."""
+    lines = README.read_text().split("```\nfunctional_opt/\n")[1].split("\n```")[0].splitlines()
+    rooms = [line.split()[0].removesuffix("/").removesuffix(".py") for line in lines]
+    return {"" if room == "__init__" else room: place for place, room in enumerate(rooms)}
+
+
+LAYERS = picture()
 DEPENDENCIES = {"jax", "jaxlib", "numpy"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -66,12 +45,12 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1]
             for alias in node.names:
-                own = [*above, *(node.module.split(".") if node.module else [alias.name])]
+                own = [*above, *(node.module.split(".") if node.module else []), alias.name]
                 yield ".".join(["functional_opt", *own]), node in tree.body
 
 
 def layer(module):
-    """The layer of a name below the package; what `from . import x` finds in the package itself is its own."""
+    """The place of a name below the package; `from . import x` finds x in the package itself."""
     first = module.split(".")[0]
     return LAYERS[first if first in LAYERS else ""]
 
@@ -79,14 +58,36 @@ def layer(module):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: name(path) or "functional_opt")
 def test_imports_point_down(path):
     own = name(path)
-    assert own.split(".")[0] in LAYERS, f"give {own} a place among the layers"
+    assert own.split(".")[0] in LAYERS, f"give {own} a place in README's picture"
     for module, top_level in imports(path):
         package, _, below = module.partition(".")
         if package == "functional_opt":
-            lazily = (own, below) in BY_NAME and not top_level
-            assert layer(below) <= layer(own) or lazily, f"{own} imports {module}, which stands above it"
+            assert layer(below) <= layer(own), f"{own} imports {module}, which stands above it"
         elif package not in sys.stdlib_module_names and package not in DEPENDENCIES:
             assert own.startswith("interop") and not top_level, f"{own} imports {module}"
+
+
+def test_every_room_exists():
+    assert all((ROOT / room).is_dir() or (ROOT / f"{room}.py").is_file() for room in LAYERS)
+
+
+def test_no_circle():
+    """Of files and of folders, imports inside functions included; prepare() raises CycleError with the circle."""
+    packages = {name(path) for path in MODULES if path.name == "__init__.py"}
+    known = {name(path) for path in MODULES} - {""}  # the package imports all and, by the layers, none imports it
+    folder = {own: own if own in packages else own.rpartition(".")[0] or own for own in known}
+    files, folders = {}, {}
+    for path in MODULES:
+        own = name(path)
+        for module, _ in imports(path) if own else ():
+            below = module.partition(".")[2] if module.startswith("functional_opt.") else ""
+            found = next((m for m in (below, below.rpartition(".")[0]) if m in known), own)
+            if found != own:
+                files.setdefault(own, set()).add(found)
+            if own not in packages and folder[found] != folder[own]:
+                folders.setdefault(folder[own], set()).add(folder[found])
+    for graph in (files, folders):
+        graphlib.TopologicalSorter(graph).prepare()
 
 
 def loaded_by(statement):

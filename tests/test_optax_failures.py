@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from functional_opt import (
-    adam,
-    apply_updates,
-    chain,
-    clip_by_global_norm,
-    global_norm,
-    lion,
-    scale_by_adam,
-)
+from functional_opt import adam, apply_updates, chain, clip_by_global_norm, global_norm, lion, scale_by_adam
 from functional_opt.schedules import constant_schedule, join_schedules, linear_schedule
 
 from .helpers import assert_close, assert_finite, at, make_grads, make_params, train, train_jitted, without_bias

@@ -1,20 +1,20 @@
-"""Transformations as plain JSON and back: `to_config`, `from_config`, `register`.
+"""Converts transformations to plain JSON and back: `to_config`, `from_config`, `register`.
 
-A config says what `repr` says, so that it can be kept beside a checkpoint, compared with `diff` and edited::
+A config contains what `repr` shows. It can be kept beside a checkpoint, compared with `diff` and edited::
 
     {"version": 1, "value": {"type": "chain", "transforms": [
         {"type": "scale_by_adam", "b1": 0.9, "b2": 0.999, ...},
         {"type": "scale_by_learning_rate", "learning_rate": 0.001, "flip_sign": true}]}}
 
-An object with a `type` is a value of the class with that public name, all its fields written out, or one of
-a few others: a `dtype`, an `array`, a `key`, a `number` that JSON does not have, a `function` by its name, a
-`partial`, a `list`, a `dict` whose keys are not all strings,
-`inject_hyperparams` of a `constructor` by its name. A plain list stands for a tuple.
+An object with a `type` is an instance of the class with that public name, with all its fields. Otherwise it is one of
+these: a `dtype`, an `array`, a `key`, a `number` that JSON does not have, a `function` by its name, a `partial`, a
+`list`, a `dict` whose keys are not all strings, or `inject_hyperparams` of a `constructor` by its name. A plain list
+stands for a tuple.
 """
 
 from typing import Any
 
-from ..value import show
+from ..core.value import show
 from .decode import decode, same_keys
 from .depth import refuse_depth, within_the_stack
 from .encode import encode, remedy
@@ -26,17 +26,17 @@ VERSION = 1
 
 
 def to_config(tx: Any) -> dict[str, Any]:
-    """A transformation or schedule as plain JSON: dicts, lists, strings, numbers, booleans and None.
+    """Returns a transformation or schedule as plain JSON: dicts, lists, strings, numbers, booleans and None.
 
-    Every field is written, also where it has its default, so that a config means the same when a default changes.
-    Arrays are written number by number, exactly; where they lie is not.
+    Every field is written, even if it has its default, so that a config keeps its meaning when a default changes.
+    Arrays are written exactly, number by number; their placement on devices is not written.
 
     Args:
-        tx: a transformation, schedule or path rules, of any nesting.
+        tx: a transformation, a schedule or path rules, which may be nested.
 
-    Raises TypeError naming the place of what cannot be saved: a function without a registered name, a tracer,
-    a transformation that is not the library's (Optax's) nor registered; ValueError for one nested deeper than
-    `from_config` reads.
+    Raises TypeError, naming the place, for anything that cannot be saved: a function without a registered name, a
+    tracer, or a transformation that is neither the library's nor registered, such as Optax's. Raises ValueError for a
+    transformation nested deeper than `from_config` reads.
 
     >>> from functional_opt import scale, scale_by_schedule
     >>> to_config(scale(-0.1))
@@ -54,14 +54,14 @@ def to_config(tx: Any) -> dict[str, Any]:
 
 
 def from_config(config: Any) -> Any:
-    """The transformation or schedule that `to_config` described, equal to it, also after a trip through JSON.
+    """Returns the transformation or schedule that `to_config` described; it equals the original, even after JSON.
 
-    `from_config(json.loads(json.dumps(to_config(tx)))) == tx`. Nothing is imported and no code of a config is run: it
-    can name the library's own classes and what `register` was given, whose constructors check the fields.
+    `from_config(json.loads(json.dumps(to_config(tx)))) == tx`. A config cannot import anything or run its own code:
+    it can only name the library's classes and whatever was passed to `register`. Constructors check the fields.
 
-    Raises ValueError or TypeError naming the place within the config for a name that is not known, a field too many
-    or too few, a value out of range or of another type, for another version, and for what is nested deeper than 200
-    levels of dicts and lists, or within itself.
+    Raises ValueError or TypeError, naming the place in the config, for an unknown name, an unknown or missing field,
+    a value out of range or of the wrong type, another version, nesting deeper than 200 levels of dicts and lists, and
+    objects nested within themselves.
 
     >>> from functional_opt import adamw, cosine_decay_schedule
     >>> tx = adamw(cosine_decay_schedule(1e-3, 1000), mask={"*/bias": False})

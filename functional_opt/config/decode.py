@@ -1,4 +1,4 @@
-"""From JSON to values: every object is looked up in closed tables, and every field checked."""
+"""Decodes JSON into values: looks up every object in closed tables, and checks every field."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..transforms.inject import _Injected, _Others
+from ..transforms.wrapping.inject import _Injected, _Others
 from .registry import DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
 from .words import short
 
@@ -47,7 +47,7 @@ def decode(node: Any, at: str) -> Any:
 
 @contextlib.contextmanager
 def _at(at: str, fields: Iterable[str] = ()) -> Iterator[None]:
-    """Puts the place before the error of a constructor, with the field that it names."""
+    """Prefixes the error of a constructor with its place in the config, and with the field that the error names."""
     try:
         yield
     except (TypeError, ValueError) as e:
@@ -86,11 +86,11 @@ def _decode_partial(at: str, function: Any, args: Any, keywords: Any, decode_fun
 
 
 def _decode_constructor(at: str, name: Any) -> Any:
-    raise TypeError(f"{at} must not be a constructor: only inject_hyperparams and a partial for it are given one")
+    raise TypeError(f"{at} must not be a constructor: only inject_hyperparams, or a partial for it, may have one")
 
 
 def _decode_factory(node: Any, at: str) -> Callable:
-    """A constructor by its name, or a partial of one."""
+    """Returns a constructor by its name, or a partial of one."""
     kind = node.get("type") if isinstance(node, dict) else None
     rest = {k: x for k, x in node.items() if k != "type"} if isinstance(node, dict) else {}
     if kind == "constructor":
@@ -109,7 +109,7 @@ def _decode_injected(at: str, inner_factory: Any, numbers: Any, others: Any, giv
     numbers, others, given, dtype = (decode(node, f"{at}.{name}") for name, node in nodes.items())
     named = isinstance(given, tuple) and all(isinstance(name, str) for name in given)
     if not (isinstance(numbers, dict) and isinstance(others, dict) and named):
-        raise TypeError(f"{at} must have dicts of numbers and others, and a list of those given, got {short(nodes)}")
+        raise TypeError(f"{at}: numbers and others must be dicts, and given a list of names; got {short(nodes)}")
     for name, x in numbers.items():
         if callable(x) and not callable(getattr(x, "init", None)):
             raise TypeError(f"{at}.numbers[{name!r}] must be a number or a WrappedSchedule, got {short(x)}")
@@ -117,7 +117,10 @@ def _decode_injected(at: str, inner_factory: Any, numbers: Any, others: Any, giv
         expected = inspect.signature(factory).parameters
     same_keys(at, expected, numbers | others)
     if not set(given) <= set(expected) or len(numbers | others) < len(numbers) + len(others):
-        raise ValueError(f"{at}: each argument is among numbers or others, and given names some; got {short(nodes)}")
+        raise ValueError(
+            f"{at}: each argument must be in either numbers or others, and given may only name arguments; "
+            f"got {short(nodes)}"
+        )
     with _at(at):
         return _Injected(factory, numbers, _Others(others), given, dtype)
 
@@ -137,14 +140,15 @@ def _decode_array(at: str, kind: Any, dtype: Any, shape: Any, data: Any) -> Any:
         if kind == "scalar" and isinstance(x, np.ndarray):
             raise ValueError("a scalar has no shape")
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as e:
-        raise ValueError(f"{at}: no array of dtype {dtype} and shape {short(shape)} in {short(data)}") from e
+        what = f"an array of dtype {dtype} and shape {short(shape)}"
+        raise ValueError(f"{at}: data is not {what}: {short(data)}") from e
     if kind in ("jax", "weak") and jax.dtypes.canonicalize_dtype(to) != to:
         raise ValueError(f"{at}: an array of dtype {dtype} needs jax.config.update('jax_enable_x64', True)")
     return jnp.asarray(x) if kind in ("jax", "weak") else x
 
 
 def _numbers_of(dtype: Any) -> tuple[type, ...]:
-    """What the elements of an array may be in JSON."""
+    """Returns the Python types that the elements of an array may have in JSON."""
     return (bool,) if dtype.name == "bool" else (int, float) if jnp.issubdtype(dtype, jnp.inexact) else (int,)
 
 
@@ -152,7 +156,7 @@ def _decode_key(at: str, impl: Any, data: Any) -> Any:
     try:
         return jax.random.wrap_key_data(decode(data, f"{at}.data"), impl=impl)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"{at}: no key of {impl!r} in {short(data)}: {e}") from e
+        raise ValueError(f"{at}: data is not a key of {impl!r}: {short(data)}: {e}") from e
 
 
 DECODERS: dict[str, tuple[tuple[str, ...], Callable]] = {
@@ -174,24 +178,24 @@ def _named(known: dict[str, Any], name: Any, what: str) -> Any:
         return known[name]
     near = difflib.get_close_matches(name[:99] if isinstance(name, str) else "", known, n=3, cutoff=0.0)
     raise ValueError(
-        f"{what} {short(name)} is not known; the nearest are {', '.join(near)}. What is your own must be given to "
-        "functional_opt.register before"
+        f"{what} {short(name)} is not known; the nearest are {', '.join(near)}. Register your own classes and "
+        "functions with functional_opt.register first"
     )
 
 
 def same_keys(at: str, expected: Any, node: dict) -> None:
     for k in expected:
         if k not in node:
-            raise ValueError(f"{at}.{k} is missing; there must be {', '.join(expected)}")
+            raise ValueError(f"{at}.{k} is missing; the fields are {', '.join(expected)}")
     for k in node:
         if k not in expected:
             raise ValueError(
-                f"{at}.{k} is not known, got {short(node[k])}; there are {', '.join(expected) or 'none'}"
+                f"{at}.{k} is not known, got {short(node[k])}; the fields are {', '.join(expected) or 'none'}"
             )
 
 
 def _fits(hint: Any, x: Any) -> bool:
-    """Whether a value is of an annotated type, where no check of the constructor looks at it."""
+    """Returns whether a value has the annotated type; True if the constructor checks it anyway."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return any(hasattr(m, "check") for m in hint.__metadata__) or _fits(args[0], x)

@@ -1,15 +1,15 @@
-"""How deep a config may be nested: Python's stack bounds what can be read, so the depth is looked at first."""
+"""Limits how deeply a config is nested: Python's stack bounds what can be read, so the depth is checked first."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 DEEPEST = 200
-"""Levels of dicts and lists in one another. A chain in a chain is two; nobody writes 30 by hand."""
+"""The most levels of nested dicts and lists. A chain in a chain is two; nobody writes 30 by hand."""
 
 
 def refuse_depth(name: str, config: Any) -> None:
-    """Raises ValueError, naming the place, for a config nested more than `DEEPEST` levels, or within itself.
+    """Raises ValueError, naming the place, for a config nested more than `DEEPEST` levels deep, or within itself.
 
     >>> refuse_depth("config", {"a": [1, 2]})
     >>> nested = []
@@ -19,7 +19,7 @@ def refuse_depth(name: str, config: Any) -> None:
     Traceback (most recent call last):
     ValueError: config['value'][0][0][0]... is nested deeper than 200 levels, or within itself
     """
-    level = {id(config): (config, ())}  # each object once at a level, or those that hold themselves would double it
+    level = {id(config): (config, ())}  # each object once per level: one that contains itself twice would double it
     for _ in range(DEEPEST):
         level = {id(x): (x, (*at, k)[:4]) for node, at in level.values() for k, x in _items(node)}
         if not level:
@@ -30,14 +30,14 @@ def refuse_depth(name: str, config: Any) -> None:
 
 
 def _items(node: Any) -> list[tuple[Any, Any]]:
-    """The dicts and lists in a dict or list, each with its key."""
+    """Returns the dicts and lists in a dict or list, each with its key."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     return [(k, x) for k, x in pairs if isinstance(x, dict | list | tuple)]
 
 
 @contextlib.contextmanager
 def within_the_stack(name: str) -> Iterator[None]:
-    """Raises ValueError where the caller's own calls leave too little of Python's stack for a config."""
+    """Raises ValueError if the caller's own calls leave too little of Python's stack for a config."""
     try:
         yield
     except RecursionError:

@@ -1,4 +1,4 @@
-"""From values to JSON."""
+"""Encodes values as JSON."""
 
 import dataclasses
 import functools
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from ..base import GradientTransformation
-from ..paths import Frozen
-from ..schedules.base import _Function as PlainFunction
-from ..transforms.inject import _Injected
-from ..transforms.monitor import _measure as PlainMeasure
-from ..value import show
+from ..core.paths import Frozen
+from ..core.schedule import _Function as PlainFunction
+from ..core.transformation import GradientTransformation
+from ..core.value import show
+from ..transforms.observing.monitor import _measure as PlainMeasure
+from ..transforms.wrapping.inject import _Injected
 from .registry import DTYPES, TUPLES, constructors, functions, is_value
 
 
@@ -69,14 +69,14 @@ def _encode_partial(x: functools.partial, at: str, of_function: Callable) -> dic
 
 
 def _constructor(x: Any, at: str) -> dict[str, Any]:
-    """What `inject_hyperparams` was given, by its name."""
+    """Encodes the constructor that `inject_hyperparams` was given, by its name."""
     if isinstance(x, functools.partial):
         return _encode_partial(x, at, _constructor)
     for name, fn in constructors().items():
         if fn is x:
             return {"type": "constructor", "name": name}
-    what = "Decorate it with @functional_opt.register, with which a function must have a name of its own"
-    raise TypeError(f"{at} cannot be saved: {show(x)} ({type(x).__name__}). {what}, or use functional_opt's")
+    what = "Decorate it with @functional_opt.register (a function needs a name of its own)"
+    raise TypeError(f"{at} cannot be saved: {show(x)} ({type(x).__name__}). {what}, or use one of functional_opt's")
 
 
 def _encode_array(x: Any, at: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _encode_array(x: Any, at: str) -> dict[str, Any]:
         data = _encode_array(jax.random.key_data(x), at)
         return {"type": "key", "impl": str(jax.random.key_impl(x)), "data": data}
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        raise TypeError(f"{at} cannot be saved: of this array the process has only a part. Gather it first")
+        raise TypeError(f"{at} cannot be saved: this process has only a part of the array. Gather it first")
     if DTYPES.get(x.dtype.name) != x.dtype:
         raise TypeError(f"{at} cannot be saved: an array of dtype {x.dtype}. Use one of {', '.join(DTYPES)}")
     kind = "scalar" if isinstance(x, np.generic) else "numpy" if isinstance(x, np.ndarray) else "jax"
@@ -100,10 +100,10 @@ def remedy(x: Any) -> str:
     if isinstance(x, type):
         return f"Call it first: {x.__name__}(...)"
     if isinstance(x, types.FunctionType) and x.__name__ == "<lambda>":
-        return "Write it with def and decorate it with @functional_opt.register; path rules do for most masks"
+        return "Write it with def and decorate it with @functional_opt.register; for most masks, path rules will do"
     if isinstance(x, GradientTransformation) and hasattr(x, "init_fn"):
         return (
-            "Two functions do not say what they are: use functional_opt's transformation of that name, or write a "
+            "It is made of two functions without names: use functional_opt's transformation of that name, or write a "
             "class with @transformation and decorate it with @functional_opt.register"
         )
     if dataclasses.is_dataclass(x):
@@ -111,7 +111,7 @@ def remedy(x: Any) -> str:
     if isinstance(x, types.FunctionType):
         return "Decorate it with @functional_opt.register"
     if callable(getattr(x, "init", None)):
-        return "It is no transformation of functional_opt: use the one of that name"
+        return "It is not a transformation of functional_opt: use functional_opt's of that name"
     if callable(x):
         return "Call it from a function that @functional_opt.register decorates"
     return "A config holds numbers, strings, None, tuples, lists, dicts, arrays and registered values"

@@ -1,20 +1,19 @@
-"""The names that a config may hold: the library's own, and what `register` was given."""
+"""The names that a config may contain: the library's own, and those passed to `register`."""
 
 import dataclasses
 import functools
-import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation
-from ..leaves import global_norm
-from ..transforms.accumulate import skip_large_updates, skip_not_finite
-from ..transforms.dimension_numbers import GaLoreDimensionNumbers, MuonDimensionNumbers
-from ..transforms.inject import _Injected
+from ..core.norms import global_norm
+from ..core.transformation import GradientTransformation
+from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, MuonDimensionNumbers
+from ..transforms.wrapping.accumulate import skip_large_updates, skip_not_finite
+from ..transforms.wrapping.inject import _Injected
 
 DTYPES = {
     **{jnp.dtype(name).name: jnp.dtype(name) for name in ("bool", "bfloat16", "complex64", "complex128")},
@@ -22,7 +21,7 @@ DTYPES = {
     **{name: jnp.dtype(name) for name in ("float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")},
 }
 KINDS = ("jax", "weak", "numpy", "scalar")
-"""Of arrays: JAX's, a 0-d one whose dtype is weak, as of `jnp.asarray(0.1)`, NumPy's, and a number of NumPy."""
+"""Kinds of arrays: JAX's, JAX's 0-d ones of weak dtype such as `jnp.asarray(0.1)`, NumPy's, and NumPy scalars."""
 NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNumbers)}
@@ -31,7 +30,7 @@ TAGS = (
     *("array", "constructor", "dict", "dtype", "function", "inject_hyperparams", "key", "list", "number", "partial"),
     *TUPLES,
 )
-"""What an object with a `type` may be besides a value of a class."""
+"""The names that a `type` may have besides those of classes."""
 
 T = TypeVar("T")
 _own_classes: dict[str, type] = {}
@@ -39,14 +38,14 @@ _own_functions: dict[str, Callable] = {}
 
 
 def register(x: T) -> T:
-    """Lets configs hold a class or function of one's own, by its name. A decorator that gives back what it gets.
+    """Lets configs contain your own class or function, by its name. A decorator that returns its argument.
 
     Args:
-        x: a `@transformation` or `@value` class, a schedule class, or a function, which may be a schedule, a mask,
-            or whatever else a field may be, or make a transformation for `inject_hyperparams`, which reading a config
-            then calls; it needs a name, and to be registered before configs are read.
+        x: a `@transformation` or `@value` class, a schedule class, or a function with a name. The function may be
+            the value of a field, such as a schedule or a mask. It may also make a transformation for
+            `inject_hyperparams`; reading a config then calls it. Register it before you read configs.
 
-    Raises ValueError for a name that is taken, TypeError for a lambda and for what is neither class nor function.
+    Raises ValueError for a name that is taken, and TypeError for a lambda or anything but a class or a function.
 
     >>> from functional_opt import from_config, scale_by_schedule, to_config
     >>> @register
@@ -62,7 +61,7 @@ def register(x: T) -> T:
         if not dataclasses.is_dataclass(x):
             raise TypeError(f"register: {name} must be decorated with @transformation first")
         if any(f.name == "type" for f in dataclasses.fields(x)):
-            raise ValueError(f"register: {name} has a field called type, which configs need for themselves")
+            raise ValueError(f"register: {name} has a field called type, a name that configs reserve; rename it")
         own: dict[str, Any] = _own_classes
     elif isinstance(x, types.FunctionType) and name != "<lambda>":
         own = _own_functions
@@ -77,34 +76,38 @@ def register(x: T) -> T:
 
 
 def _reloaded(old: Any, new: Any) -> bool:
-    """Whether one is the other after its module, or the cell of a notebook, has run again."""
+    """Returns whether `new` is `old` after its module, or a cell of a notebook, has run again."""
     same = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
     return same and "<locals>" not in new.__qualname__
 
 
+_library: dict[str, Any] = {}
+
+
+def provide(names: Mapping[str, Any]) -> None:
+    """Makes the library's public names available to configs; the package's `__init__` calls it with all of them."""
+    _library.update(names)
+
+
 @functools.cache
 def _public() -> dict[str, type]:
-    """The library's own values by their public names; the package, which stands above, is looked at when asked."""
-    return {name: x for name, x in _names().items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
-
-
-def _names() -> dict[str, Any]:
-    return vars(sys.modules["functional_opt"]) | vars(sys.modules["functional_opt.experimental"])
+    """Returns the library's own values by their public names."""
+    return {name: x for name, x in _library.items() if isinstance(x, type) and dataclasses.is_dataclass(x)}
 
 
 @functools.cache
 def _constructors() -> dict[str, Callable]:
-    """The library's own functions that make a transformation, by their public names."""
+    """Returns the library's own functions that make a transformation, by their public names."""
 
     def makes_one(x: Any) -> bool:
         made = typing.get_type_hints(x).get("return") if isinstance(x, types.FunctionType) else None
         return isinstance(made, type) and issubclass(made, GradientTransformation)
 
-    return {name: x for name, x in _names().items() if makes_one(x)}
+    return {name: x for name, x in _library.items() if makes_one(x)}
 
 
 def constructors() -> dict[str, Callable]:
-    """By name: what `inject_hyperparams` may be given."""
+    """Returns, by name, the constructors that `inject_hyperparams` may be given."""
     own = {name: x for name, x in classes().items() if issubclass(x, GradientTransformation)}
     return {**_own_functions, **own, **_constructors()}
 
@@ -114,7 +117,7 @@ def classes() -> dict[str, type]:
 
 
 def functions() -> dict[str, Callable]:
-    """By name: what may be given to a field of the library, and the defaults of fields, as class.field."""
+    """Returns, by name, the functions that a field may have, and the default functions of fields as class.field."""
     fields = ((name, f) for name, cls in _public().items() for f in dataclasses.fields(cls))
     defaults = {f"{name}.{f.name}": getattr(f.default, "fn", f.default) for name, f in fields}
     defaults = {name: x for name, x in defaults.items() if isinstance(x, types.FunctionType)}

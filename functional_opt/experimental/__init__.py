@@ -1,4 +1,4 @@
-"""Optax's `experimental` by its names: what is likely to change."""
+"""Optax's `experimental` under its names. It is likely to change."""
 
 from . import aggregating as aggregating
 from .aggregating import AccumulateAvgUpdatesState as AccumulateAvgUpdatesState

@@ -1,4 +1,4 @@
-"""Optax's `experimental.aggregating` by its names: gradients of single examples, and what becomes of them."""
+"""Optax's `experimental.aggregating` under its names: transforms and aggregates the gradients of single examples."""
 
 from .elements import AccumulateAvgUpdatesState as AccumulateAvgUpdatesState
 from .elements import Aggregator as Aggregator

@@ -1,4 +1,4 @@
-"""process: gradients of single examples, what is done to each, how they become one, and the optimizer of that one."""
+"""process: transforms the gradients of single examples, aggregates them, and passes the result to an optimizer."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, Transformation, _Pair, increment, transformation, zero_count
-from ..leaves import (
+from ..core.checks import Static, checked
+from ..core.leaves import (
     Tree,
-    abs_sq,
     as_array,
-    cast_like,
+    cast_tree_like,
     is_nothing,
     map_leaves,
     paths,
@@ -20,23 +19,34 @@ from ..leaves import (
     widen_tree,
     zeros_like,
 )
-from ..slots import Counter, Exact, Number
-from ..state import NamedTupleKey, get
-from ..state_check import wrong_state
-from ..transforms.chain import identity
-from ..transforms.guard import update_if
-from ..transforms.stateless import stateless
-from ..value import PositiveInt, Static, checked, show
+from ..core.norms import abs_sq
+from ..core.queries import NamedTupleKey, get
+from ..core.ranges import PositiveInt
+from ..core.slots import Counter, Exact, Number
+from ..core.state_check import wrong_state
+from ..core.transformation import (
+    EmptyState,
+    GradientTransformation,
+    Transformation,
+    _Pair,
+    increment,
+    transformation,
+    zero_count,
+)
+from ..core.value import show
+from ..transforms.combining.chain import identity
+from ..transforms.scaling.stateless import stateless
+from ..transforms.wrapping.guard import update_if
 
 Axes = int | tuple[int, ...]
 """The axes of a gradient's leaves along which the examples lie."""
 
 
 class Aggregator(GradientTransformation):
-    """A transformation whose gradients are those of single examples, and whose updates are as the params.
+    """A transformation that takes the gradients of single examples, and whose updates have the shapes of the params.
 
-    `isinstance(tx, Aggregator)` says which gradients a step has to give it. `Aggregator(init, update)` makes one
-    from two functions.
+    `isinstance(tx, Aggregator)` tells whether a step must pass it such gradients. `Aggregator(init, update)` makes
+    one from two functions.
 
     >>> largest = Aggregator(lambda params: EmptyState(), lambda g, state, params=None: (jnp.max(g, 0), state))
     >>> largest.update(jnp.array([[1.0, 5.0], [3.0, 2.0]]), largest.init(jnp.zeros(2)))[0].tolist()
@@ -49,7 +59,7 @@ class Aggregator(GradientTransformation):
 
 @transformation
 class _AggregatorPair(_Pair, Aggregator):
-    """Two functions."""
+    """An aggregator made of two functions."""
 
     init_fn: Static[Callable]
     update_fn: Static[Callable]
@@ -61,18 +71,18 @@ class _AggregatorPair(_Pair, Aggregator):
 
 @transformation
 class process(GradientTransformation):
-    """Updates of single examples, made one, then one update from that: u = post(agg(pre(g))).
+    """Aggregates gradients of single examples, or of several steps, for an optimizer: u = post(agg(pre(g))).
 
-    An aggregator whose state has a field `ready` keeps the last one waiting where that is False: updates are zero and
-    `postprocessor` does not run. It is an `Aggregator` if `aggregator` or `preprocessor` is one.
+    If the state of the aggregator has a field `ready` that is False, updates are zero and `postprocessor` does not
+    run. The result is an `Aggregator` if `aggregator` or `preprocessor` is one.
 
     Args:
-        preprocessor: runs on the gradients as they come. Those of single examples have other shapes than the params,
-            so that only functions of one's own (`stateless`, `GradientTransformation(init, update)`) get these.
-        aggregator: makes one update of them, or of several steps.
+        preprocessor: transforms the incoming gradients. Those of single examples do not have the shapes of params, so
+            only your own functions (`stateless`, `GradientTransformation(init, update)`) get the params, too.
+        aggregator: combines them into one update, over examples or over steps.
         postprocessor: an optimizer.
-        aggregator_has_aux: whether the aggregator's updates are a pair of them and a dict of extra arguments for
-            the postprocessor.
+        aggregator_has_aux: whether the aggregator returns a pair of updates and a dict of extra arguments for the
+            postprocessor.
 
     >>> from functional_opt import sgd
     >>> tx = process(identity(), average_per_element_updates(), sgd(1.0))
@@ -80,7 +90,7 @@ class process(GradientTransformation):
     >>> float(tx.update(grads, tx.init(1.0), 1.0)[0])
     -2.0
 
-    Differs from Optax: arithmetic is in float32 throughout, the result is cast once, as in `chain`.
+    Differs from Optax: arithmetic is in float32 throughout, and the result is cast once, as in `chain`.
     """
 
     in_turn = True
@@ -113,12 +123,12 @@ class process(GradientTransformation):
             updates, post = self.postprocessor.update(updates, post, params, **extra)
         else:
             updates, post = update_if(ready, self.postprocessor, updates, post, params, extra)
-        return cast_like(updates, like), (pre, agg, post)
+        return cast_tree_like(updates, like), (pre, agg, post)
 
 
 @transformation
 class process_elements(process, Aggregator):
-    """What `process` is where it takes the gradients of single examples."""
+    """The class of a `process` that takes the gradients of single examples."""
 
     preprocessor: Transformation
     aggregator: Transformation
@@ -128,10 +138,10 @@ class process_elements(process, Aggregator):
 
 @transformation
 class average_per_element_updates(Aggregator):
-    """The mean over the examples: u = Σᵢ gᵢ / n, in float32 for 16-bit leaves.
+    """Averages over the examples: u = Σᵢ gᵢ / n, in float32 for 16-bit leaves.
 
     Args:
-        per_elt_axis: the axis, or axes, of every leaf along which they lie.
+        per_elt_axis: the axis or axes of every leaf along which the examples lie.
 
     >>> tx = average_per_element_updates()
     >>> tx.update({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, EmptyState())[0]["w"].tolist()
@@ -151,7 +161,7 @@ class average_per_element_updates(Aggregator):
 
 
 class AccumulateAvgUpdatesState(NamedTuple):
-    """`micro_step`: gradients so far. `ready`: whether this was the last of them. `avg_grad`: their mean."""
+    """`micro_step`: the gradients so far. `ready`: whether the last one was among them. `avg_grad`: their mean."""
 
     micro_step: Counter
     ready: Number
@@ -160,7 +170,7 @@ class AccumulateAvgUpdatesState(NamedTuple):
 
 @transformation
 class accumulate_avg_updates(GradientTransformation):
-    """For `process`: the mean of the last k updates at every k-th step, 0 at the others.
+    """For `process`: returns the mean of the last k updates at every k-th step, and 0 at the others.
 
     a ← a + (g − a)/(n + 1) for the n-th of them, n = 0 … k−1; then u = a. With k = 1, u = g.
 
@@ -199,11 +209,11 @@ class accumulate_avg_updates(GradientTransformation):
 def average_incrementally_updates(
     per_elt_axis: Axes | None, accumulation_steps: PositiveInt
 ) -> GradientTransformation:
-    """The mean over examples, then over steps: `average_per_element_updates` and `accumulate_avg_updates`.
+    """Averages over examples, then over steps: `average_per_element_updates` and `accumulate_avg_updates`.
 
     Args:
-        per_elt_axis: as there; None where the gradients are means already.
-        accumulation_steps: as there.
+        per_elt_axis: as in `average_per_element_updates`; None if the gradients are already means.
+        accumulation_steps: as in `accumulate_avg_updates`.
 
     >>> average_incrementally_updates(0, 2)
     process_elements(identity(), average_per_element_updates(), accumulate_avg_updates(2))
@@ -215,7 +225,7 @@ def average_incrementally_updates(
 
 
 class PerElementMeanAndSumSqDiffGradsState(NamedTuple):
-    """`micro_step`: steps so far. `ready`: whether this was the last. The rest: what `update` gives, so far."""
+    """`micro_step`: the steps so far. `ready`: whether the last one is done. The other fields: the results so far."""
 
     micro_step: Counter
     ready: Number
@@ -225,16 +235,17 @@ class PerElementMeanAndSumSqDiffGradsState(NamedTuple):
 
 @transformation
 class get_per_element_mean_and_sum_sq_diff_grads(Aggregator):
-    """For `process` with `aggregator_has_aux`: the mean of gᵢ over examples and steps, and Σᵢ |gᵢ − mean|².
+    """For `process` with `aggregator_has_aux`: the mean of gᵢ over all examples and steps, and Σᵢ |gᵢ − mean|².
 
-    The updates are a pair of the mean and {"sum_sq_diff_grads": the sums, "sample_size": how many gᵢ}. With more than
-    one step, sums S of b new examples are joined to those of the a before by S + S' + |m' − m|²·a·b/(a + b).
+    The updates are a pair of the mean and {"sum_sq_diff_grads": the sums, "sample_size": the number of gᵢ}. With more
+    than one step, the sums S' and mean m' of b new examples are merged with S and m of the a earlier ones by
+    S + S' + |m' − m|²·a·b/(a + b).
 
     Args:
-        per_elt_axis: the axis, or axes, of every leaf along which the examples lie.
-        accumulation_steps: over how many steps, ≥ 1; at all but the last the updates are 0.
+        per_elt_axis: the axis or axes of every leaf along which the examples lie.
+        accumulation_steps: the number of steps, ≥ 1; at all but the last, the updates are 0.
 
-    Raises ValueError if leaves have not the same number of examples.
+    Raises ValueError if two leaves have different numbers of examples.
 
     Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance.
 
@@ -281,7 +292,9 @@ class get_per_element_mean_and_sum_sq_diff_grads(Aggregator):
 
 
 def get_batch_size_from_per_elt_updates(per_elt_updates: Tree, per_elt_axis: Any = 0) -> int:
-    """The number of examples in a tree of their gradients. Raises ValueError, naming the leaf, if two have others.
+    """Returns the number of examples in a tree of their gradients.
+
+    Raises ValueError, naming the leaf, if two leaves have different numbers of examples or one lacks an axis.
 
     >>> get_batch_size_from_per_elt_updates({"w": jnp.ones((3, 2)), "b": jnp.ones(3)})
     3
@@ -294,9 +307,9 @@ def get_batch_size_from_per_elt_updates(per_elt_updates: Tree, per_elt_axis: Any
             continue
         shape = as_array(x, lambda path=path: f"updates{path}").shape
         if any(not -len(shape) <= axis < len(shape) for axis in axes):
-            raise ValueError(f"updates{path} has shape {shape}, without the axis of the examples, {per_elt_axis}")
+            raise ValueError(f"updates{path} has shape {shape}, which lacks the axis of the examples, {per_elt_axis}")
         own = math.prod(shape[axis] for axis in axes)
         if size not in (0, own):
-            raise ValueError(f"updates{path} has the gradients of {own} examples, but updates{first} those of {size}")
+            raise ValueError(f"updates{path} has gradients of {own} examples, but updates{first} has those of {size}")
         size, first = own, path
     return size

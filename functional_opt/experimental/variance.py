@@ -1,21 +1,22 @@
-"""add_mean_variance_to_opt: running means of the gradient and of its variance over examples, in the state."""
+"""add_mean_variance_to_opt: keeps running means of the gradient and of its variance over examples in the state."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, zeros_like
-from ..slots import Counter, Number, Signed, Unsigned
-from ..state import get
-from ..transforms.chain import chain, identity
-from ..value import Decay, PositiveInt, checked
+from ..core.checks import checked
+from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
+from ..core.queries import get
+from ..core.ranges import Decay, PositiveInt
+from ..core.slots import Counter, Number, Signed, Unsigned
+from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain, identity
 from .elements import Axes, get_per_element_mean_and_sum_sq_diff_grads, process
 
 
 class PerElementMeanAndVarianceEMAState(NamedTuple):
-    """`count`: steps done. `ema_decay`: that of the transformation. Then two running means that start at 0."""
+    """`count`: the steps so far. `ema_decay`: that of the transformation. The other fields: means that start at 0."""
 
     count: Counter
     ema_decay: Number
@@ -25,7 +26,7 @@ class PerElementMeanAndVarianceEMAState(NamedTuple):
 
 @transformation
 class track_per_element_mean_and_variance_with_ema(GradientTransformation):
-    """Leaves the updates as they are; keeps running means of them and of the variance of one example's gradient.
+    """Keeps running means of the updates and of the variance of one example's gradient; leaves the updates as is.
 
     m ← d·m + (1 − d)·g; v ← d·v + (1 − d)·S / (n − 1). `get_unbiased_mean_and_variance_ema` reads them.
 
@@ -33,7 +34,7 @@ class track_per_element_mean_and_variance_with_ema(GradientTransformation):
         ema_decay: d, in [0, 1).
 
     `update` takes S and n as `sum_sq_diff_grads` and `sample_size`, which
-    `get_per_element_mean_and_sum_sq_diff_grads` gives within a `process`.
+    `get_per_element_mean_and_sum_sq_diff_grads` provides inside a `process`.
 
     >>> tx = track_per_element_mean_and_variance_with_ema(0.5)
     >>> _, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), sum_sq_diff_grads=jnp.full(1, 6.0), sample_size=4)
@@ -69,9 +70,9 @@ class track_per_element_mean_and_variance_with_ema(GradientTransformation):
 
 
 def get_unbiased_mean_and_variance_ema(state: Any) -> tuple[Tree, Tree]:
-    """The running means of a state in which there is one `PerElementMeanAndVarianceEMAState`, over 1 − dᵗ.
+    """Returns the running means, divided by 1 − dᵗ, of the one `PerElementMeanAndVarianceEMAState` in a state.
 
-    Raises ValueError where there is none, KeyError where there are several.
+    Raises ValueError if there is none, and KeyError if there are several.
 
     >>> from functional_opt import sgd
     >>> tx = add_mean_variance_to_opt(sgd(0.1))
@@ -81,7 +82,7 @@ def get_unbiased_mean_and_variance_ema(state: Any) -> tuple[Tree, Tree]:
     """
     own = get(state, "PerElementMeanAndVarianceEMAState")
     if own is None:
-        raise ValueError("there is no PerElementMeanAndVarianceEMAState in the state: use add_mean_variance_to_opt")
+        raise ValueError("the state has no PerElementMeanAndVarianceEMAState: use add_mean_variance_to_opt")
     weight = 1 - own.ema_decay ** jnp.maximum(own.count, 1)
     means = own.mean_grads_ema, own.variance_grads_ema
     mean, variance = (jax.tree.map(lambda m: m / weight, tree, is_leaf=is_nothing) for tree in means)
@@ -92,10 +93,10 @@ def get_unbiased_mean_and_variance_ema(state: Any) -> tuple[Tree, Tree]:
 def add_mean_variance_to_opt(
     opt: Transformation, ema_decay: Decay = 0.9, per_elt_axis: Axes = 0, accumulation_steps: PositiveInt = 1
 ) -> process:
-    """An optimizer of per-example gradients, with running means of gradient and variance in its state.
+    """Returns an optimizer of per-example gradients, with running means of gradient and variance in its state.
 
     Args:
-        opt: it gets the mean over examples and steps.
+        opt: the optimizer, which gets the mean over examples and steps.
         ema_decay: as in `track_per_element_mean_and_variance_with_ema`.
         per_elt_axis, accumulation_steps: as in `get_per_element_mean_and_sum_sq_diff_grads`.
 

@@ -10,32 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, apply_updates, as_transformation
-from ..keras.optimizers.by_variable import ByVariable, keep
-from ..schedules import Schedule
-from ..transforms.learning_rate import learning_rates, with_learning_rate
+from ..config import from_config, to_config
+from ..core.apply import apply_updates
+from ..core.schedule import Schedule
+from ..core.transformation import GradientTransformation, as_transformation
+from ..keras.optimizers.by_variable import ByVariable, keep_variables
+from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
-    """Returns a `keras.optimizers.Optimizer` that steps by a gradient transformation. Keras must run on JAX.
+    """Returns a `keras.optimizers.Optimizer` that applies a gradient transformation. Keras must run on JAX.
 
-    For `model.compile(optimizer=to_keras(tx))`: fit, callbacks, mixed precision, `.keras` files with the state. To
-    load such a file in another process, set KERAS_BACKEND=jax or import Keras, then import `functional_opt.interop`:
-    that registers the optimizer with Keras.
+    Use it as `model.compile(optimizer=to_keras(tx))`. It works with fit, callbacks, mixed precision and `.keras`
+    files, which include the state. To load such a file in another process, set KERAS_BACKEND=jax or import Keras,
+    then import `functional_opt.interop`, which registers the optimizer with Keras.
 
     Args:
-        tx: a transformation, of this library or of Optax.
-        learning_rate: a number or a Keras schedule, taken in place of the rate of the `scale_by_learning_rate` links
-            in `tx`, which is the default; callbacks that set it have effect. It must be None where `tx` has no such
-            link, or several whose rates differ.
-        name, kwargs: of Keras's optimizer: clipping, weight decay, averaging and accumulation are Keras's own.
+        tx: a transformation of this library or of Optax.
+        learning_rate: a number or a Keras schedule that replaces the rate of the `scale_by_learning_rate` links in
+            `tx`. If None, the rate in `tx` is used. Callbacks can set it. It must be None if `tx` has no such link,
+            or several with different rates.
+        name, kwargs: as in Keras's `Optimizer`. Keras does the clipping, weight decay, averaging and accumulation.
 
-    A schedule of this library stays the rate: it can be read as `learning_rate` and not be set, as a schedule of
-    Keras. Where `tx` has no rate, or several, `learning_rate` reads as NaN.
+    If the rate in `tx` is a schedule of this library, `learning_rate` can be read but not set, as with a schedule of
+    Keras. If `tx` has no rate, or several, `learning_rate` reads as NaN.
 
-    Raises ValueError for a learning rate that has no place, or a `weight_decay`, which Keras multiplies by the rate,
-    where there is none; TypeError when a learning rate is set that cannot be; RuntimeError where Keras runs on
-    something else.
+    Raises ValueError for a `learning_rate`, or a `weight_decay`, which Keras multiplies by the rate, if `tx` has no
+    rate or several; TypeError when setting a learning rate that cannot be set; RuntimeError if Keras does not run
+    on JAX.
 
         model.compile(to_keras(functional_opt.lion(1e-4, weight_decay=0.1)), loss="mse")
     """
@@ -43,7 +45,7 @@ def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", *
 
 
 class _Box:
-    """Holds what Keras would wrap and track, were it an attribute."""
+    """Hides values that Keras would wrap and track if they were attributes of the optimizer."""
 
     def __init__(self, tx: GradientTransformation):
         rates = learning_rates(tx)
@@ -59,7 +61,7 @@ def _optimizer_class() -> type:
     import keras
 
     class OwnRate(keras.optimizers.schedules.LearningRateSchedule):
-        """Shows Keras the rate of a transformation that keeps its own: NaN where there is none, or are several."""
+        """Shows Keras the rate of a transformation that keeps its own: NaN if it has no rate, or several."""
 
         def __init__(self, rate: Any):
             self.rate = rate
@@ -72,7 +74,7 @@ def _optimizer_class() -> type:
 
     @keras.saving.register_keras_serializable(package="functional_opt")
     class Transformation(keras.optimizers.Optimizer):
-        """The optimizer of a transformation: one Keras variable for each array of its state."""
+        """A Keras optimizer over a transformation, with one Keras variable for each array of its state."""
 
         def __init__(self, tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any):
             if keras.backend.backend() != "jax":
@@ -81,11 +83,14 @@ def _optimizer_class() -> type:
                 )
             box = _Box(as_transformation(tx))
             if box.rate is None and learning_rate is not None:
-                raise ValueError(f"learning_rate has no place in {tx!r}: it needs one scale_by_learning_rate")
+                raise ValueError(
+                    f"learning_rate was given, but {tx!r} has no rate to replace, or several: give it one "
+                    "scale_by_learning_rate, or leave learning_rate out"
+                )
             if box.rate is None and kwargs.get("weight_decay"):
                 raise ValueError(
-                    f"weight_decay is multiplied by the learning rate, of which {tx!r} has none or several: chain "
-                    "it with functional_opt.add_decayed_weights instead"
+                    f"weight_decay is multiplied by the learning rate, but {tx!r} has no rate, or several: chain it "
+                    "with functional_opt.add_decayed_weights instead"
                 )
             if learning_rate is not None:
                 box.owns_rate = False
@@ -137,22 +142,18 @@ def _optimizer_class() -> type:
             everything = ByVariable((key, given.get(key, jnp.zeros_like(x))) for key, x in params.items())
             tx = box.tx if box.owns_rate else with_learning_rate(box.tx, learning_rate)
             updates, new = tx.update(everything, state, ByVariable(params))
-            new, moved = keep(still, state, new), apply_updates(ByVariable(params), updates)
+            new, moved = keep_variables(still, state, new), apply_updates(ByVariable(params), updates)
             for v in trainable_variables:
                 v.assign(moved[box.keys[id(v)]])
             for (slot, is_key), x in zip(box.slots, jax.tree.leaves(new), strict=True):
                 slot.assign(jax.random.key_data(x) if is_key else x)
 
         def get_config(self) -> dict[str, Any]:
-            from ..config import to_config
-
             config = super().get_config() | {"tx": to_config(self._box.tx)}
             return config | {"learning_rate": None} if self._box.owns_rate else config
 
         @classmethod
         def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-            from ..config import from_config
-
             config = config | {"tx": from_config(config["tx"])}
             if isinstance(config["learning_rate"], dict):
                 config["learning_rate"] = keras.optimizers.schedules.deserialize(config["learning_rate"])
@@ -165,7 +166,8 @@ def _plain_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")
 
 
-# For `.keras` files in a process that does not call `to_keras`. Keras is not imported before its backend is chosen.
+# So that a process that never calls `to_keras` can load `.keras` files. Keras must not be imported before its backend
+# is chosen.
 if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") == "jax":
     with contextlib.suppress(ImportError):
         _optimizer_class()

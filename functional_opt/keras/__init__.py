@@ -1,4 +1,4 @@
-"""The stateful facade: Keras's optimizers on JAX. A script ports by changing its import."""
+"""The stateful facade: Keras's optimizers on JAX. To port a script, change its import."""
 
 from . import optimizers as optimizers
 from .indexed_slices import IndexedSlices as IndexedSlices

@@ -1,4 +1,4 @@
-"""Variables of other libraries, seen as ours: Keras's, Flax's, and whatever has `value` and `assign`."""
+"""Wraps other libraries' variables as `Variable`: Keras's, Flax's, and any object with `value` and `assign`."""
 
 import sys
 import weakref
@@ -15,11 +15,11 @@ _known: "weakref.WeakValueDictionary[int, Foreign]" = weakref.WeakValueDictionar
 
 
 class Foreign(Variable):
-    """A view of a variable of another library. Assignments to either are seen in both.
+    """A view of another library's variable. An assignment to either one shows in both.
 
     Args:
-        theirs: a `keras.Variable` on the JAX backend, a Flax `nnx.Variable`, or anything with `value`, an array, that
-            can be set or has an `assign` beside it.
+        theirs: a `keras.Variable` on the JAX backend, a Flax `nnx.Variable`, or any object whose `value` is
+            an array and can be set, directly or by `assign`.
     """
 
     def __init__(self, theirs: Any):
@@ -43,13 +43,13 @@ class Foreign(Variable):
 
     @property
     def _value(self) -> Any:
-        if hasattr(self.theirs, "_raw_value"):  # of nnx, whose `value` is deprecated
+        if hasattr(self.theirs, "_raw_value"):  # nnx, which deprecates `value`
             return self.theirs._raw_value
         return self.theirs._value if _is_keras(self.theirs) else self.theirs.value
 
     @_value.setter
     def _value(self, x: Any) -> None:
-        if hasattr(self.theirs, "_raw_value"):  # assigned to in any trace: what is put there is taken out again
+        if hasattr(self.theirs, "_raw_value"):  # bypasses nnx's check of the trace: the old value is put back later
             object.__setattr__(self.theirs, "_raw_value", x)
         elif _is_keras(self.theirs):
             self.theirs._value = x
@@ -59,14 +59,14 @@ class Foreign(Variable):
             self.theirs.value = x
 
     def __reduce__(self):
-        return ours, (self.theirs,)
+        return as_variable, (self.theirs,)
 
     def __deepcopy__(self, memo):
         return self
 
 
-def ours(variable: Any) -> Variable:
-    """The variable, or the one view of it if it is another library's. TypeError for what is none."""
+def as_variable(variable: Any) -> Variable:
+    """Returns the variable, or its only view if it is another library's. Raises TypeError for anything else."""
     if isinstance(variable, Variable):
         return variable
     if not is_variable(variable):
@@ -77,17 +77,17 @@ def ours(variable: Any) -> Variable:
     return view
 
 
-def theirs(variable: Variable) -> Any:
-    """The variable as the user knows it."""
+def unwrap(variable: Variable) -> Any:
+    """Returns the variable as the user passed it."""
     return variable.theirs if isinstance(variable, Foreign) else variable
 
 
 def all_ours(variables: Iterable[Any]) -> list[Variable]:
-    return [ours(v) for v in variables]
+    return [as_variable(v) for v in variables]
 
 
 def is_variable(x: Any) -> bool:
-    """Whether it holds an array that can be replaced."""
+    """Returns whether `x` holds an array that can be replaced."""
     if isinstance(x, Variable) or _is_keras(x) or hasattr(x, "_raw_value"):
         return True
     return hasattr(x, "value") and (hasattr(x, "assign") or _is_settable(type(x), "value"))
@@ -99,7 +99,7 @@ def _is_settable(cls: type, name: str) -> bool:
 
 
 def _keras() -> Any:
-    """Keras, if it was imported by someone."""
+    """Returns the keras module if it has been imported, else None."""
     keras = sys.modules.get("keras")
     return keras if hasattr(keras, "StatelessScope") else None
 
@@ -111,7 +111,7 @@ def _is_keras(x: Any) -> bool:
 
 @contextmanager
 def _watch_keras() -> Iterator[None]:
-    """Keras's variables tell of reads and assignments, as ours do."""
+    """Records reads of Keras's variables and assignments to them, as for ours."""
     keras = _keras()
     if keras is None or keras.backend.backend() != "jax":
         yield
@@ -120,11 +120,11 @@ def _watch_keras() -> Iterator[None]:
     class Watch(keras.StatelessScope):
         def get_current_value(self, variable):
             if variable._value is not None:
-                tracing.note_read(ours(variable))
+                tracing.note_read(as_variable(variable))
 
         def add_update(self, update):
             variable, value = update
-            tracing.note_write(ours(variable))
+            tracing.note_write(as_variable(variable))
             variable._value = value
 
     with Watch(initialize_variables=False):

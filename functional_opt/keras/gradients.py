@@ -1,4 +1,4 @@
-"""Gradients of code that reads variables, by the variables; of those that are read by row, by the rows."""
+"""Differentiates code with respect to the variables it reads, or to their rows if it reads only rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from .indexed_slices import IndexedSlices
 from .variable import Variable
 
 Shapes = tuple[tuple[int, ...], ...]
-"""The shapes of the indices of each `sparse_read` of a variable."""
+"""The shape of the indices of each `sparse_read` of a variable."""
 
 
 class Forward(NamedTuple):
-    """What a loss returned and did, and its gradients, which are not computed yet."""
+    """The result of running a loss: its output, its reads and assignments, and a function for its gradients."""
 
     out: Any
     reads: dict[int, Variable]
     shapes: dict[int, Shapes]
-    """Of the variables that were read by row alone."""
+    """Only for variables that were read by row and in no other way."""
     written: list[tuple[Variable, jax.Array]]
-    """Variables that the loss assigned to, and what."""
+    """The variables that the loss assigned to, with the values assigned."""
     gradients: Callable[..., list[Any]]
-    """From a cotangent, ones if None, to a gradient for each variable: None for what is not read."""
+    """Takes a cotangent (ones if None); returns a gradient for each variable, None if it was not read."""
 
 
 def forward(
@@ -38,14 +38,14 @@ def forward(
     other_values: Sequence[Any] = (),
     loss_of: Callable[[Any], Any] = lambda out: out,
 ) -> Forward:
-    """Runs `fn(*args)` once, to be differentiated by `trained`.
+    """Runs `fn(*args)` once, ready to be differentiated with respect to `trained`.
 
-    Those in `shapes` are taken to be read by `sparse_read` alone, with indices of these shapes: no array of
-    their size is made. If what is returned says otherwise, its gradients are not to be used.
+    Assumes that variables in `shapes` are read only by `sparse_read`, with indices of these shapes, and makes no
+    array of their size. If the shapes in the result differ, do not use its gradients.
 
     Args:
-        values: of `trained`; `others` hold `other_values` meanwhile.
-        loss_of: from what `fn` returns to the loss.
+        values: the values of `trained`. While `fn` runs, `others` hold `other_values`.
+        loss_of: a function that takes the result of `fn` and returns the loss.
     """
     shapes = {id(v): shapes[id(v)] for v in trained if id(v) in shapes and jnp.issubdtype(v.dtype, jnp.inexact)}
     whole = [v for v in trained if id(v) not in shapes]
@@ -73,7 +73,7 @@ def forward(
         by_whole, by_rows = vjp(cotangent)
         found = {id(v): g for v, g in zip(whole, by_whole, strict=True) if g.dtype != jax.dtypes.float0}
         for v in trained:
-            if id(v) in by_rows and id(v) in rows:  # it may have been read by row last time, and not now
+            if id(v) in by_rows and id(v) in rows:  # it may be read in another way than last time
                 found[id(v)] = _slices(v, rows[id(v)], by_rows[id(v)])
         return [found.get(id(v)) if id(v) in seen["reads"] or v._unwatched else None for v in trained]
 
@@ -88,7 +88,7 @@ def _slices(v: Variable, indices: Sequence[jax.Array], values: Sequence[jax.Arra
 
 
 def check_made_before(variables: Iterable[Variable]) -> None:
-    """Refuses variables that the loss made itself while it was traced: what they hold cannot be used after."""
+    """Raises RuntimeError for variables made while the loss was traced: they hold tracers, useless afterwards."""
     for v in variables:
         if isinstance(v._value, core.Tracer):
             raise RuntimeError(
@@ -97,12 +97,12 @@ def check_made_before(variables: Iterable[Variable]) -> None:
 
 
 def check_not_trained(written: Iterable[Variable], trained: Sequence[Variable]) -> None:
-    """Refuses a loss that assigns to what it is differentiated by."""
+    """Raises ValueError if the loss assigns to a variable that is being trained."""
     if both := [v.name for v in written if any(v is t for t in trained)]:
         raise ValueError(f"the loss assigns to {both}, which are being trained; assign to them after the step")
 
 
 def check_loss(loss: Any) -> None:
-    """TypeError for a loss that is no array of floats."""
+    """Raises TypeError unless the loss is an array of floats."""
     if not hasattr(loss, "dtype") or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"the loss must be an array of floats, got {loss!r}")

@@ -1,4 +1,4 @@
-"""IndexedSlices: a gradient that is zero but for some rows."""
+"""IndexedSlices: a sparse gradient, given by its nonzero rows."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 @jax.tree_util.register_pytree_with_keys_class
 class IndexedSlices:
-    """Rows of an array of `dense_shape`: row `indices[i]` is `values[i]`; a row named twice is the sum.
+    """Rows of an array of `dense_shape`: row `indices[i]` is `values[i]`. Rows with the same index are summed.
 
     Args:
         values: shape (n, ...), one row for each index.
-        indices: whole numbers, shape (n,), in [0, dense_shape[0]).
-        dense_shape: of the array the rows belong to; may be left out where a variable says it.
+        indices: integers, shape (n,), in [0, dense_shape[0]).
+        dense_shape: the shape of the dense array; may be omitted where a variable supplies it.
 
-    Raises ValueError if there are not as many rows as indices.
+    Raises ValueError if the numbers of rows and indices differ, TypeError if the indices are not integers.
 
     >>> g = IndexedSlices(jnp.array([[1.0], [2.0], [3.0]]), jnp.array([0, 2, 0]), (3, 1))
     >>> g.dense().ravel().tolist()
@@ -42,18 +42,21 @@ class IndexedSlices:
         return self.values.dtype
 
     def with_values(self, values: jax.Array) -> "IndexedSlices":
-        """The same rows with other values."""
+        """Returns the same rows with other values."""
         return IndexedSlices(values, self.indices, self.dense_shape)
 
     def dense(self, shape: tuple[int, ...] | None = None) -> jax.Array:
-        """The whole array, of `dense_shape` or of the shape that is given."""
+        """Returns the dense array, of the given shape or of `dense_shape`."""
         shape = self.dense_shape if shape is None else shape
         if shape is None:
             raise ValueError("these IndexedSlices have no dense_shape, so they cannot be made dense")
         return jnp.zeros(shape, self.dtype).at[self.indices].add(self.values)
 
     def summed(self, rows: int) -> tuple[jax.Array, jax.Array]:
-        """Each row once: `(indices, values)` of the same length, sorted; what is left over has the index `rows`."""
+        """Sums rows with the same index. Returns `(indices, values)`, sorted by index.
+
+        Both keep their length: entries left over have the index `rows`.
+        """
         n = len(self.indices)
         unique, place = jnp.unique(self.indices, size=n, fill_value=rows, return_inverse=True)
         return unique, jnp.zeros_like(self.values).at[place].add(self.values)

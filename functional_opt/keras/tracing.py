@@ -8,17 +8,17 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 Steps = Mapping[int, Sequence[jax.Array]]
-"""By the id of a variable, what is added to the rows of each `sparse_read` of it, in order."""
+"""By variable id, the arrays to add to the rows of each `sparse_read` of the variable, in order."""
 
 
 class Scope:
-    """What code that ran in it read and assigned: variables by id, in order."""
+    """Records the variables that code reads and assigns, by id and in order."""
 
     def __init__(self, steps: Steps):
         self.reads: dict[int, Any] = {}
-        self.read_whole: set[int] = set()  # those of which more than rows was read
+        self.read_whole: set[int] = set()  # also read in another way than by row
         self.rows: dict[int, list[jax.Array]] = {}  # the indices of each sparse_read
-        self.before: dict[int, tuple[Any, Any]] = {}  # of each variable assigned to, what it held
+        self.before: dict[int, tuple[Any, Any]] = {}  # each variable assigned to, with its old value
         self.steps = steps
         self.trace = get_opaque_trace_state()
 
@@ -28,44 +28,44 @@ class Scope:
 
 
 class Call(NamedTuple):
-    """What a function returned, and what it did to variables."""
+    """The result of a function call, with the variables that it read and assigned."""
 
     out: Any
     reads: dict[int, Any]
     rows: dict[int, list[jax.Array]]
-    """The indices that variables were read at, of those that were read in no other way."""
+    """The indices of each `sparse_read`, for variables that were read in no other way."""
     written: dict[int, tuple[Any, Any]]
     """(variable, new value) by id."""
 
 
 watchers: list[Callable[[], AbstractContextManager]] = []
-"""What else is entered while code is recorded: how variables of other libraries are watched."""
+"""Make context managers to enter while code is recorded, which watch other libraries' variables."""
 _scopes: list[Scope] = []
 
 
 def active() -> bool:
-    """Whether anything is being recorded."""
+    """Returns whether code is being recorded."""
     return bool(_scopes)
 
 
 def note_read(variable: Any) -> None:
-    """Called by a variable when its value is taken."""
+    """Records a read. A variable calls it when its value is taken."""
     for scope in _scopes if not variable._stand_in else ():
         scope.reads.setdefault(id(variable), variable)
         scope.read_whole.add(id(variable))
 
 
 def note_write(variable: Any) -> None:
-    """Called by a variable before another value is put in place."""
+    """Records an assignment. A variable calls it before its value is replaced."""
     for scope in _scopes if not variable._stand_in else ():
         scope.before.setdefault(id(variable), (variable, variable._value))
 
 
 def read_rows(variable: Any, indices: jax.Array) -> jax.Array:
-    """Rows of a variable, and the step added to them that the loss is differentiated by.
+    """Returns rows of a variable, plus the step with respect to which the loss is differentiated.
 
-    Inside another trace (a `jax.jit` or `lax.scan` in the loss), whose indices are of no use outside of it, the
-    rows are read from the whole array.
+    Inside another trace (a `jax.jit` or `lax.scan` in the loss) the rows are read from the dense array, because the
+    indices cannot be used outside of that trace.
     """
     scope = _scopes[-1] if _scopes else None
     if scope is None or variable._stand_in or scope.trace != get_opaque_trace_state():
@@ -82,7 +82,7 @@ def read_rows(variable: Any, indices: jax.Array) -> jax.Array:
 
 @contextmanager
 def recording(steps: Steps | None = None) -> Iterator[Scope]:
-    """Notes reads and assignments, and undoes the latter when left, however it is left."""
+    """Records reads and assignments, and undoes the assignments on exit, also after an error."""
     scope = Scope(steps or {})
     _scopes.append(scope)
     try:
@@ -99,13 +99,13 @@ def recording(steps: Steps | None = None) -> Iterator[Scope]:
 def call(
     fn: Callable, variables: Sequence[Any], values: Sequence[Any], *args: Any, steps: Steps | None = None
 ) -> Call:
-    """`fn(*args)` with other values in the variables; all variables are as they were after."""
+    """Calls `fn(*args)` with other values in the variables, and restores all variables afterwards."""
     with recording(steps) as scope:
         for variable, value in zip(variables, values, strict=True):
             note_write(variable)
             variable._value = value
         given = {id(v): x for v, x in zip(variables, values, strict=True)}
-        out = jax.tree.map(lambda x: x, fn(*args))  # a variable in it, with what it holds now
+        out = jax.tree.map(lambda x: x, fn(*args))  # a variable in the result keeps its present value
         written = {id(v): (v, v._value) for v in scope.writes if v._value is not given.get(id(v))}
         rows = {i: r for i, r in scope.rows.items() if i not in scope.read_whole}
         return Call(out, scope.reads, rows, written)

@@ -1,4 +1,4 @@
-"""Variable: a named array that is assigned to, as Keras and TensorFlow have it, on JAX."""
+"""Variable: a named array that can be assigned to, as in Keras and TensorFlow, on JAX."""
 
 import operator
 import weakref
@@ -14,7 +14,7 @@ from . import tracing
 from .indexed_slices import IndexedSlices
 
 DEVICE = "/device:0"
-"""What stands for a variable's device, which JAX chooses: part of the keys of an optimizer's `apply_state`."""
+"""Stands in for a variable's device, which JAX chooses. It is in the keys of an optimizer's `apply_state`."""
 _alive: "weakref.WeakValueDictionary[int, Variable]" = weakref.WeakValueDictionary()
 
 
@@ -27,21 +27,21 @@ def _operator(op: Callable, swapped: bool = False) -> Callable:
 
 
 class Variable:
-    """A named, mutable array. JAX functions and operators take it as the array it holds.
+    """A named, mutable array. JAX functions and operators treat it as the array that it holds.
 
-    The array itself is never written to: an assignment puts another in its place. Whoever took
-    `v.value` keeps what was there; an optimizer reuses the memory only where nobody did.
+    The array itself is never written to: an assignment replaces it by another. An array taken as `v.value`
+    stays valid; an optimizer reuses the memory only if nothing else holds the array.
 
     Args:
         initial_value: an array, anything `jnp.asarray` takes, or a function of no arguments that returns
-            it; with `shape`, a function of `(shape, dtype)`, as a Keras initializer is.
-        trainable: whether it is among those that `minimize` finds by itself.
-        name: what slots, errors and path rules call it; `dense/kernel` is matched part by part.
-        dtype: of the array; by `initial_value` if None.
+            one; with `shape`, a function of `(shape, dtype)`, like a Keras initializer.
+        trainable: whether `minimize` trains the variable if no `var_list` is given.
+        name: its name in slots, errors and path rules; `dense/kernel` is matched part by part.
+        dtype: the dtype of the array; that of `initial_value` if None.
         constraint: a function of the array, applied after each update by an optimizer.
-        shape: of the array, where `initial_value` is an initializer.
-        overwrite_with_gradient: whether an optimizer assigns it its gradient and does nothing else, as Keras 3
-            does with the scales of 8-bit training.
+        shape: the shape of the array, if `initial_value` is an initializer.
+        overwrite_with_gradient: whether an optimizer replaces the value by the gradient and does nothing else, as
+            Keras 3 does with the scales of 8-bit training.
 
     >>> v = Variable([1.0, 2.0], name="v")
     >>> v.assign_add([1.0, 1.0])
@@ -52,10 +52,10 @@ class Variable:
     Differs from Keras in that the array is read as `v.value`, without a call.
     """
 
-    __array_priority__ = 100  # numpy_array @ variable asks the variable, as it would a JAX array
-    _stand_in = False  # whether JAX made it, as a pytree, in code that is recorded: it is none of the user's
+    __array_priority__ = 100  # so `numpy_array @ variable` calls the variable, as with a JAX array
+    _stand_in = False  # whether JAX unflattened it in recorded code, so that it is not the user's variable
     overwrite_with_gradient = False
-    _unwatched = False  # whether code that reads it goes unseen
+    _unwatched = False  # whether reads of it go unrecorded
     _row_shapes: tuple[tuple[int, ...], ...] = ()  # of the indices of each sparse_read in the last loss
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -79,7 +79,7 @@ class Variable:
             initial_value = initial_value()
         # a copy: the caller may write to a NumPy array, or hold on to a JAX one
         value = jnp.array(initial_value, dtype=dtype)
-        self._value = value.astype(value.dtype)  # no weak type, which a step would turn into a strong one
+        self._value = value.astype(value.dtype)  # drops a weak type, which a step would make strong
         if shape is not None and self._value.shape != tuple(shape):
             raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self._value.shape}")
         self.trainable = trainable
@@ -90,7 +90,7 @@ class Variable:
 
     @property
     def value(self) -> jax.Array:
-        """The array now held."""
+        """The array that the variable holds."""
         tracing.note_read(self)
         return self._value
 
@@ -112,9 +112,9 @@ class Variable:
     device = property(lambda self: DEVICE)
 
     def assign(self, value: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
-        """Puts another array in place; ValueError if its shape differs. The dtype stays.
+        """Replaces the value and keeps the dtype. Raises ValueError if the shape differs.
 
-        The other arguments are TensorFlow's, of no meaning here: nothing happens between a read and a write.
+        The other arguments are TensorFlow's and have no effect: nothing can come between a read and a write.
         """
         # a NumPy array is copied, as it may be written to; a JAX array cannot be
         value = jnp.asarray(value) if isinstance(value, jax.Array | Variable) else jnp.array(value)
@@ -125,15 +125,15 @@ class Variable:
         return self
 
     def assign_add(self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
-        """`assign(value + delta)`."""
+        """Adds to the value: `assign(value + delta)`."""
         return self.assign(self.value + jnp.asarray(delta))
 
     def assign_sub(self, delta: Any, use_locking: bool = False, name: str | None = None, read_value: bool = True):
-        """`assign(value - delta)`."""
+        """Subtracts from the value: `assign(value - delta)`."""
         return self.assign(self.value - jnp.asarray(delta))
 
     def scatter_add(self, sparse_delta: IndexedSlices, use_locking: bool = False, name: str | None = None):
-        """Adds rows; one that is named twice is added to twice."""
+        """Adds rows; a row whose index occurs twice is added to twice."""
         return self.assign(self.value.at[sparse_delta.indices].add(sparse_delta.values))
 
     def scatter_sub(self, sparse_delta: IndexedSlices, use_locking: bool = False, name: str | None = None):
@@ -145,17 +145,17 @@ class Variable:
         return self.assign(self.value.at[sparse_delta.indices].set(sparse_delta.values))
 
     def sparse_read(self, indices: Any, name: str | None = None) -> jax.Array:
-        """The rows of these indices, `value[indices]`, of shape `indices.shape + shape[1:]`.
+        """Returns the rows at these indices, `value[indices]`, of shape `indices.shape + shape[1:]`.
 
         In a loss given to `minimize`, `compute_gradients` or `make_train_step` its gradient is IndexedSlices, so
-        that a large table is trained at the cost of the rows that are read. If the loss reads the variable in
-        another way too, or reads the rows inside a `jax.jit` or `lax.scan` of its own, the gradient is dense.
+        training a large table costs only as much as the rows that are read. The gradient is dense if the loss also
+        reads the variable in another way, or reads the rows inside its own `jax.jit` or `lax.scan`.
 
         >>> v = Variable([[1.0], [2.0], [3.0]], name="table")
         >>> v.sparse_read([2, 0]).ravel().tolist()
         [3.0, 1.0]
 
-        Raises TypeError for indices that are no whole numbers.
+        Raises TypeError for indices that are not integers.
         """
         indices = jnp.asarray(indices)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
@@ -163,11 +163,11 @@ class Variable:
         return tracing.read_rows(self, indices)
 
     def read_value(self) -> jax.Array:
-        """The array, as `value`."""
+        """Returns the array, as `value` does."""
         return self.value
 
     def numpy(self) -> np.ndarray:
-        """A NumPy copy."""
+        """Returns a NumPy copy."""
         return np.array(self.value)
 
     def astype(self, dtype: Any) -> jax.Array:
@@ -240,13 +240,13 @@ class Variable:
 
     def __deepcopy__(self, memo):
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)  # arrays are immutable, and an optimizer copies before it reuses one
+        twin.__dict__.update(self.__dict__)  # safe to share: an optimizer copies a shared array before reusing it
         _alive[id(twin)] = twin
         return twin
 
 
 def trainable_variables() -> list[Variable]:
-    """All variables that are alive and may be trained; it is not known whose they are."""
+    """Returns all trainable variables that are alive, whatever model they belong to."""
     return [v for v in _alive.values() if v.trainable and not (v._stand_in or _is_deleted(v._value))]
 
 
@@ -265,5 +265,5 @@ def _unflatten(aux, children):
     return v
 
 
-# One leaf: jnp functions, which no longer take a bare `__jax_array__`, do take a pytree that also has it.
+# A pytree of one leaf: jnp functions no longer accept a bare `__jax_array__`, only a pytree that also has it.
 jax.tree_util.register_pytree_node(Variable, _flatten, _unflatten)

@@ -1,12 +1,11 @@
-"""The check of the kernels, once in a process: small steps, and Newton–Schulz, beside the same formulas in NumPy."""
+"""Checks the kernels once per process: compares small steps and Newton–Schulz with the same formulas in NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .apply import applied
+from ..core.kernels import AdamScalars, KernelOp, known_sum
 from .library import NEWTON_SCHULZ, STEP, SUMS_OF_SQUARES, to_check
-from .link import Link
 from .newton_schulz import carried as newton_schulz
 from .plan import plan_of
 from .step import carried as step
@@ -20,20 +19,20 @@ COEFFICIENTS = ((3.0, -3.0, 1.0),)
 def small_steps() -> None:
     """Compares AdamW with a clip, for new params and for updates, and a step of Newton–Schulz.
 
-    It is done in NumPy and not by XLA, which would compile it for half a second. Raises ValueError where numbers
-    differ, or JAX has not taken the kernels; whatever JAX raises passes through.
+    The reference is in NumPy, because XLA would take half a second to compile it. Raises ValueError if numbers differ
+    or if JAX did not use the kernels; errors from JAX pass through.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        return  # a process without a CPU backend lowers nothing for it
+        return  # without a CPU backend, nothing is lowered for the CPU
     rng = np.random.default_rng(0)
     g, w, m, v = ([rng.uniform(0.1, 1, n).astype(np.float32) for n in SIZES] for _ in range(4))
     matrices = rng.uniform(-0.1, 0.1, (2, 3, 9)).astype(np.float32)
     lowered = jax.jit(lambda *args: _with_kernels(*args)).lower(*jax.device_put((g, w, m, v, matrices), cpu))
     text = lowered.as_text()
     if not all(name in text for name in (STEP, SUMS_OF_SQUARES, NEWTON_SCHULZ)):
-        raise ValueError(f"JAX {jax.__version__} does not take them for a program on one CPU")
+        raise ValueError(f"JAX {jax.__version__} does not use them in a program for one CPU")
     ours = lowered.compile()(*jax.device_put((g, w, m, v, matrices), cpu))
     updates, slots = _adamw(g, (m, v), w, np)
     expected = [p + u for p, u in zip(w, updates, strict=True)], slots, (updates, slots), _iterate(matrices)
@@ -43,20 +42,20 @@ def small_steps() -> None:
 
 
 def _with_kernels(g, w, m, v, matrices):
-    """New params and slots, updates and slots, and matrices."""
-    links = (
-        Link("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
-        Link("adam", (B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
-        Link("decay", (DECAY,)),
-        Link("scale", (RATE,)),
+    """Returns new params and slots, then updates and slots, then matrices."""
+    operations = (
+        KernelOp("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
+        KernelOp("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
+        KernelOp("decay", (DECAY,)),
+        KernelOp("scale", (RATE,)),
     )
-    found = plan_of(links, g, [*m, *v], w, enough=0)
+    found = plan_of(operations, g, [*m, *v], w, enough=0)
     if found is None:
-        raise ValueError("a chain of which the kernels know all has no plan")
+        raise ValueError("there is no plan for a chain that the kernels support")
     plan, scalars = found
     plan = plan._replace(gives_updates=True)
     updates, slots = step(plan, scalars, _adamw, g, (m, v), w)
-    added = [applied(p, u) for p, u in zip(w, updates, strict=True)]
+    added = [known_sum(p, u) for p, u in zip(w, updates, strict=True)]
     again = step(plan, scalars, _adamw, g, (m, v), w)
     return added, slots, again, newton_schulz(matrices, COEFFICIENTS, _iterate)
 

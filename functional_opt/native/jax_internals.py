@@ -1,8 +1,8 @@
-"""Everything the kernels touch in JAX beyond its documented interfaces.
+"""Everything that the kernels use of JAX beyond its documented interfaces.
 
-A primitive here carries its meaning as a jaxpr, and a kernel may do its work on a single CPU. JAX's inner interfaces
-change from release to release. Importing this file never raises, and neither do the rules it registers: whatever is
-missing, or other than expected, turns the kernels off with one warning, and the jaxpr is computed instead.
+A primitive here carries its meaning as a jaxpr, which a kernel may compute on a single CPU. JAX's internal interfaces
+change from release to release. Importing this file never raises, and neither do the rules it registers: if anything
+is missing or unexpected, the kernels are turned off with one warning, and the jaxpr is computed instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..leaves import varying
+from ..core.sharding import varying_axes
 from .switch import reason, turn_off
 
 try:
@@ -24,11 +24,11 @@ except Exception as e:
 
 
 def primitive(name: str, kernel: Callable, without_unused: Callable | None = None) -> Any:
-    """Makes a primitive whose parameter `jaxpr`, closed over nothing, is its meaning; None if JAX refuses.
+    """Makes a primitive whose parameter `jaxpr`, without constants, is its meaning; returns None if JAX refuses.
 
     kernel: maps the parameters to the function that does the work on one CPU, or to None.
-    without_unused: maps which results are used, and the equation, to which arguments it reads then, and the
-        equation without the results that nobody uses; None for an equation that goes away.
+    without_unused: the rule for dead code. Its arguments are which results are used, and the equation. It returns
+        which arguments are then read, and the equation without unused results, or None if no equation is left.
     """
     if reason() is not None:
         return None
@@ -50,7 +50,7 @@ def primitive(name: str, kernel: Callable, without_unused: Callable | None = Non
 
 
 def bind(p: Any, closed: Any, *args: Any, **parameters: Any) -> list | None:
-    """Binds the primitive that means `closed`, a closed jaxpr of `args`; None if JAX refuses."""
+    """Binds the primitive to `args`, with the closed jaxpr `closed` as its meaning; returns None if JAX refuses."""
     try:
         return p.bind(*closed.consts, *args, jaxpr=_with_arguments(closed), **parameters)
     except Exception as e:
@@ -69,17 +69,17 @@ def reduced(jaxpr: Any, used: Sequence[bool], keep_arguments: bool) -> tuple[Any
 
 
 def is_alone(x: jax.Array) -> bool:
-    """Returns whether an array is of one device: varies over no axis of a mesh, and is sharded over none."""
+    """Returns whether an array is on one device: neither varying over an axis of a mesh nor sharded over one."""
     try:
         aval = jax.typeof(x)
-        return not varying(x) and aval.sharding.mesh.empty
+        return not varying_axes(x) and aval.sharding.mesh.empty
     except AttributeError as e:
         turn_off(f"JAX {jax.__version__} has another interface for shardings: {e}")
         return False
 
 
 def _with_arguments(closed: Any) -> Any:
-    """Returns the jaxpr, the values it closes over made its first arguments."""
+    """Returns the jaxpr with the values that it closes over as its first arguments."""
     jaxpr = closed.jaxpr
     names = jaxpr.debug_info._replace(arg_names=None)
     return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=names)
@@ -104,7 +104,8 @@ def _lower_on_cpu(kernel: Callable) -> Callable:
     def lower(ctx, *args, **parameters):
         try:
             module = ctx.module_context
-            one_device = getattr(module.axis_context, "num_devices", None) == 1  # a kernel would have all gathered
+            # on several devices, XLA would gather the arrays for a kernel
+            one_device = getattr(module.axis_context, "num_devices", None) == 1
             if one_device and not module.lowering_parameters.for_export and reason() is None:
                 run = kernel(**parameters)
                 if run is not None:
@@ -117,7 +118,7 @@ def _lower_on_cpu(kernel: Callable) -> Callable:
 
 
 def _dce_rule(without_unused: Callable) -> Callable:
-    """The rule that JAX calls with `(used, eqn)`, from 0.12 on with `(used, which arguments are live, eqn)`."""
+    """Returns the rule that JAX calls with `(used, eqn)`, or from 0.12 on with `(used, live arguments, eqn)`."""
 
     def rule(*args, **named):
         eqn = next((x for x in (*args, *named.values()) if hasattr(x, "primitive") and hasattr(x, "invars")), None)

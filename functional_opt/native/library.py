@@ -1,4 +1,4 @@
-"""The compiled library: whether it is there, fits the installed jaxlib, and computes what it should."""
+"""Loads the compiled library if it exists, fits the installed jaxlib, and computes correct results."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from .switch import reason, trying, turn_off, why_not
 STEP, SUMS_OF_SQUARES = "functional_opt_step", "functional_opt_sums_of_squares"
 NEWTON_SCHULZ = "functional_opt_newton_schulz"
 HERE = Path(__file__).parent
-NOT_BUILT = "not_built.txt"  # where setup.py leaves its reason
+NOT_BUILT = "not_built.txt"  # setup.py writes its reason to this file
 REBUILD = "rebuild with `pip install --no-build-isolation --force-reinstall --no-deps .`"
 INSTRUCTIONS = {0: "the compiler's instructions", 2: "AVX2", 512: "AVX-512"}
 
@@ -26,16 +26,13 @@ _done: list[str] = []  # at most one: how the kernels were loaded
 
 
 def to_check(check: Callable[[], None]) -> Callable[[], None]:
-    """Registers a check that runs once, before the kernels are first used; it raises if they are not right."""
+    """Registers a check that runs once, before the kernels are first used, and raises if they are wrong."""
     _checks.append(check)
     return check
 
 
 def available() -> bool:
-    """Returns whether the extension was built, fits the installed JAX, and gives the right numbers.
-
-    The first call looks at all of this, and warns if a kernel that was built cannot be used.
-    """
+    """See `native.available`."""
     with _lock:
         if not _done and reason() is None:
             _done.append(_load())
@@ -45,20 +42,12 @@ def available() -> bool:
 
 
 def enabled() -> bool:
-    """Returns whether what is traced now may use the kernels.
-
-    They are off where the extension is missing or does not fit, inside `disabled()`, and if the environment
-    variable FUNCTIONAL_OPT_NATIVE is 0.
-    """
+    """See `native.enabled`."""
     return why_not() is None and available()
 
 
 def status() -> str:
-    """Returns whether the kernels are in use, and with what, or why not, in a sentence.
-
-    >>> status().split()[0]
-    'kernels'
-    """
+    """See `native.status`."""
     why = why_not()
     if why is None and not available():
         why = reason()
@@ -66,22 +55,22 @@ def status() -> str:
 
 
 def installed_ffi() -> tuple[int, int]:
-    """Returns the version of XLA's foreign function interface in the installed jaxlib, by its own header."""
+    """Returns the version of XLA's foreign function interface in the installed jaxlib, from its header."""
     header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
     major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
     if major is None or minor is None:
-        raise ValueError("c_api.h does not say its version")
+        raise ValueError("c_api.h does not define its version")
     return int(major[1]), int(minor[1])
 
 
 def checksum() -> int | None:
-    """Returns that of the C++ sources as in setup.py, None where they are not installed."""
+    """Returns the checksum of the C++ sources, computed as in setup.py; None if they are not installed."""
     sources = sorted((HERE / "cpp").glob("*.*"))
     return zlib.crc32(b"".join(p.read_bytes() for p in sources)) & 0x7FFFFFFF if sources else None
 
 
 def _load() -> str:
-    """Registers the first library that fits; returns what it is. Turns the kernels off if none does."""
+    """Registers the first library that fits and returns a description of it. Turns the kernels off if none fits."""
     own = f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     paths = sorted(HERE.glob("kernels*.so"), key=lambda path: path.name != own)
     if not paths:
@@ -90,7 +79,7 @@ def _load() -> str:
     try:
         installed, sources, why = installed_ffi(), checksum(), []
     except Exception as e:
-        turn_off(f"the FFI version of the installed jaxlib cannot be told: {e}")
+        turn_off(f"the FFI version of the installed jaxlib cannot be determined: {e}")
         return ""
     for path in paths:
         try:
@@ -111,7 +100,7 @@ def _load() -> str:
             for name, handler in handlers.items():
                 jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
         except Exception as e:
-            turn_off(f"JAX {jax.__version__} does not register them: {e}")
+            turn_off(f"JAX {jax.__version__} cannot register them: {e}")
         return f"{instructions}, FFI {built[0]}.{built[1]}, {_threads()} threads"
     turn_off(f"{why[0]}; {REBUILD}")
     return ""
@@ -120,7 +109,7 @@ def _load() -> str:
 def _not_built() -> str:
     note = HERE / NOT_BUILT
     why = f" ({note.read_text().strip()})" if note.exists() else ""
-    return f"the extension was not built{why}; {REBUILD}, where there is a C++ compiler"
+    return f"the extension was not built{why}; {REBUILD}, which needs a C++ compiler"
 
 
 def _threads() -> int:
@@ -128,7 +117,7 @@ def _threads() -> int:
 
 
 def _run_checks() -> None:
-    """Runs the checks on a thread of their own: the caller may be tracing, under any of JAX's contexts."""
+    """Runs the checks on a separate thread, because the caller may be tracing inside any context of JAX."""
     raised: list[BaseException] = []
 
     def run():
@@ -146,4 +135,4 @@ def _run_checks() -> None:
     except RuntimeError as e:  # no more threads
         raised.append(e)
     if raised:
-        turn_off(f"a small step with them, compared once when first used, failed: {raised[0]}")
+        turn_off(f"the check of a small step, which runs once at the first use, failed: {raised[0]}")

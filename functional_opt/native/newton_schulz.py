@@ -1,4 +1,4 @@
-"""newton_schulz: the iterations for a stack of matrices, one thread for each, by the kernel."""
+"""newton_schulz: runs the iteration on a stack of matrices in a kernel, with one thread for each matrix."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from .jax_internals import bind, is_alone, primitive
 from .library import NEWTON_SCHULZ, enabled
 
 LARGEST = 1 << 20
-"""Elements of a matrix that fits in a thread's cache, with what else it needs."""
+"""The most elements of a matrix that fits in a thread's cache together with its intermediate results."""
 
 
 def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-    """`pure(x, rows)`: steps with coefficients `rows` on (..., n, m), n ≤ m, which the kernel may do."""
+    """Returns `pure(x, rows)`: steps with coefficients `rows` on (..., n, m), n ≤ m, which the kernel may compute."""
     if not isinstance(x, core.Tracer) or not _wins(x) or not enabled():
         return pure(x, rows)
     return carried(x, rows, pure)
 
 
 def carried(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-    """`pure(x, rows)` as the primitive, for which there is a kernel."""
+    """Returns `pure(x, rows)` as the primitive, for which there is a kernel."""
     coefficients = jnp.stack([jnp.stack([jnp.asarray(c, jnp.float32) for c in row]) for row in rows])
     steps = len(rows)
     closed = jax.make_jaxpr(lambda c, x: pure(x, [tuple(c[i]) for i in range(steps)]))(coefficients, x)
@@ -32,7 +32,7 @@ def carried(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
 
 
 def _wins(x: jax.Array) -> bool:
-    """Whether every thread has a matrix, and it is not large: XLA divides single products among threads."""
+    """Returns whether every thread gets a matrix, and a small one; XLA splits single products among threads."""
     n, m = x.shape[-2:]
     return (
         is_alone(x) and x.dtype == jnp.float32 and 0 < n * m <= LARGEST and x.size // (n * m) >= (os.cpu_count() or 1)

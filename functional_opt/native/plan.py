@@ -1,4 +1,4 @@
-"""Plan: a chain and its leaves as calls of the kernel."""
+"""Plan: describes the update of a chain as calls of the kernel."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,25 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..leaves import is_nothing
+from ..core.kernels import CodedSlots, KernelOp, StoredSlot
+from ..core.leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
-from .link import KINDS, OPS, Link, Slot, Slots, is_float32
 
+OPS = (  # numbered as in cpp/rules.h
+    *("scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion"),
+    *("rms", "rms_outside", "rss", "rss_outside", "add", "update"),
+)
+KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, numbered as in cpp/arrays.h
 ENOUGH = 1 << 14
-"""Elements in all that make a kernel worth the while: XLA fuses small leaves with what is around them."""
+"""The total number of elements from which a kernel pays: XLA fuses small leaves with the code around them."""
 TOGETHER = 64
-"""Leaves in one call: XLA's time to compile one grows with the square of its arrays."""
+"""The most leaves in one call: XLA's time to compile a call grows with the square of its number of arrays."""
 BLOCK = 512
-"""Elements that the kernel works on at a time, as in cpp/arrays.h: blocks of codes may not be larger."""
+"""The number of elements that the kernel processes at a time, as in cpp/arrays.h; no block of codes may be larger."""
 
 
 class Call(NamedTuple):
-    """Leaves that the same program is run for."""
+    """One call of the kernel, which runs the same program on several leaves."""
 
     program: tuple[int, ...]  # (operation, where its scalars start) pairs, one after another, ending with `add`
     kinds: tuple[int, ...]  # how each slot is stored
     leaves: tuple[int, ...]
-    kept: tuple[int, ...]  # where the leaves' slots are among the leaves of the state, then scales
+    kept: tuple[int, ...]  # indices of the leaves' slots, and then of their scales, among the leaves of the state
 
     def attributes(self, adds: bool) -> dict[str, np.ndarray]:
         *code, end, factor = self.program
@@ -35,19 +40,19 @@ class Call(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the kernel does to the leaves that have a gradient; they are numbered from 0."""
+    """The work of the kernel on the leaves that have a gradient, which are numbered from 0."""
 
     leaves: int
     calls: tuple[Call, ...]
-    squares: Callable[[Any, Any], Any] | None  # see Link; the scalar is the first
-    gives_updates: bool  # whether it wins where updates are asked for
+    squares: Callable[[Any, Any], Any] | None  # see `KernelOp`; its scalar is the first one
+    gives_updates: bool  # whether the kernel is faster even if the updates are needed
 
     def run(
         self, adds: bool, scalars: jax.Array, grads: Sequence, params: Sequence, state: Sequence
     ) -> tuple[list, dict]:
-        """Returns new params, or the updates if it adds nothing, and new slots by their place in the state.
+        """Returns new params, or without `adds` the updates, and the new slots by their index in the state.
 
-        New params and slots take the place of the old ones, updates that of gradients of their dtype.
+        New params and slots reuse the buffers of the old ones; updates reuse those of gradients of the same dtype.
         """
         if self.squares is not None:
             scalars = scalars.at[0].set(self.squares(sums_of_squares(grads), scalars[0]))
@@ -70,7 +75,7 @@ class Plan(NamedTuple):
 
 
 def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Σ|x|² of each array, shape (number of arrays,)."""
+    """Returns Σ|x|² of each array, shape (number of arrays,)."""
     sums = []
     for i in range(0, len(arrays), TOGETHER):
         some = arrays[i : i + TOGETHER]
@@ -81,7 +86,7 @@ def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
 class _Leaf(NamedTuple):
     grad: Any
     param: Any
-    slots: list[Slot]
+    slots: list[StoredSlot]
     program: tuple[int, ...]
 
     @property
@@ -90,7 +95,7 @@ class _Leaf(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the kernel can do it."""
+        """Returns whether the kernel supports this leaf."""
         arrays = self.grad, self.param
         floats = all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in arrays)
         if not floats or any(x.shape != self.grad.shape for x in (self.param, *self.slots)):
@@ -99,7 +104,7 @@ class _Leaf(NamedTuple):
         return len(scales) <= 1 and all(map(_is_known, self.slots))
 
 
-def _is_known(slot: Slot) -> bool:
+def _is_known(slot: StoredSlot) -> bool:
     if slot.scale is None:
         return slot.kind in KINDS[:2]
     blocks = slot.scale.shape[-1]
@@ -108,49 +113,49 @@ def _is_known(slot: Slot) -> bool:
 
 
 def plan_of(
-    links: tuple[Link, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
+    operations: tuple[KernelOp, ...], updates: Any, state: Sequence, params: Any, enough: int = ENOUGH
 ) -> tuple[Plan, jax.Array] | None:
-    """Plans a chain: returns the plan and its scalars, or None where the kernel cannot do it or would not win.
+    """Plans a chain. Returns the plan and its scalars, or None if the kernel cannot do it or would not be faster.
 
-    `state` is the list of the state's leaves; a kernel is worth the while from `enough` elements on.
+    `state` is the list of the state's leaves; `enough` is the total number of elements from which a kernel pays.
     """
-    scalars = [s for link in links for s in link.scalars]
-    if not scalars or any(link.squares for link in links[1:]) or not all(map(is_float32, scalars)):
+    scalars = [s for operation in operations for s in operation.scalars]
+    if not scalars or any(operation.squares for operation in operations[1:]) or not all(map(is_float32, scalars)):
         return None
     try:
-        leaves = _leaves(links, updates, params)
+        leaves = _leaves(operations, updates, params)
     except (ValueError, TypeError):
-        return None  # the trees do not fit; `update` says how
+        return None  # the trees do not match; `update` raises an error that says how
     places = {id(x): i for i, x in enumerate(state)}
     if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < enough:
         return None
-    coded = any(x.scale is not None for leaf in leaves for x in leaf.slots)  # else XLA does as well, in fewer arrays
-    plan = Plan(len(leaves), tuple(_calls(leaves, places)), links[0].squares, gives_updates=coded)
+    coded = any(x.scale is not None for leaf in leaves for x in leaf.slots)  # else XLA is as fast, with fewer arrays
+    plan = Plan(len(leaves), tuple(_calls(leaves, places)), operations[0].squares, gives_updates=coded)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
 
 
-def _leaves(links: tuple[Link, ...], updates: Any, params: Any) -> list[_Leaf]:
-    """Those that have a gradient."""
+def _leaves(operations: tuple[KernelOp, ...], updates: Any, params: Any) -> list[_Leaf]:
+    """Returns the leaves that have a gradient."""
     grads, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
-    trees = [_slots(tree, treedef) for link in links for tree in link.slots]
-    only = [[True] * len(grads) if k.only is None else treedef.flatten_up_to(k.only) for k in links]
+    trees = [_slots(tree, treedef) for operation in operations for tree in operation.slots]
+    only = [[True] * len(grads) if k.only is None else treedef.flatten_up_to(k.only) for k in operations]
     return [
-        _Leaf(g, w, [tree[i] for tree in trees], _program(links, [chosen[i] for chosen in only]))
+        _Leaf(g, w, [tree[i] for tree in trees], _program(operations, [chosen[i] for chosen in only]))
         for i, (g, w) in enumerate(zip(grads, treedef.flatten_up_to(params), strict=True))
         if not is_nothing(g)
     ]
 
 
-def _slots(tree: Any, treedef: Any) -> list[Slot]:
-    """What a link says of its slots, for every leaf."""
-    if isinstance(tree, Slots):
-        pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.more), strict=True)
-        return [tree.of(x, more) for x, more in pairs]
-    return [Slot(x, str(getattr(x, "dtype", None)), np.shape(x)) for x in treedef.flatten_up_to(tree)]
+def _slots(tree: Any, treedef: Any) -> list[StoredSlot]:
+    """Describes the slots of an operation, one for every leaf."""
+    if isinstance(tree, CodedSlots):
+        pairs = zip(treedef.flatten_up_to(tree.data), treedef.flatten_up_to(tree.scales), strict=True)
+        return [tree.describe(x, scale) for x, scale in pairs]
+    return [StoredSlot.plain(x) for x in treedef.flatten_up_to(tree)]
 
 
 def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
-    """Leaves that have the same program, and slots that are stored alike, go together."""
+    """Yields the calls; leaves with the same program, and with slots that are stored alike, share a call."""
     alike: dict[tuple, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alike.setdefault((leaf.program, leaf.kinds), []).append(i)
@@ -164,14 +169,19 @@ def _calls(leaves: Sequence[_Leaf], places: dict[int, int]) -> Iterator[Call]:
             yield Call(program, kinds, tuple(some), kept)
 
 
-def _program(links: tuple[Link, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
-    """Those links that are chosen, ending with `add`: a last scale goes into it."""
+def _program(operations: tuple[KernelOp, ...], chosen: Sequence[bool]) -> tuple[int, ...]:
+    """Encodes the chosen operations, ending with `add`, which includes a final "scale"."""
     code, start = [], 0
-    for link, use in zip(links, chosen, strict=True):
+    for operation, use in zip(operations, chosen, strict=True):
         if use:
-            code.append((OPS.index(link.op), start))
-        start += len(link.scalars)
-    last = start  # where the 1 after all scalars is
+            code.append((OPS.index(operation.name), start))
+        start += len(operation.scalars)
+    last = start  # the index of the 1 that follows all scalars
     if code and code[-1][0] == OPS.index("scale"):
         last = code.pop()[1]
     return tuple(x for pair in (*code, (OPS.index("add"), last)) for x in pair)
+
+
+def is_float32(scalar: Any) -> bool:
+    """Returns whether a number times a float32 array is a float32 array of its shape."""
+    return np.shape(scalar) == () and jnp.result_type(scalar, jnp.float32) == jnp.float32

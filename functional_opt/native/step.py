@@ -1,11 +1,13 @@
-"""step: a chain's update as one primitive of JAX, of which either XLA or the kernel does the work.
+"""step: makes a chain's update one primitive of JAX, which either XLA or the kernel computes.
 
-The primitive has the updates, the new params (params + updates) and the new state as results, and carries
-the chain's own computation as a jaxpr. That is what it means, and what it is wherever it is mapped,
-differentiated, run eagerly or compiled for anything but a single CPU. When `jax.jit` throws away what nobody
-uses, it asks `_without_unused`. If no update is used, because `apply_updates` took the new params instead, the kernel
-makes new params in place of the old ones. Else, where slots are codes, it makes the updates, for whatever they are
-used, and XLA adds them to the params where the sum is used; other slots XLA updates as fast. No work is done twice.
+The results of the primitive are the updates, the new params (params + updates) and the new state. It carries the
+chain's own computation as a jaxpr, which defines its meaning. The jaxpr is what runs if the primitive is mapped,
+differentiated, run eagerly, or compiled for anything but a single CPU.
+
+When `jax.jit` drops unused results, it calls `_without_unused`. If no update is used, because `apply_updates` took
+the new params instead, the kernel writes the new params over the old ones. Otherwise, if slots are codes, the kernel
+computes the updates, whatever they are used for, and XLA adds them to the params if the sum is used. Slots that are
+not codes are left to XLA, which is as fast. No work is done twice.
 """
 
 from collections.abc import Callable
@@ -14,17 +16,16 @@ from typing import Any
 import jax
 from jax import core
 
-from ..leaves import Tree, add, is_nothing
-from .apply import remember
+from ..core.kernels import operations_of, remember_sum
+from ..core.leaves import Tree, add, is_nothing
 from .jax_internals import bind, function, primitive, reduced
 from .library import available
-from .link import links_of
 from .plan import Plan, plan_of
 from .switch import disabled, why_not
 
 
 def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-    """`pure(updates, state, params)`, the update of the chain `tx`, in such a way that the kernel may do it."""
+    """Returns `pure(updates, state, params)`, the update of the chain `tx`, in a form that the kernel may compute."""
     found = None if params is None else _planned(tx, updates, state, params)
     if found is None:
         return pure(updates, state, params)
@@ -34,7 +35,7 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
 def carried(
     plan: Plan, scalars: jax.Array, pure: Callable, updates: Tree, state: Any, params: Tree
 ) -> tuple[Tree, Any]:
-    """`pure(updates, state, params)` as the primitive, for which the kernel has this plan."""
+    """Returns `pure(updates, state, params)` as the primitive, for which the kernel has this plan."""
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
     weights = treedef.flatten_up_to(params)
     slots, structure = jax.tree.flatten(state)
@@ -44,7 +45,7 @@ def carried(
         some = dict(zip(here, zip(grads, kept, strict=True), strict=True))
         gs = treedef.unflatten([some[i][0] if i in some else g for i, g in enumerate(leaves)])
         ws = treedef.unflatten([some[i][1] if i in some else w for i, w in enumerate(weights)])
-        with disabled():  # also for the chains in this one
+        with disabled():  # chains inside this one must not become primitives, too
             us, new_state = pure(gs, structure.unflatten(slots), ws)
         us = [u for i, u in enumerate(treedef.flatten_up_to(us)) if i in some]
         return us, [add(w, u) for w, u in zip(kept, us, strict=True)], structure.flatten_up_to(new_state)
@@ -57,24 +58,24 @@ def carried(
     n = len(here)
     for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
         leaves[i] = u
-        remember(u, weights[i], new_param)
+        remember_sum(weights[i], u, new_param)
     return treedef.unflatten([None if is_nothing(u) else u for u in leaves]), structure.unflatten(out[2 * n :])
 
 
 def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
     if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or why_not():
         return None
-    links = links_of(tx, state, params)
-    found = None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
+    operations = operations_of(tx, state, params)
+    found = None if operations is None else plan_of(operations, updates, jax.tree.leaves(state), params)
     return found if found is not None and available() else None
 
 
-# The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state; its results are
-# updates (none if it adds them), new params and the leaves of the new state. Without a plan XLA does the work.
+# The primitive. Its arguments end with the scalars, gradients, params and the leaves of the state. Its results are
+# updates (none if it adds them), new params and the leaves of the new state. Without a plan, XLA does the work.
 
 
 def _without_unused(used, eqn):
-    """Drops results that nobody uses; decides who does the work."""
+    """Drops unused results, and decides whether XLA or the kernel does the work."""
     if not any(used):
         return [False] * len(eqn.invars), None
     jaxpr, plan, adds = (eqn.params[name] for name in ("jaxpr", "plan", "adds"))
@@ -96,16 +97,15 @@ def _without_unused(used, eqn):
 def _kernel(jaxpr, plan, adds):
     def run(*args):
         n = plan.leaves
-        before = n if adds else 2 * n  # results before those of the state
+        before = n if adds else 2 * n  # the number of results before the leaves of the state
         slots = args[len(args) - (len(jaxpr.outvars) - before) :]
         scalars, *pairs = args[len(args) - len(slots) - 2 * n - 1 : len(args) - len(slots)]
         grads, params = pairs[:n], pairs[n:]
         results, new_slots = plan.run(adds, scalars, grads, params, slots)
         if not adds:
             results += map(add, params, results)
-        others = [False] * before + [
-            i not in new_slots for i in range(len(slots))
-        ]  # counts, slots without a gradient
+        # XLA computes the remaining results: counts, and slots without a gradient
+        others = [False] * before + [i not in new_slots for i in range(len(slots))]
         rest = iter(function(reduced(jaxpr, others, keep_arguments=True)[0])(*args))
         return [*results, *(new_slots[i] if i in new_slots else next(rest) for i in range(len(slots)))]
 

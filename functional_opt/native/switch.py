@@ -1,4 +1,4 @@
-"""The switch of the kernels: whether they are off, and why."""
+"""Turns the kernels off, and records why."""
 
 import os
 import threading
@@ -12,9 +12,9 @@ _lock = threading.Lock()
 
 
 def turn_off(reason: str, warn: bool = True) -> None:
-    """Leaves all work to XLA from now on. The first call warns of its reason; later ones change nothing.
+    """Leaves all work to XLA from now on. The first call warns with its reason; later calls change nothing.
 
-    Raises RuntimeError with the reason instead inside `trying()`.
+    Inside `trying()`, raises RuntimeError with the reason instead.
     """
     if getattr(_here, "trying", False):
         raise RuntimeError(reason)
@@ -27,12 +27,12 @@ def turn_off(reason: str, warn: bool = True) -> None:
 
 
 def reason() -> str | None:
-    """Why the kernels are off in this process, None if nothing has turned them off."""
+    """Returns why the kernels are off in this process; None if nothing has turned them off."""
     return _reason[0] if _reason else None
 
 
 def why_not() -> str | None:
-    """Why what is traced now may not use the kernels, None if nothing is known against it."""
+    """Returns why code that is traced now may not use the kernels; None if nothing is known against it."""
     if os.environ.get("FUNCTIONAL_OPT_NATIVE") == "0":
         return "the environment variable FUNCTIONAL_OPT_NATIVE is 0"
     if getattr(_here, "off", False):
@@ -42,7 +42,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def trying() -> Iterator[None]:
-    """Makes reasons to turn the kernels off errors on this thread, for the one who tries them to see."""
+    """Makes `turn_off` raise on this thread, so that a trial of the kernels sees the reason as an error."""
     _here.trying = True
     try:
         yield
@@ -52,7 +52,7 @@ def trying() -> Iterator[None]:
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Leaves all work traced inside to XLA; what was compiled before stays as it is.
+    """Leaves all work that is traced inside to XLA; programs that were compiled before stay as they are.
 
     >>> from functional_opt import native
     >>> with disabled():

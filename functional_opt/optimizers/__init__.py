@@ -1,1 +1,1 @@
-"""Optimizers: one algorithm a file, with its state, its rule and its alias."""
+"""Optimizers, one algorithm per file: its state, its rule and its alias."""

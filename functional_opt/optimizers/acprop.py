@@ -1,22 +1,24 @@
-"""ACProp: AdaBelief's denominator, one step late."""
+"""ACProp: AdaBelief with its denominator delayed by one step."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAcpropState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of g. `nu`: that of |g − mu|²."""
+    """`count`: steps done. `mu`: running mean of g. `nu`: running mean of |g − mu|²."""
 
     count: Counter
     mu: Signed
@@ -27,16 +29,16 @@ class ScaleByAcpropState(NamedTuple):
 class scale_by_acprop(GradientTransformation):
     """ACProp's direction: u = g / (√v̂ + eps); then v ← b2·v + (1 − b2)·|g − m|² + eps_root, m ← b1·m + (1 − b1)·g.
 
-    v̂ = v / (1 − b2ᵗ⁻¹) is the variance before g is seen; at the first step v̂ = 1.
+    v̂ = v / (1 − b2ᵗ⁻¹) is the variance from the steps before g; at the first step v̂ = 1.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added to the root, ≥ 0.
         eps_root: added to v at every step, ≥ 0.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
-    Zhuang et al. 2021, arXiv:2110.05454. As in Optax, g is compared with the mean before it; the paper compares
-    it with the mean after, which makes v smaller by b1², all else being the same.
+    Zhuang et al. 2021, arXiv:2110.05454. As in Optax, g is compared with the mean from before the step. The paper
+    uses the mean from after it, which multiplies v by b1², all else being equal.
 
     >>> tx = scale_by_acprop()
     >>> u, state = tx.update({"w": 3.0}, tx.init({"w": 0.0}))
@@ -84,7 +86,7 @@ def acprop(
     """ACProp: w ← w − learning_rate · (g / (√v̂ + eps) + weight_decay · w). See `scale_by_acprop`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count. The first step is as long as
+        learning_rate: a number ≥ 0, a schedule, or a function of the count. The first step has the length of
             learning_rate · g.
         weight_decay, mask: as in `add_decayed_weights`.
 

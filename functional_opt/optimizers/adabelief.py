@@ -1,20 +1,22 @@
-"""AdaBelief: Adam whose second moment is that of the gradient's distance from its mean."""
+"""AdaBelief: Adam with the second moment of the gradient's distance from its mean."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByBeliefState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of g. `nu`: of |g − mu|², with eps_root added at every step."""
+    """`count`: steps done. `mu`: running mean of g. `nu`: that of |g − mu|², plus eps_root at every step."""
 
     count: Counter
     mu: Signed
@@ -25,15 +27,15 @@ class ScaleByBeliefState(NamedTuple):
 class scale_by_belief(GradientTransformation):
     """AdaBelief's direction: u = m̂ / (√ŝ + eps).
 
-    m ← b1·m + (1 − b1)·g; s ← b2·s + (1 − b2)·|g − m|² + eps_root; m̂ and ŝ are corrected, and nesterov looks
-    ahead, as in `scale_by_adam`.
+    m ← b1·m + (1 − b1)·g; s ← b2·s + (1 − b2)·|g − m|² + eps_root. The bias correction of m̂ and ŝ, and nesterov, are
+    as in `scale_by_adam`.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        eps_root: added to s at every step, and so stored in it, ≥ 0.
+        eps_root: added to s at every step, so that it accumulates in s, ≥ 0.
         nesterov: whether m̂ looks one step ahead.
-        state_dtype: how m and s are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and s. None means the params' dtype, or float32 for 16-bit params.
 
     Zhuang et al. 2020, arXiv:2010.07468.
 
@@ -83,7 +85,7 @@ def adabelief(
     nesterov: bool = False,
     state_dtype: DType | None = None,
 ) -> chain:
-    """AdaBelief: w ← w − learning_rate · m̂ / (√ŝ + eps), s of |g − m|². See `scale_by_belief`.
+    """AdaBelief: w ← w − learning_rate · m̂ / (√ŝ + eps), s the running mean of |g − m|². See `scale_by_belief`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-3 is usual.

@@ -4,15 +4,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Positive, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate
+from ..core.slots import Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAdaDeltaState(NamedTuple):
@@ -27,9 +29,9 @@ class scale_by_adadelta(GradientTransformation):
     """Adadelta's direction: G ← rho·G + (1 − rho)·|g|²; u = √(X + eps) / √(G + eps) · g; X ← rho·X + (1 − rho)·|u|².
 
     Args:
-        rho: decay of both means, in [0, 1).
-        eps: inside both roots, > 0: it is also what starts the first step.
-        state_dtype: how G and X are stored; the params' dtype, float32 for 16-bit params, if None.
+        rho: decay rate of both means, in [0, 1).
+        eps: added inside both roots, > 0. It also sets the size of the first step, when X = 0.
+        state_dtype: storage dtype of G and X. None means the params' dtype, or float32 for 16-bit params.
 
     Zeiler 2012, arXiv:1212.5701.
 
@@ -73,8 +75,8 @@ def adadelta(
     """Adadelta: w ← w − learning_rate · √(X + eps) / √(G + eps) · (g + weight_decay · w). See `scale_by_adadelta`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; None is 1, as in the paper.
-        weight_decay, weight_decay_mask: as in `add_decayed_weights`; the decay is part of the gradient.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; None means 1, as in the paper.
+        weight_decay, weight_decay_mask: as in `add_decayed_weights`; the decay is added to the gradient.
 
     Zeiler 2012, arXiv:1212.5701.
 

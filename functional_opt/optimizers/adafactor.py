@@ -1,4 +1,4 @@
-"""Adafactor: second moments kept as a row and a column for each matrix."""
+"""Adafactor: second moments stored as one row and one column per matrix."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,25 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate, Schedule
-from ..schedules.base import rate_at
-from ..slots import Counter, Unsigned
-from ..transforms.chain import chain, identity
-from ..transforms.clip import clip_by_block_rms
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale, scale_by_learning_rate
-from ..transforms.moments import ema
-from ..transforms.trust_ratio import scale_by_param_block_rms
-from ..value import Count, Decay, DType, NonNegative, PositiveBound, Real, Static, checked, value
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, Real
+from ..core.schedule import Rate, Schedule, rate_at
+from ..core.slots import Counter, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import value
+from ..transforms.clipping.clip import clip_by_block_rms
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ..transforms.scaling.moments import ema
+from ..transforms.scaling.trust_ratio import scale_by_param_block_rms
 
 
 class FactoredState(NamedTuple):
-    """`count`: steps done. `v_row`, `v_col`: means of |g|² over one axis; `v`: of the leaves that have no factors.
+    """`count`: steps done. `v_row`, `v_col`: means of |g|² over one axis. `v`: means of |g|² of unfactored leaves.
 
-    What a leaf does not have is zeros of shape (1,).
+    A slot that a leaf does not use is zeros of shape (1,).
     """
 
     count: Counter
@@ -36,7 +38,7 @@ class FactoredState(NamedTuple):
 
 
 def _power_decay(step: Any, decay_rate: Any) -> Any:
-    """1 − t^−decay_rate, t counted from 1: at the first step the mean is that step's |g|²."""
+    """Returns 1 − t^−decay_rate, t counted from 1, so that the mean after the first step is that step's |g|²."""
     return 1 - (step + 1.0) ** -decay_rate
 
 
@@ -44,18 +46,19 @@ def _power_decay(step: Any, decay_rate: Any) -> Any:
 class scale_by_factored_rms(GradientTransformation):
     """Adafactor's direction: u = g / √V with V = R·C / mean(R), R and C running means of |g|² over columns and rows.
 
-    R ← d·R + (1 − d)·mean(|g|² + epsilon), C likewise, with d = 1 − t^−decay_rate. A leaf without factors
-    has V ← d·V + (1 − d)·(|g|² + epsilon).
+    R ← d·R + (1 − d)·mean(|g|² + epsilon), C likewise, with d = 1 − t^−decay_rate. An unfactored leaf has
+    V ← d·V + (1 − d)·(|g|² + epsilon).
 
     Args:
-        factored: False gives no leaf factors.
+        factored: whether to factor the second moments of large leaves.
         decay_rate: the exponent of d.
-        step_offset: steps that do not count in t, which stays 1 for as many; for tuning a trained model further.
-        min_dim_size_to_factor: a leaf has factors if two of its axes are as long as this.
-        epsilon: ≥ 0.
-        decay_rate_fn: d as another function of the step, from 0, and decay_rate.
-        factored_axes: "largest" takes a leaf's two longest axes, "last" always its last two, as Keras does.
-        state_dtype: how the means are stored; the params' dtype, float32 for 16-bit params, if None.
+        step_offset: number of initial steps that t does not count; it stays 1 meanwhile. For fine-tuning a trained
+            model.
+        min_dim_size_to_factor: a leaf is factored if both of the axes are at least this long.
+        epsilon: added to |g|², ≥ 0.
+        decay_rate_fn: a function of the step, counted from 0, and decay_rate that returns another d.
+        factored_axes: "largest" factors a leaf's two longest axes, "last" always its last two, as Keras does.
+        state_dtype: storage dtype of the means. None means the params' dtype, or float32 for 16-bit params.
 
     Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
 
@@ -115,7 +118,7 @@ class scale_by_factored_rms(GradientTransformation):
         return updates, FactoredState(increment(state.count), *slots)
 
     def _axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """The axes that rows and columns run along, None for a leaf without factors."""
+        """Returns the axes that rows and columns run along, or None for an unfactored leaf."""
         if not self.factored or len(shape) < 2:
             return None
         order = range(len(shape)) if self.factored_axes == "last" else np.argsort(shape)
@@ -125,10 +128,10 @@ class scale_by_factored_rms(GradientTransformation):
 
 @value
 class relative_step(Schedule):
-    """min(limit, 1/√t), t counted from 1: Adafactor's relative step size ρ.
+    """Adafactor's relative step size ρ = min(limit, 1/√t), t counted from 1.
 
     Args:
-        limit: the most that it is, a number ≥ 0, a schedule, or a function of the count; the paper has 1e-2.
+        limit: upper bound of ρ: a number ≥ 0, a schedule, or a function of the count; the paper has 1e-2.
 
     Shazeer & Stern 2018, arXiv:1804.04235, algorithm 5.
 
@@ -164,12 +167,12 @@ def adafactor(
     See `scale_by_factored_rms` for V and its arguments (decay_offset is its step_offset).
 
     Args:
-        learning_rate: a number ≥ 0, a schedule such as `relative_step()`, or a function of the count; None is 1.
-        multiply_by_parameter_scale: whether RMS(w) is a factor.
+        learning_rate: a number ≥ 0, a schedule such as `relative_step()`, or a function of the count; None means 1.
+        multiply_by_parameter_scale: whether to multiply by max(RMS(w), 1e-3).
         clipping_threshold: the largest root mean square of u in a leaf, > 0; None for no bound.
-        momentum: decay of a mean over the updates, in [0, 1); None keeps none.
-        dtype_momentum: how that mean is stored; as `state_dtype` if None.
-        weight_decay_rate: added to the update as it is, not times the learning rate; None for none.
+        momentum: decay rate of a running mean of the updates, in [0, 1); None for no mean.
+        dtype_momentum: storage dtype of that mean; `state_dtype` if None.
+        weight_decay_rate: decay added to the update without the learning rate as a factor; None for no decay.
         weight_decay_mask: which leaves decay, as in `add_decayed_weights`.
 
     Shazeer & Stern 2018, arXiv:1804.04235.

@@ -1,17 +1,19 @@
-"""Adagrad: steps scaled by the root of all squares so far."""
+"""Adagrad: steps divided by the root of the sum of all squares so far."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, full_like, map_leaves
-from ..schedules import Rate
-from ..slots import Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import DType, NonNegative, Static, checked
+from ..core import kernels
+from ..core.checks import Static, checked
+from ..core.leaves import full_like, map_leaves
+from ..core.norms import abs_sq
+from ..core.ranges import DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByRssState(NamedTuple):
@@ -25,10 +27,10 @@ class scale_by_rss(GradientTransformation):
     """Adagrad's direction: s ← s + |g|²; u = g / √(s + eps), 0 where s is 0.
 
     Args:
-        initial_accumulator_value: what s starts with, ≥ 0.
+        initial_accumulator_value: initial value of s, ≥ 0.
         eps: added inside the root, ≥ 0; outside it with `eps_in_sqrt=False`, √s + eps, as Keras 2 does.
-        eps_in_sqrt: where eps stands.
-        state_dtype: how s is stored; the params' dtype, float32 for 16-bit params, if None.
+        eps_in_sqrt: whether eps is added inside the root.
+        state_dtype: storage dtype of s. None means the params' dtype, or float32 for 16-bit params.
 
     Duchi, Hazan & Singer 2011, JMLR 12.
 
@@ -59,7 +61,7 @@ class scale_by_rss(GradientTransformation):
 
     def as_kernel(self, state, params):
         op = "rss" if self.eps_in_sqrt else "rss_outside"
-        return (native.Link(op, (self.eps,), (state.sum_of_squares,)),)
+        return (kernels.KernelOp(op, (self.eps,), (state.sum_of_squares,)),)
 
 
 @checked

@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core import kernels
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAdamState(NamedTuple):
@@ -32,14 +34,14 @@ class scale_by_adam(GradientTransformation):
     m̂ = b1·m / (1 − b1ᵗ⁺¹) + (1 − b1)·g / (1 − b1ᵗ).
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        eps_root: added inside the root, ≥ 0; a positive one makes the step differentiable at g = 0.
-        mu_dtype: how m is stored; as `state_dtype` if None.
+        eps_root: added inside the root, ≥ 0; a positive value makes the step differentiable at g = 0.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
         nesterov: whether m̂ looks one step ahead.
-        eps_hat: whether eps stands before v's bias correction, √v + eps: Kingma & Ba's ε̂, which is what
-            Keras and TensorFlow call epsilon. The same as dividing eps by √(1 − b2ᵗ).
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        eps_hat: whether eps is added before v's bias correction, √v + eps. This is Kingma & Ba's ε̂, which Keras and
+            TensorFlow call epsilon. It is equivalent to dividing eps by √(1 − b2ᵗ).
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Kingma & Ba 2014, arXiv:1412.6980; Dozat 2016 for nesterov.
 
@@ -87,8 +89,15 @@ class scale_by_adam(GradientTransformation):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
         eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
-        scalars = (b1, 1 - b1, b2, 1 - b2, 1 - b1**t, 1 - b2**t, self.eps_root, eps, 1 - b1 ** (t + 1))
-        return (native.Link("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
+        scalars = kernels.AdamScalars(
+            *(b1, 1 - b1, b2, 1 - b2),
+            b1_correction=1 - b1**t,
+            b2_correction=1 - b2**t,
+            eps_root=self.eps_root,
+            eps=eps,
+            next_b1_correction=1 - b1 ** (t + 1),
+        )
+        return (kernels.KernelOp("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
 
 
 @checked
@@ -139,7 +148,7 @@ def adamw(
 ) -> chain:
     """Adam with decoupled decay: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w).
 
-    See `scale_by_adam` and `add_decayed_weights` for the arguments; `mask` says which leaves decay.
+    See `scale_by_adam` and `add_decayed_weights` for the arguments; `mask` selects the leaves that decay.
 
     Loshchilov & Hutter 2017, arXiv:1711.05101.
 

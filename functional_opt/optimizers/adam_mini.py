@@ -1,19 +1,22 @@
-"""Adam-mini: Adam with one second moment for each block of a leaf."""
+"""Adam-mini: Adam with one second moment per block of a leaf."""
 
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, is_nothing, map_leaves, paths, whole, zeros_like
-from ..paths import Mask, PathRules
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import is_nothing, map_leaves, paths, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask, PathRules
+from ..core.ranges import Convert, Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.sharding import replicate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 def _rules(name: str, x: Any) -> PathRules | None:
@@ -31,13 +34,13 @@ def _rules(name: str, x: Any) -> PathRules | None:
 
 
 Blocks = Annotated[Any, Convert(_rules, "{pattern: numbers of blocks}")]
-"""Path rules to the number of blocks along each axis, −1 for as many as it is long."""
+"""Path rules that give the number of blocks along each axis; −1 means one block per index."""
 
 BY_SHAPE = "by shape"
 
 
 class ScaleByAdamMiniState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of g. `nu`: that of the mean of |g|² over each block."""
+    """`count`: steps done. `mu`: running mean of g. `nu`: running mean of each block's mean |g|²."""
 
     count: Counter
     mu: Signed
@@ -46,22 +49,22 @@ class ScaleByAdamMiniState(NamedTuple):
 
 @transformation
 class scale_by_adam_mini(GradientTransformation):
-    """Adam-mini's direction: u = m̂ / (√v̂ + eps), v one number for each block of a leaf.
+    """Adam-mini's direction: u = m̂ / (√v̂ + eps), with one v per block of a leaf.
 
-    m ← b1·m + (1 − b1)·g, m̂ = m / (1 − b1ᵗ); v ← b2·v + (1 − b2)·mean(|g|²), v̂ = v / (1 − b2ᵗ). If no rule says
-    otherwise a block is an output of a layer, an index of the last axis, where a leaf has two axes or more, and
-    the whole of a leaf that has fewer.
+    m ← b1·m + (1 − b1)·g, m̂ = m / (1 − b1ᵗ); v ← b2·v + (1 − b2)·mean(|g|²), v̂ = v / (1 − b2ᵗ). By default a leaf
+    with two or more axes has one block per index of the last axis, which is an output of the layer. A leaf with fewer
+    axes is one block.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        block: path rules for other blocks: how many there are along each axis, −1 for one at every index. As in
-            the paper are `{"*/embedding": (-1, 1)}`, one for each token of a table (tokens, features), and
-            `{"*/query/kernel": (1, 12, 1)}` or `(1, 12)`, one for each of 12 heads, for queries and keys.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        block: path rules for other blocks. They give the number of blocks along each axis, −1 for one per index. The
+            paper uses `{"*/embedding": (-1, 1)}`, one block for each token of a table (tokens, features), and, for
+            queries and keys, `{"*/query/kernel": (1, 12, 1)}` or `(1, 12)`, one block for each of 12 heads.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
-    Raises TypeError for a rule of another kind, ValueError naming the leaf that does not divide, or a rule that
-    matches no leaf.
+    Raises TypeError for a rule of another kind. Raises ValueError, naming the leaf, if a leaf does not divide into
+    the blocks, and if a rule matches no leaf.
 
     Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
 
@@ -103,27 +106,30 @@ class scale_by_adam_mini(GradientTransformation):
 
 
 def _counts(rule: Any, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """How many blocks there are along each axis, which is the shape of v."""
+    """Returns the number of blocks along each axis, which is the shape of v."""
     if rule == BY_SHAPE:
         rule = (*[1] * (len(shape) - 1), -1) if len(shape) > 1 else (1,) * len(shape)
     if len(rule) != len(shape) or any(size % n for size, n in zip(shape, rule, strict=True)):
-        raise ValueError(f"params{path} has shape {shape}, which the block {rule} does not divide, axis by axis")
+        raise ValueError(
+            f"params{path} has shape {shape}, which the block counts {rule} do not divide: give each axis -1 or a "
+            "divisor of its length"
+        )
     return tuple(size if n == -1 else n for size, n in zip(shape, rule, strict=True))
 
 
 def _block_means(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The mean of each of the blocks, of which there are `shape`."""
+    """Returns the mean of each block; `shape` is the number of blocks along each axis."""
     for axis, (size, n) in enumerate(zip(x.shape, shape, strict=True)):
         if n == 1:
             x = jnp.sum(x, axis, keepdims=True) / max(size, 1)
         elif n < size:
-            x = whole(x, axis).reshape(*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
+            x = replicate(x, axis).reshape(*x.shape[:axis], n, size // n, *x.shape[axis + 1 :])
             x = jnp.sum(x, axis + 1) / (size // n)
     return x
 
 
 def _at_each(v: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What the blocks say, for each element, or so that it broadcasts to them."""
+    """Repeats the values of the blocks so that v broadcasts to `shape`."""
     for axis, (size, n) in enumerate(zip(shape, v.shape, strict=True)):
         v = jnp.repeat(v, size // n, axis) if 1 < n < size else v
     return v
@@ -144,7 +150,7 @@ def adam_mini(
     """Adam-mini: w ← w − learning_rate · (m̂ / (√v̂ + eps) + weight_decay · w). See `scale_by_adam_mini`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; AdamW's does.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; AdamW's is suitable.
         weight_decay, mask: as in `add_decayed_weights`.
 
     Zhang et al. 2024, arXiv:2406.16793.

@@ -2,14 +2,15 @@
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import ScaleByAdamState
 
 
@@ -18,12 +19,12 @@ class scale_by_adamax(GradientTransformation):
     """Adamax's direction: m ← b1·m + (1 − b1)·g; v ← max(b2·v, |g| + eps); u = m / (1 − b1ᵗ) / v.
 
     Args:
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the maximum, in [0, 1).
-        eps: ≥ 0, inside the maximum; outside it with `eps_in_max=False`, as Keras has it: v ← max(b2·v, |g|),
-            divided by v + eps.
-        eps_in_max: where eps stands.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        b1: decay rate of the mean, in [0, 1).
+        b2: decay rate of the maximum, in [0, 1).
+        eps: added inside the maximum, ≥ 0. With `eps_in_max=False` it is added outside, as in Keras:
+            v ← max(b2·v, |g|), and m̂ is divided by v + eps.
+        eps_in_max: whether eps is added inside the maximum.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Kingma & Ba 2014, arXiv:1412.6980, section 7.1.
 
@@ -94,7 +95,7 @@ def adamaxw(
 ) -> chain:
     """Adamax with decoupled decay: w ← w − learning_rate · (m̂ / v + weight_decay · w).
 
-    See `scale_by_adamax` and `add_decayed_weights` for the arguments; `mask` says which leaves decay.
+    See `scale_by_adamax` and `add_decayed_weights` for the arguments; `mask` selects the leaves that decay.
 
     Kingma & Ba 2014, arXiv:1412.6980; Loshchilov & Hutter 2017, arXiv:1711.05101.
 

@@ -4,19 +4,21 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAdanState(NamedTuple):
-    """`m`, `v`, `n`: running means of g, of its change d and of |g + b2·d|². `g`: the last. `t`: steps done."""
+    """`m`, `v`, `n`: running means of g, its change d and |g + b2·d|². `g`: the last gradient. `t`: steps done."""
 
     m: Signed
     v: Signed
@@ -29,14 +31,14 @@ class ScaleByAdanState(NamedTuple):
 class scale_by_adan(GradientTransformation):
     """Adan's direction: u = (m̂ + b2·v̂) / (√(n̂ + eps_root) + eps).
 
-    With d = g − (the g before), 0 at the first step: m ← b1·m + (1 − b1)·g; v ← b2·v + (1 − b2)·d;
-    n ← b3·n + (1 − b3)·|g + b2·d|²; each is divided by 1 − decayᵗ.
+    With d = g − (the previous g), 0 at the first step: m ← b1·m + (1 − b1)·g; v ← b2·v + (1 − b2)·d;
+    n ← b3·n + (1 − b3)·|g + b2·d|²; m̂, v̂ and n̂ are these divided by 1 − decayᵗ.
 
     Args:
-        b1, b2, b3: decay of the three means, in [0, 1): one minus the paper's β.
+        b1, b2, b3: decay rates of the three means, in [0, 1): each is one minus the paper's β.
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
-        state_dtype: how m, v, n and g are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m, v, n and g. None means the params' dtype, or float32 for 16-bit params.
 
     Xie et al. 2022, arXiv:2208.06677.
 
@@ -45,7 +47,8 @@ class scale_by_adan(GradientTransformation):
     >>> u["w"].round(3).tolist()
     [1.0, -1.0]
 
-    Differs from Optax 0.2.8, which weighs d and v̂ by 1 − b2: the paper's β₂, where it has 1 − β₂ (its #1715).
+    Differs from Optax 0.2.8, which weights d and v̂ by 1 − b2, the paper's β₂, where the paper has 1 − β₂
+    (Optax #1715).
     """
 
     preconditions = True
@@ -95,7 +98,8 @@ def adan(
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-3 to 1e-2 are usual.
         weight_decay, mask: as in `add_decayed_weights`.
 
-    Xie et al. 2022, arXiv:2208.06677; the decay is AdamW's, not a division by 1 + learning_rate · weight_decay.
+    Xie et al. 2022, arXiv:2208.06677. The decay is AdamW's; the paper divides by 1 + learning_rate · weight_decay
+    instead.
 
     >>> adan(1e-3)
     chain(scale_by_adan(eps_root=1e-08), add_decayed_weights(), scale_by_learning_rate(0.001))

@@ -1,19 +1,20 @@
-"""AdEMAMix: Adam with a second, slower mean of the gradients; and its simplified form."""
+"""AdEMAMix: Adam with a second, slower mean of the gradients. Also its simplified form."""
 
 from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import OrSchedule, Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Range, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, Range
+from ..core.schedule import OrSchedule, Rate, rate_at
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 DecayRate = Annotated[Any, OrSchedule(Range("[0, 1]"))]
 """A number in [0, 1], a schedule, or a function of the step count."""
@@ -37,13 +38,15 @@ class scale_by_ademamix(GradientTransformation):
     v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ).
 
     Args:
-        b1, b2: decay of m₁ and v, in [0, 1).
-        b3: decay of m₂: a number in [0, 1], a schedule, or a function of the count; long runs raise it from b1.
-        alpha: the weight of m₂: a number ≥ 0, a schedule, or a function of the count; long runs raise it from 0.
+        b1, b2: decay rates of m₁ and v, in [0, 1).
+        b3: decay rate of m₂: a number in [0, 1], a schedule, or a function of the count; in long runs a schedule
+            raises it from b1.
+        alpha: the weight of m₂: a number ≥ 0, a schedule, or a function of the count; in long runs a schedule raises
+            it from 0.
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
-        mu_dtype: how m₁ and m₂ are stored; as `state_dtype` if None.
-        state_dtype: how the means are stored; the params' dtype, float32 for 16-bit params, if None.
+        mu_dtype: storage dtype of m₁ and m₂; `state_dtype` if None.
+        state_dtype: storage dtype of the means. None means the params' dtype, or float32 for 16-bit params.
 
     Pagliardini, Ablin & Grangier 2024, arXiv:2409.03137.
 
@@ -125,14 +128,14 @@ class ScaleBySimplifiedAdEMAMixState(NamedTuple):
 class scale_by_simplified_ademamix(GradientTransformation):
     """Simplified AdEMAMix's direction: u = (m + alpha·g) / (√(v̂ + eps_root) + eps).
 
-    m ← b1·m + g, a sum and no mean; v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ).
+    m ← b1·m + g, a sum, not a mean; v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ).
 
     Args:
-        b1, b2: decay of m and v, in [0, 1).
-        alpha: the weight of the last gradient: a number ≥ 0, a schedule, or a function of the count.
+        b1, b2: decay rates of m and v, in [0, 1).
+        alpha: the weight of the current gradient: a number ≥ 0, a schedule, or a function of the count.
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Morwani, Vyas, Zhang & Kakade 2025, arXiv:2502.02431.
 
@@ -183,7 +186,8 @@ def simplified_ademamix(
     See `scale_by_simplified_ademamix` for the terms and arguments, `add_decayed_weights` for weight_decay and mask.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count: 1 − b1 times that of Adam, as m is a sum.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count. Use 1 − b1 times Adam's, because
+            m is a sum.
 
     Morwani, Vyas, Zhang & Kakade 2025, arXiv:2502.02431.
 

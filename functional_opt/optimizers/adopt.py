@@ -3,36 +3,37 @@
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import as_schedule, rate_at
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Positive, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate, as_schedule, rate_at
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import ScaleByAdamState
 
 
 def _fourth_root(count: jax.Array) -> jax.Array:
-    """count^¼: the bound on a normalized gradient."""
+    """Returns count^¼, the bound on the normalized gradient."""
     return count**0.25
 
 
 @transformation
 class scale_by_adopt(GradientTransformation):
-    """ADOPT's direction: u = m, m ← b1·m + (1 − b1)·clip(g / max(√v, eps), ±t^¼), v that of the step before.
+    """ADOPT's direction: u = m, m ← b1·m + (1 − b1)·clip(g / max(√v, eps), ±t^¼), v from the previous step.
 
-    Then v ← b2·v + (1 − b2)·|g|². The first step, t = 0, only sets v to |g|² and gives zeros. With nesterov
-    u = b1·m + (1 − b1)·clip(…) for the new m.
+    Then v ← b2·v + (1 − b2)·|g|². The first step, t = 0, only sets v to |g|² and returns zeros. With nesterov,
+    u = b1·m + (1 − b1)·clip(…) with the new m.
 
     Args:
-        b1, b2: decay of m and of v, in [0, 1).
-        eps: the least divisor, > 0.
-        mu_dtype: how m is stored; as `state_dtype` if None.
+        b1, b2: decay rates of m and of v, in [0, 1).
+        eps: smallest divisor, > 0.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
         nesterov: whether to look one step ahead.
-        use_clipping: whether g / √v is clipped; the modulus where g is complex.
+        use_clipping: whether to clip g / √v, or its modulus if g is complex.
         clip_value_fn: the bound, ≥ 0: a function of t, a schedule, or a number.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Taniguchi et al. 2024, arXiv:2411.02853.
 

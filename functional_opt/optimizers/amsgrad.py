@@ -1,20 +1,22 @@
-"""AMSGrad: Adam with a second moment that never falls."""
+"""AMSGrad: Adam with a second moment that never decreases."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByAmsgradState(NamedTuple):
-    """`count`: steps done. `mu`, `nu`: running means of g and |g|². `nu_max`: the largest of the latter."""
+    """`count`: steps done. `mu`, `nu`: running means of g and |g|². `nu_max`: the largest second moment so far."""
 
     count: Counter
     mu: Signed
@@ -24,15 +26,15 @@ class ScaleByAmsgradState(NamedTuple):
 
 @transformation
 class scale_by_amsgrad(GradientTransformation):
-    """Adam with a second moment that never falls: v_max ← max(v_max, v̂), u = m̂ / (√(v_max + eps_root) + eps).
+    """Adam with a second moment that never decreases: v_max ← max(v_max, v̂), u = m̂ / (√(v_max + eps_root) + eps).
 
     m, v, m̂ and v̂ as in `scale_by_adam`.
 
     Args:
         b1, b2, eps, eps_root, mu_dtype, eps_hat, state_dtype: as in `scale_by_adam`.
-        bias_correction_mu, bias_correction_nu: whether m and v are corrected for their start at zero.
-        max_before_correction: whether the maximum is taken over v and corrected by 1 − b2ᵗ after, as
-            Keras and PyTorch do, rather than over v̂.
+        bias_correction_mu, bias_correction_nu: whether to correct m and v for starting at zero.
+        max_before_correction: whether to take the maximum over v and correct it by 1 − b2ᵗ afterwards, as Keras and
+            PyTorch do, instead of over v̂.
 
     Reddi, Kale & Kumar 2018, arXiv:1904.09237.
 

@@ -1,4 +1,4 @@
-"""APOLLO: SGD scaled as Adam would scale it, which a random projection to a few dimensions tells."""
+"""APOLLO: SGD with Adam's scaling, estimated from a random projection to a few dimensions."""
 
 import math
 import zlib
@@ -8,23 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, global_norm, is_nothing, map_leaves, safe_sqrt, whole, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Number, RandomKey, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, key_data, key_in
-from ..trees import names
-from ..value import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
+from ..core.model_trees import names
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real
+from ..core.schedule import Rate
+from ..core.sharding import replicate
+from ..core.slots import Counter, Number, RandomKey, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.noise import Key, key_data, key_in
 
 
 class ScaleByApolloState(NamedTuple):
-    """`count`: steps done. `mu`, `nu`: running means of r and |r|². `norm`: of a matrix's last s·g, 0 at first.
+    """`count`: steps done. `mu`, `nu`: running means of r and |r|². `norm`: that of a matrix's last s·g, initially 0.
 
-    `rng_key`: the data (uint32) of the key of the projections.
+    `rng_key`: the key data (uint32) for the projections.
     """
 
     count: Counter
@@ -36,38 +39,39 @@ class ScaleByApolloState(NamedTuple):
 
 @transformation
 class scale_by_apollo(GradientTransformation):
-    """APOLLO's direction: u = c · scale · s·g for matrices, s how much Adam scales the projected gradient r = P·g.
+    """APOLLO's direction: u = c · scale · s·g for matrices, s being Adam's scaling of the projected gradient r = P·g.
 
-    P is normal, of variance 1/rank, on the shorter side of the matrix. s = ‖a‖ / ‖r‖, for each channel, an index of
-    the longer side, or for the whole, where a = m / (√v + eps), m and v the means of r and |r|². A ‖s·g‖ that is more
-    than max_norm_growth times that of the step before is cut to that. c = √(1 − b2ᵗ) / (1 − b1ᵗ) corrects both means
-    for their start. Leaves that are no matrices get Adam's direction, c · m / (√v + eps).
+    P has normal entries of variance 1/rank and acts on the shorter side of the matrix. s = ‖a‖ / ‖r‖, for each
+    channel (an index of the longer side) or for the entire matrix, where a = m / (√v + eps), m and v the running
+    means of r and |r|². If ‖s·g‖ exceeds max_norm_growth times that of the previous step, s·g is scaled down to this
+    limit. c = √(1 − b2ᵗ) / (1 − b1ᵗ) corrects the bias of both means. Leaves that are not matrices get Adam's
+    direction, c · m / (√v + eps).
 
-    P is not stored but drawn at every step: the k-th one of a leaf from `fold_in(fold_in(key, k), crc32(path))`, path
-    as `['dense']['kernel']`. The next one comes after update_proj_gap steps.
+    P is not stored but drawn again at every step: the k-th P of a leaf from `fold_in(fold_in(key, k), crc32(path))`,
+    with a path such as `['dense']['kernel']`. k increases every update_proj_gap steps.
 
     Args:
-        rank: rows of P, ≥ 1; at most the shorter side. The state takes rank × the longer side twice.
-        update_proj_gap: steps from one P to the next, ≥ 1.
-        scale: α, a factor of the updates of the matrices; with a small rank √(shorter side / rank) makes up for
-            what P loses.
-        b1, b2: decay of the two means, in [0, 1).
-        eps: added outside the root of the mean that is not corrected, ≥ 0.
-        scaling: "channel" or "tensor", what has an s of its own.
+        rank: number of rows of P, ≥ 1, at most the shorter side. The state has two arrays of rank × the longer side.
+        update_proj_gap: number of steps for which P stays the same, ≥ 1.
+        scale: α, a factor on the updates of the matrices. With a small rank, √(shorter side / rank) makes up for what
+            P loses.
+        b1, b2: decay rates of the two means, in [0, 1).
+        eps: added outside the root of v, which has no bias correction there, ≥ 0.
+        scaling: "channel" for one s per channel, "tensor" for one per matrix.
         max_norm_growth: γ, > 0; None for no limit.
-        key: a key of `jax.random`, or an integer; the seed 0 if None.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        key: a `jax.random` key or an integer seed; seed 0 if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
-    Zhu et al. 2024, arXiv:2412.05270, algorithm 1; γ is that of its section on norm growth.
+    Zhu et al. 2024, arXiv:2412.05270, algorithm 1; γ comes from its section on norm growth.
 
     >>> tx, g = scale_by_apollo(rank=1), jnp.array([[3.0, 1.0], [4.0, 1.0]])
     >>> u, state = tx.update(g, tx.init(g))
     >>> (u / g).std(axis=0).round(3).tolist(), state.mu.shape  # each column is scaled
     ([0.0, 0.0], (1, 2))
 
-    As in the authors' code (apollo-torch), c comes after the limit, so that the first updates are small where the
-    first gradients agree. Differs from it: there `scale` is the square of this one, and a gradient of zero holds
-    the updates after it near zero, which it does not here.
+    As in the authors' code (apollo-torch), c is applied after the limit, so that the first updates are small where
+    the first gradients agree. Differs from that code: its `scale` is the square of this one, and there a gradient of
+    zero keeps the following updates near zero. Here it does not.
     """
 
     preconditions = True
@@ -124,7 +128,7 @@ class scale_by_apollo(GradientTransformation):
         return updates, ScaleByApolloState(t, mu, nu, norm, state.rng_key)
 
     def _low_rank(self, x: jax.Array) -> jax.Array:
-        """Zeros of the shape of r, on the devices that have its channels."""
+        """Returns zeros of the shape of r, sharded like its channels; x itself if it is not a matrix."""
         if x.ndim != 2:
             return x
         axis = _shorter(x)
@@ -135,7 +139,7 @@ class scale_by_apollo(GradientTransformation):
         axis = _shorter(g)
         rank = min(self.rank, g.shape[axis])
         p = jax.random.normal(key, (rank, g.shape[axis]), jnp.float32).astype(g.dtype) / math.sqrt(rank)
-        g = whole(g, axis)
+        g = replicate(g, axis)
         return p @ g if axis == 0 else g @ p.T
 
 
@@ -148,10 +152,10 @@ def _norms(x: jax.Array, axis: Any) -> jax.Array:
 
 
 def _names(tree: Tree) -> Tree:
-    """A number for each leaf, by its path, so that other leaves do not change its projection.
+    """Returns a number for each leaf, computed from its path, so that other leaves do not affect its projection.
 
-    The path is written as `jax.tree_util.keystr` does that of dicts and lists, so that a model's containers and boxes
-    do not change it either.
+    The path is written as `jax.tree_util.keystr` writes paths of dicts and lists, so that a model's containers and
+    boxes do not affect it either.
     """
 
     def written(path: str) -> str:
@@ -177,7 +181,7 @@ def apollo(
     key: Key = None,
     state_dtype: DType | None = None,
 ) -> chain:
-    """APOLLO: w ← w − learning_rate · (c·scale·s·g + weight_decay·w), s for each channel. See `scale_by_apollo`.
+    """APOLLO: w ← w − learning_rate · (c·scale·s·g + weight_decay·w), with one s per channel. See `scale_by_apollo`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.
@@ -207,9 +211,9 @@ def apollo_mini(
     key: Key = None,
     state_dtype: DType | None = None,
 ) -> chain:
-    """APOLLO-Mini: APOLLO with rank 1 and one s for a whole matrix: its state is two vectors.
+    """APOLLO-Mini: APOLLO with rank 1 and one s per matrix, so that a matrix's state is two vectors.
 
-    The arguments are those of `apollo`, the default scale √128 as in the paper (the authors' code has scale=128).
+    The arguments are those of `apollo`. The default scale is √128, as in the paper (the authors' code has scale=128).
 
     Zhu et al. 2024, arXiv:2412.05270.
 

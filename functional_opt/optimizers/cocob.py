@@ -4,16 +4,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import copy_of, full_like, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Params, Signed16, Unsigned16
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import DType, Positive, Static, checked
-from .distance import dot, over
+from ..core.checks import Static, checked
+from ..core.leaves import copy_of, full_like, map_leaves, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import DType, Positive
+from ..core.schedule import Rate
+from ..core.slots import Params, Signed16, Unsigned16
+from ..core.transformation import GradientTransformation, needs_params, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from .distance import dot, safe_divide
 
 
 class COCOBState(NamedTuple):
@@ -28,16 +29,16 @@ class COCOBState(NamedTuple):
 
 @transformation
 class scale_by_cocob(GradientTransformation):
-    """COCOB-Backprop's step, downhill already: w + u = w₀ + θ·(L + R) / (L·max(G + L, alpha·L)), each element alone.
+    """COCOB-Backprop's descent step, per element: w + u = w₀ + θ·(L + R) / (L·max(G + L, alpha·L)).
 
-    L ← max(L, |g|), G ← G + |g|, θ ← θ − g and R ← max(R − (w − w₀)·g, 0): how far to go is how much has been won by
-    betting on the signs of the gradients.
+    L ← max(L, |g|), G ← G + |g|, θ ← θ − g and R ← max(R − (w − w₀)·g, 0). The step grows with R, the reward won so
+    far by betting on the signs of the gradients.
 
     Args:
-        alpha: the first step is 1/alpha, > 0.
-        eps: L at the start, > 0.
-        state_dtype: how θ, L, G and R are stored; the params' dtype, float32 for 16-bit params, if None, which
-            w₀ always has.
+        alpha: sets the first step to 1/alpha, > 0.
+        eps: initial L, > 0.
+        state_dtype: storage dtype of θ, L, G and R. None means the params' dtype, or float32 for 16-bit params; w₀
+            always has that dtype.
 
     Raises ValueError without params.
 
@@ -70,7 +71,9 @@ class scale_by_cocob(GradientTransformation):
             total = total + size
             reward = jnp.maximum(reward - dot(w - w0, g), 0.0)
             theta = theta - g
-            bet = over(theta, scale) * over(scale + reward, jnp.maximum(total + scale, self.alpha * scale))
+            bet = safe_divide(theta, scale) * safe_divide(
+                scale + reward, jnp.maximum(total + scale, self.alpha * scale)
+            )
             return w0 - w + bet, theta, scale, total, reward
 
         _, *slots = state
@@ -91,9 +94,10 @@ def cocob(
     """COCOB-Backprop: w ← w₀ + θ·(L + R) / (L·max(G + L, alpha·L)). See `scale_by_cocob` for the terms.
 
     Args:
-        learning_rate: a factor of the gradients, ≥ 0, a schedule, or a function of the count. Steps do not depend on
-            the scale of all gradients, so a number changes nothing; a schedule weighs early against late gradients.
-        weight_decay, mask: added to the gradients before, as in `add_decayed_weights`.
+        learning_rate: a factor on the gradients: a number ≥ 0, a schedule, or a function of the count. Steps do not
+            depend on the overall scale of the gradients, so a number has no effect; a schedule weights early
+            gradients against late ones.
+        weight_decay, mask: added to the gradients first, as in `add_decayed_weights`.
 
     Orabona & Tommasi 2017, arXiv:1705.07795.
 

@@ -1,7 +1,7 @@
-"""The products that L-BFGS is made of, on lists of leaves that together are one vector.
+"""Inner products and the inverse-Hessian product of L-BFGS, on lists of leaves that together form one vector.
 
-Every quotient is taken of vectors scaled to a largest element of 1, so that no square under- or overflows, neither
-in its value nor in its derivative. The scales are constants to the derivative: they cancel.
+Quotients are computed from vectors scaled to a largest element of 1, so that no square under- or overflows, neither
+in its value nor in its derivative. Derivatives treat the scales as constants, because they cancel.
 """
 
 import functools
@@ -10,17 +10,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..leaves import narrow, safe_sqrt, widen
+from ..core.leaves import cast_like, widen
+from ..core.norms import safe_sqrt
 
 Vector = list[jax.Array]
-"""Leaves that are one vector; 16-bit ones have been widened."""
+"""Leaves that together form one vector; 16-bit leaves have been widened."""
 
 
 class Pair(NamedTuple):
-    """A change s of the params and the change y of the gradient that came with it, as far as numbers tell.
+    """Numbers that describe a pair: a change s of the params and the change y of the gradient that came with it.
 
-    `size_s`, `size_y`: their largest elements. `cosine`: of the angle between them. `weight`: 1 / ⟨s, y⟩, `scale`:
-    ⟨s, y⟩ / ‖y‖², both only meant where they are finite and the cosine is not 0.
+    `size_s`, `size_y`: the largest |element| of s and y. `cosine`: that of the angle between them.
+    `weight`: 1 / ⟨s, y⟩. `scale`: ⟨s, y⟩ / ‖y‖². The last two are valid only where they are finite and the cosine is
+    not 0.
     """
 
     size_s: jax.Array
@@ -31,33 +33,33 @@ class Pair(NamedTuple):
 
 
 def precision(*vectors: Vector) -> jnp.dtype:
-    """The dtype of inner products: real, the widest of all leaves, at least float32."""
+    """Returns the dtype of inner products: real, the widest of all leaves, at least float32."""
     return jnp.result_type(jnp.float32, *(x.real.dtype for vector in vectors for x in vector))
 
 
 def dot(x: Vector, y: Vector) -> jax.Array:
-    """⟨x, y⟩ over all leaves, real also where they are complex."""
+    """Returns ⟨x, y⟩ over all leaves, which is real even for complex leaves."""
     dtype = precision(x, y)
     terms = [jnp.sum((a.conj() * b).real).astype(dtype) for a, b in zip(x, y, strict=True)]
     return functools.reduce(jnp.add, terms, jnp.zeros([], dtype))
 
 
 def largest(x: Vector) -> jax.Array:
-    """max |x| over all elements, 0 of none; NaN if there is one. A constant to the derivative."""
+    """Returns max |x| over all elements, 0 if there are none, NaN if any is NaN; constant in derivatives."""
     sizes = [jnp.max(jnp.abs(jax.lax.stop_gradient(a)), initial=0).astype(precision(x)) for a in x]
     return functools.reduce(jnp.maximum, sizes, jnp.zeros([], precision(x)))
 
 
-def over(x: Vector, scale: jax.Array) -> Vector:
-    """x / scale, in the dtypes of x; x where the scale is 0 or nearly."""
+def divided(x: Vector, scale: jax.Array) -> Vector:
+    """Returns x / scale in the dtypes of x, or x if the scale is 0 or nearly 0."""
     scale = _nonzero(scale)
-    return [narrow(a / scale, a) for a in x]
+    return [cast_like(a / scale, a) for a in x]
 
 
 def pair(s: Vector, y: Vector) -> Pair:
-    """The numbers of a pair of changes."""
+    """Computes the numbers of a pair of changes."""
     a, b = largest(s), largest(y)
-    s, y = over(s, a), over(y, b)
+    s, y = divided(s, a), divided(y, b)
     product, squares = dot(s, y), dot(y, y)
     length = safe_sqrt(dot(s, s)) * safe_sqrt(squares)
     cosine = product / jnp.where(length > 0, length, 1.0)
@@ -68,24 +70,26 @@ def pair(s: Vector, y: Vector) -> Pair:
 
 
 def times_inverse_hessian(g: Vector, s: Vector, y: Vector, rho: jax.Array, newest: jax.Array, scaled: bool) -> Vector:
-    """H·g by the two-loop recursion: Nocedal & Wright 2006, algorithm 7.4.
+    """Computes H·g by the two-loop recursion: Nocedal & Wright 2006, algorithm 7.4.
 
     Args:
-        s, y: the memory, pairs along a first axis that is a ring; ρ: their weights, 0 for none.
-        newest: where the ring ends.
-        scaled: whether H starts as ⟨s, y⟩ / ‖y‖² of the newest pair times I, min(1, 1 / ‖g‖) where there is none.
+        s, y: the stored pairs, along a first axis that is a ring buffer; rho: their weights, 0 for pairs that do not
+            count.
+        newest: index of the newest pair in the ring.
+        scaled: whether H starts as I times ⟨s, y⟩ / ‖y‖² of the newest pair, or times min(1, 1 / ‖g‖) before the
+            first pair; as I if not.
     """
     m = len(rho)
     dtype = precision(g, s, y)
     rho = rho.astype(dtype)
     size = largest(g)
-    q = over(g, size)  # H is linear
+    q = divided(g, size)  # H is linear
 
     def at(memory, i):
         return [widen(jax.lax.dynamic_index_in_dim(x, i, keepdims=False)) for x in memory]
 
     def add(x, factor, z):
-        return [narrow(a + factor * b, a) for a, b in zip(x, z, strict=True)]
+        return [cast_like(a + factor * b, a) for a, b in zip(x, z, strict=True)]
 
     def backward(k, carry):
         q, alphas = carry
@@ -105,12 +109,12 @@ def times_inverse_hessian(g: Vector, s: Vector, y: Vector, rho: jax.Array, newes
         last = latest_first[jnp.argmax(rho[latest_first] != 0)]
         some = jnp.any(rho != 0)
         scale = jnp.where(some, pair(at(s, last), at(y, last)).scale, 1.0)
-        r = [narrow(scale * a, a) for a in r]
+        r = [cast_like(scale * a, a) for a in r]
         size = jnp.where(some, size, jnp.minimum(size, 1 / jnp.where(length > 0, length, 1.0)))
     r = jax.lax.fori_loop(0, m, forward, r)
-    return [narrow(size * a, a) for a in r]
+    return [cast_like(size * a, a) for a in r]
 
 
 def _nonzero(x: jax.Array) -> jax.Array:
-    """A scale, or 1 for one so small that a processor may take it for 0."""
+    """Returns x, or 1 where x is so small that a processor may treat it as 0."""
     return jnp.where(x < jnp.finfo(x.dtype).tiny, 1.0, x)

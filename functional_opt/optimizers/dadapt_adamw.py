@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, narrow, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Signed, Unsigned
-from ..value import DType, NonNegative, Positive, Static
-from .distance import Betas, dot, ratio, total
+from ..core.checks import Static
+from ..core.leaves import cast_like, map_leaves, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import DType, NonNegative, Positive
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from .distance import Betas, dot, ratio, total_over_leaves
 
 
 class DAdaptAdamWState(NamedTuple):
@@ -31,17 +32,17 @@ class DAdaptAdamWState(NamedTuple):
 class dadapt_adamw(GradientTransformation):
     """D-Adapted AdamW: w ← w − m / (√v + eps) − γ·weight_decay·w, γ = learning_rate · d · √(1 − β2ᵗ) / (1 − β1ᵗ).
 
-    m ← β1·m + (1 − β1)·γ·g; v ← β2·v + (1 − β2)·|g|². d, from estim_lr0 on, is the largest r / ((1 − β3)·‖s‖₁) so
-    far, with r ← β3·r + (1 − β3)·γ·⟨g, s / (√v + eps)⟩, for the s and v of the step before, s ← β3·s + (1 − β3)·γ·g
+    m ← β1·m + (1 − β1)·γ·g; v ← β2·v + (1 − β2)·|g|². d starts at estim_lr0 and is the largest r / ((1 − β3)·‖s‖₁) so
+    far, with r ← β3·r + (1 − β3)·γ·⟨g, s / (√v + eps)⟩, using s and v of the previous step, s ← β3·s + (1 − β3)·γ·g
     and β3 = √β2.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count, times d: 1.0 is meant.
-        betas: decay of m and of v, each in [0, 1).
-        eps: > 0.
-        estim_lr0: d at the start, > 0; too small is safe, too large is not.
-        weight_decay: decoupled, ≥ 0.
-        state_dtype: how m, v and s are stored; the params' dtype, float32 for 16-bit params, if None.
+        learning_rate: a factor on d: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
+        betas: decay rates of m and v, each in [0, 1).
+        eps: added outside the root, > 0.
+        estim_lr0: initial d, > 0. A value that is too small is safe; one that is too large is not.
+        weight_decay: decoupled weight decay, ≥ 0.
+        state_dtype: storage dtype of m, v and s. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -52,7 +53,7 @@ class dadapt_adamw(GradientTransformation):
     >>> f"{u:.1e} {state.estim_lr:.1e}"
     '-1.0e-06 1.0e-06'
 
-    Differs from Optax: a first gradient of zero gives zero, not NaN.
+    Differs from Optax: a first gradient of zero gives an update of zero, not NaN.
     """
 
     learning_rate: Rate = 1.0
@@ -77,7 +78,9 @@ class dadapt_adamw(GradientTransformation):
         (b1, b2), b3 = self.betas, self.betas[1] ** 0.5
         t, d = increment(state.count), state.estim_lr
         rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        gain = total(lambda g, s, v: dot(g, s / (safe_sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq)
+        gain = total_over_leaves(
+            lambda g, s, v: dot(g, s / (safe_sqrt(v) + self.eps)), updates, state.grad_sum, state.exp_avg_sq
+        )
         r = b3 * state.numerator_weighted + (1 - b3) * rate * gain
 
         def leaf(g, m, v, s, w):
@@ -88,7 +91,7 @@ class dadapt_adamw(GradientTransformation):
 
         slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         updates, m, v, s = map_leaves(leaf, updates, *slots, read=(params,), params=params)
-        d = jnp.maximum(d, ratio(r, (1 - b3) * total(jnp.abs, s)))
+        d = jnp.maximum(d, ratio(r, (1 - b3) * total_over_leaves(jnp.abs, s)))
         scalars = {"estim_lr": d, "numerator_weighted": r}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, DAdaptAdamWState(m, v, s, count=t, **scalars)

@@ -1,4 +1,4 @@
-"""Dion: orthonormal updates of low rank, what they leave out kept for later."""
+"""Dion: orthonormal updates of low rank; the momentum keeps what they leave out."""
 
 import math
 from typing import Annotated, NamedTuple
@@ -6,19 +6,21 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact16, Signed16
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import needs_matrices
-from ..transforms.routing import Layout
-from ..transforms.select import partition
-from ..value import Count, Decay, DType, NonNegative, Range, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, Range
+from ..core.schedule import Rate
+from ..core.slots import Counter, Exact16, Signed16
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
+from ..transforms.matrices.orthogonalize import needs_matrices
+from ..transforms.matrices.routing import Layout
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 from .muon import muon_labels
 
@@ -26,7 +28,7 @@ RankFraction = Annotated[float, Range("(0, 1]")]
 
 
 class ScaleByDionState(NamedTuple):
-    """`count`: steps done. `mu`: the momentum M, and in it what no update had. `q`: Q, (inputs, rank)."""
+    """`count`: steps done. `mu`: the momentum M, including what the updates left out. `q`: Q, (inputs, rank)."""
 
     count: Counter
     mu: Signed16
@@ -35,25 +37,28 @@ class ScaleByDionState(NamedTuple):
 
 @transformation
 class scale_by_dion(GradientTransformation):
-    """Dion's direction: B = M + g; one power iteration P = orthonormal columns of Bᵀ·Q, R = B·P; then
-    Q ← R with its columns divided by their norms, M ← B − (1 − momentum)·R·Pᵀ, u = √(outputs / inputs)·Q·Pᵀ.
+    """Dion's direction: u = √(outputs / inputs)·Q·Pᵀ, from a power iteration on B = M + g.
 
-    Momentum decays only in the directions that the update has; the others wait in M (error feedback). A kernel has
-    the shape (inputs, outputs), the transpose of the paper's. Leaves of more axes are stacks of matrices.
+    P = orthonormal columns of Bᵀ·Q, R = B·P; then Q ← R with its columns divided by their norms,
+    M ← B − (1 − momentum)·R·Pᵀ. u has the new Q.
+
+    Momentum decays only in the directions of the update; the others stay in M for later steps (error feedback). A
+    kernel has the shape (inputs, outputs), the transpose of the paper's. Leaves with more axes are stacks of
+    matrices.
 
     Args:
         momentum: the paper's μ, in [0, 1).
-        rank_fraction: the rank of u, as a part of the shorter side, in (0, 1]; rounded up.
-        eps: added to the norms of R's columns, ≥ 0. A column of zeros leaves that of Q as it is.
-        seed: of the Q at the start, whose columns are random; the same for all leaves of one shape.
-        state_dtype: how M and Q are stored; the params' dtype, float32 for 16-bit params, if None.
-        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`. Q has
-            the axes of a stack, then the rows and the rank.
+        rank_fraction: the rank of u as a fraction of the shorter side, in (0, 1], rounded up.
+        eps: added to the norms of R's columns, ≥ 0. Where a column of R is zero, that of Q does not change.
+        seed: seed of the initial Q, whose columns are random. Leaves of the same shape start with the same Q.
+        state_dtype: storage dtype of M and Q. None means the params' dtype, or float32 for 16-bit params.
+        weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. Q has
+            the axes of the stack first, then the rows and the rank.
 
     Raises ValueError for a leaf with fewer than two axes.
 
-    Ahn et al. 2025, arXiv:2504.05295, algorithm 1 (for one device: the same numbers as for many), with a QR
-    decomposition.
+    Ahn et al. 2025, arXiv:2504.05295, algorithm 1 (the version for one device, which gives the same results as that
+    for many), with a QR decomposition.
 
     >>> tx, g = scale_by_dion(rank_fraction=0.5), jnp.diag(jnp.array([3.0, 0.0]))
     >>> u, state = tx.update(g, tx.init(g))
@@ -130,17 +135,17 @@ def dion(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
 ) -> partition:
-    """Dion for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
+    """Dion for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
-    See `scale_by_dion` for u, `adamw` for the rest.
+    See `scale_by_dion` for u and `adamw` for the other leaves.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.01 is the authors'.
-        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
-        adam_learning_rate: that of the rest; learning_rate if None. The authors divide that of the output layer by
-            √inputs.
-        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices that Dion takes, and how they
-            are stored; as in `muon_labels`.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; the authors use 0.01.
+        weight_decay, weight_decay_mask: for the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: learning rate of the other leaves; learning_rate if None. The authors divide that of the
+            output layer by √inputs.
+        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices for Dion, and how they are
+            stored; as in `muon_labels`.
 
     Ahn et al. 2025, arXiv:2504.05295.
 

@@ -1,4 +1,4 @@
-"""What optimizers that find their own step size share: sums over all leaves, and safe quotients."""
+"""Helpers for optimizers that find their own step size: sums over all leaves, and safe quotients."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, is_nothing, safe_sqrt, widen, zip_leaves
-from ..value import Convert, Range
+from ..core.leaves import Tree, is_nothing, widen, zip_leaves
+from ..core.norms import safe_sqrt
+from ..core.ranges import Convert, Range
 from .curvature import largest
 
 
@@ -21,10 +22,11 @@ Betas = Annotated[Any, Convert(_decays, "pair of [0, 1)")]
 """A pair of decays, each in [0, 1)."""
 
 
-def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
-    """Σ fn(g, *others) over the elements of all leaves that have an update, in float32 or wider.
+def total_over_leaves(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
+    """Returns Σ fn(g, *others) over the elements of all leaves that have an update, in float32 or wider.
 
-    >>> total(lambda g, w: g * w, {"a": jnp.ones(2), "b": None}, {"a": jnp.full(2, 3.0), "b": jnp.ones(1)}).item()
+    >>> grads, params = {"a": jnp.ones(2), "b": None}, {"a": jnp.full(2, 3.0), "b": jnp.ones(1)}
+    >>> total_over_leaves(lambda g, w: g * w, grads, params).item()
     6.0
     """
     _, rows = zip_leaves((updates, *others), ("updates", *("params" for _ in others)))
@@ -32,12 +34,12 @@ def total(fn: Callable, updates: Tree, *others: Tree) -> jax.Array:
     return jnp.sum(jnp.stack([s.astype(jnp.result_type(*sums)) for s in sums])) if sums else jnp.zeros([])
 
 
-def size_of(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
-    """A size S, the largest element of `tree` where there is an update, at least `least`; constant to the derivative.
+def largest_size(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
+    """Returns S, the largest |element| of `tree` in leaves that have an update, but at least `least`.
 
-    Sums of |x / S|² do not overflow, and S does not spoil what is divided by S².
+    Sums of |x / S|² do not overflow, and neither does 1 / S². Derivatives treat S as a constant.
 
-    >>> size_of({"w": jnp.ones(2), "b": None}, {"w": jnp.array([-8.0, 3.0]), "b": jnp.array(9.0)}).item()
+    >>> largest_size({"w": jnp.ones(2), "b": None}, {"w": jnp.array([-8.0, 3.0]), "b": jnp.array(9.0)}).item()
     8.0
     """
     _, rows = zip_leaves((updates, tree), ("updates", "params"))
@@ -45,22 +47,22 @@ def size_of(updates: Tree, tree: Tree, least: float = 1e-12) -> jax.Array:
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The real part of x̄·y, element by element: its sum is the inner product of x and y as real vectors."""
+    """Returns the real part of x̄·y per element. Its sum is the inner product of x and y as real vectors."""
     return (x.conj() * y).real
 
 
-def over_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
-    """x / √(square + eps), and 0 where that would divide by 0."""
+def safe_divide_by_root(x: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
+    """Returns x / √(square + eps), and 0 where that would divide by 0."""
     root = safe_sqrt(square + eps)
     return jnp.where(root > 0, x / jnp.where(root > 0, root, 1.0), 0.0)
 
 
-def over(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y for y ≥ 0, and 0 where y = 0."""
+def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x / y for y ≥ 0, and 0 where y = 0."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y of two sums, y ≥ 0, and 0 where y is so small that 1 / y², of the derivative, overflows."""
+    """Returns x / y for two sums, y ≥ 0, and 0 where y is so small that the derivative's 1 / y² would overflow."""
     least = 16 * float(jnp.finfo(y.dtype).tiny) ** 0.5
-    return over(x, jnp.where(y > least, y, 0.0))
+    return safe_divide(x, jnp.where(y > least, y, 0.0))

@@ -5,15 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import abs_sq, copy_of, global_norm, map_leaves, safe_sqrt
-from ..slots import Number, Params
-from ..value import DType, NonNegative, Real, Static
-from .distance import over_root
+from ..core.checks import Static
+from ..core.leaves import copy_of, map_leaves
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.ranges import DType, NonNegative, Real
+from ..core.slots import Number, Params
+from ..core.transformation import GradientTransformation, needs_params, transformation
+from .distance import safe_divide_by_root
 
 
 class ScaleByDistanceOverGradientsState(NamedTuple):
-    """For each leaf `max_dist`: r, `grad_sum_of_squares`: G, `init_params`: w₀."""
+    """`max_dist`: r. `grad_sum_of_squares`: G. `init_params`: w₀. All are per leaf."""
 
     max_dist: Number
     grad_sum_of_squares: Number
@@ -22,15 +24,15 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
 
 @transformation
 class scale_by_distance_over_gradients(GradientTransformation):
-    """L-DoG's step, leaf by leaf: u = global_scale · r·g / √(G + eps).
+    """L-DoG's step, per leaf: u = global_scale · r·g / √(G + eps).
 
-    r is the largest ‖w − w₀‖ so far, at least reps_rel · (1 + ‖w₀‖), and G the sum of all ‖g‖², of that leaf.
+    For each leaf, r is the largest ‖w − w₀‖ so far, at least reps_rel · (1 + ‖w₀‖), and G is the sum of all ‖g‖².
 
     Args:
-        reps_rel: ≥ 0.
-        eps: ≥ 0.
-        param_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
-        global_scale: a factor.
+        reps_rel: sets the initial r, ≥ 0.
+        eps: added to G inside the root, ≥ 0.
+        param_dtype: storage dtype of w₀. None means the params' dtype, or float32 for 16-bit params.
+        global_scale: a factor on the updates.
 
     Raises ValueError without params.
 
@@ -64,7 +66,7 @@ class scale_by_distance_over_gradients(GradientTransformation):
         def leaf(g, r, squares, w, w0):
             r = jnp.maximum(r, safe_sqrt(jnp.sum(abs_sq(w - w0))))
             squares = squares + jnp.sum(abs_sq(g))
-            return self.global_scale * over_root(r, squares, self.eps) * g, r, squares
+            return self.global_scale * safe_divide_by_root(r, squares, self.eps) * g, r, squares
 
         slots = (state.max_dist, state.grad_sum_of_squares)
         read = (params, state.init_params)

@@ -4,20 +4,22 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, needs_params, transformation
-from ..leaves import abs_sq, copy_of, global_norm, map_leaves, narrow, safe_sqrt
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Number, Params
-from ..transforms.chain import chain, identity
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Convert, DType, NonNegative, Static, checked
-from .distance import over_root, ratio, total
+from ..core.checks import Static, checked
+from ..core.leaves import cast_like, copy_of, map_leaves
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Convert, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Number, Params
+from ..core.transformation import GradientTransformation, needs_params, transformation
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from .distance import ratio, safe_divide_by_root, total_over_leaves
 
 
 class DoGState(NamedTuple):
-    """`is_init_step`: bool. `init_params`: w₀. `max_dist`: r. `sum_sq_norm_grads`: G."""
+    """`is_init_step`: True before the first step. `init_params`: w₀. `max_dist`: r. `sum_sq_norm_grads`: G."""
 
     is_init_step: Number
     init_params: Params
@@ -30,11 +32,11 @@ class scale_by_dog(GradientTransformation):
     """DoG's step: u = r·g / √(G + eps), r the largest ‖w − w₀‖ so far and G the sum of all ‖g‖², over all leaves.
 
     Args:
-        kind: what stands for r, or the step, at first. "distance": r is at least size; "heuristic": at least
-            size · (1 + ‖w₀‖); "learning_rate": the first step is size · g.
-        size: ≥ 0.
-        eps: ≥ 0.
-        state_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
+        kind: how the first step is set. "distance": r is at least size. "heuristic": r is at least
+            size · (1 + ‖w₀‖). "learning_rate": the first step is size · g.
+        size: the number that `kind` uses, ≥ 0.
+        eps: added to G inside the root, ≥ 0.
+        state_dtype: storage dtype of w₀. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -57,14 +59,14 @@ class scale_by_dog(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        moved = safe_sqrt(total(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params))
+        moved = safe_sqrt(total_over_leaves(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params))
         r = jnp.maximum(state.max_dist, moved)
-        squares = state.sum_sq_norm_grads + total(abs_sq, updates)
-        step = over_root(r, squares, self.eps)
+        squares = state.sum_sq_norm_grads + total_over_leaves(abs_sq, updates)
+        step = safe_divide_by_root(r, squares, self.eps)
         if self.kind == "learning_rate":
             step = jnp.where(state.is_init_step, self.size, step)
         updates = map_leaves(lambda g: step * g, updates, params=params)
-        r, squares = narrow(r, state.max_dist), narrow(squares, state.sum_sq_norm_grads)
+        r, squares = cast_like(r, state.max_dist), cast_like(squares, state.sum_sq_norm_grads)
         return updates, DoGState(jnp.zeros_like(state.is_init_step), state.init_params, r, squares)
 
 
@@ -86,12 +88,12 @@ def dog(
 ) -> chain:
     """DoG, distance over gradients: w ← w − learning_rate · r·g / √(G + eps). See `scale_by_dog` for r and G.
 
-    Average the iterates (`ema` of the params, with a decay near 1) for what is to be evaluated.
+    For evaluation, average the iterates (`ema` of the params, with a decay near 1).
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is meant.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
         init_step: `scale_by_dog`'s kind and size.
-        weight_decay, mask: added to the gradients before, as in `add_decayed_weights`; None for none.
+        weight_decay, mask: added to the gradients first, as in `add_decayed_weights`; None for no decay.
 
     Ivgi, Hinder & Carmon 2023, arXiv:2302.12022.
 
@@ -120,9 +122,9 @@ class scale_by_dowg(GradientTransformation):
     """DoWG's step: u = r²·g / (√G + eps), r the largest ‖w − w₀‖ so far, G the sum of all r²·‖g‖², over all leaves.
 
     Args:
-        init_estim_sq_dist: r² at the start, ≥ 0; eps if None.
-        eps: ≥ 0.
-        state_dtype: how w₀ is stored; the params' dtype, float32 for 16-bit params, if None.
+        init_estim_sq_dist: initial r², ≥ 0; eps if None.
+        eps: added to √G, ≥ 0.
+        state_dtype: storage dtype of w₀. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -143,12 +145,12 @@ class scale_by_dowg(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        moved = total(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params)
+        moved = total_over_leaves(lambda g, w, w0: abs_sq(w - w0), updates, params, state.init_params)
         r2 = jnp.maximum(state.estim_sq_dist, moved)
-        squares = state.weighted_sq_norm_grads + r2 * total(abs_sq, updates)
+        squares = state.weighted_sq_norm_grads + r2 * total_over_leaves(abs_sq, updates)
         step = ratio(r2, safe_sqrt(squares) + self.eps)
         updates = map_leaves(lambda g: step * g, updates, params=params)
-        squares, r2 = narrow(squares, state.weighted_sq_norm_grads), narrow(r2, state.estim_sq_dist)
+        squares, r2 = cast_like(squares, state.weighted_sq_norm_grads), cast_like(r2, state.estim_sq_dist)
         return updates, DoWGState(state.init_params, squares, r2)
 
 
@@ -165,8 +167,8 @@ def dowg(
     """DoWG, distance over weighted gradients: w ← w − learning_rate · r²·g / (√G + eps). See `scale_by_dowg`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is meant.
-        weight_decay, mask: added to the gradients before, as in `add_decayed_weights`; None for none.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
+        weight_decay, mask: added to the gradients first, as in `add_decayed_weights`; None for no decay.
 
     Khaled, Mishchenko & Jin 2023, arXiv:2305.16284.
 

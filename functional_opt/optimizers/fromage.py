@@ -1,24 +1,25 @@
-"""Fromage: steps as long as a share of the weights, which are kept from growing."""
+"""Fromage: steps relative to the norm of the weights, corrected so that the weights do not grow."""
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, needs_params, transformation, zero_count
-from ..leaves import global_norm, map_leaves
-from ..schedules import Rate, Schedule
-from ..transforms.learning_rate import ScaleByScheduleState, rate_now
-from ..value import NonNegative
+from ..core.leaves import map_leaves
+from ..core.norms import global_norm
+from ..core.ranges import NonNegative
+from ..core.schedule import Rate, Schedule
+from ..core.transformation import EmptyState, GradientTransformation, needs_params, transformation, zero_count
+from ..transforms.scaling.learning_rate import ScaleByScheduleState, rate_now
 
 
 @transformation
 class fromage(GradientTransformation):
-    """Fromage: w ← (w − learning_rate · g · ‖w‖ / ‖g‖) / √(1 + learning_rate²), norms of a whole leaf.
+    """Fromage: w ← (w − learning_rate · g · ‖w‖ / ‖g‖) / √(1 + learning_rate²), norms per leaf.
 
-    The ratio of norms is 1 where either is 0. This is the whole optimizer: `scale_by_learning_rate` does not
-    follow.
+    The ratio of norms is 1 where either is 0. This is a complete optimizer: do not add `scale_by_learning_rate` after
+    it.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.01 is usual.
-        min_norm: the least that either norm counts with, ≥ 0.
+        min_norm: lower bound of both norms, ≥ 0.
 
     Raises ValueError without params.
 
@@ -42,12 +43,12 @@ class fromage(GradientTransformation):
         needs_params(params, self)
         rate, state = rate_now(self.learning_rate, state)
         root = jnp.sqrt(1 + rate**2)
-        shrinkage = rate**2 / (root * (1 + root))  # 1 − 1 / root, without taking like from like
+        shrinkage = rate**2 / (root * (1 + root))  # 1 − 1 / root, without cancellation
 
         def leaf(g, w):
             of_w, of_g = (jnp.maximum(global_norm(x), self.min_norm) for x in (w, g))
-            apart = (of_w > 0) & (of_g > 0)
-            ratio = jnp.where(apart, of_w / jnp.where(apart, of_g, 1.0), 1.0)
+            both = (of_w > 0) & (of_g > 0)
+            ratio = jnp.where(both, of_w / jnp.where(both, of_g, 1.0), 1.0)
             return -rate / root * ratio * g - shrinkage * w
 
         return map_leaves(leaf, updates, read=(params,), params=params), state

@@ -1,15 +1,16 @@
-"""FTRL-Proximal: follow the regularised leader, which sets weights to exactly 0."""
+"""FTRL-Proximal: follow the regularised leader; it can set weights to exactly 0."""
 
 from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, full_like, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import known, rate_at
-from ..slots import Counter, Signed16, Unsigned16
-from ..value import DType, NonNegative, Range, Scalar, Static
+from ..core.checks import Static
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import DType, NonNegative, Range, Scalar
+from ..core.schedule import Rate, is_concrete, rate_at
+from ..core.slots import Counter, Signed16, Unsigned16
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 
 
 class FtrlState(NamedTuple):
@@ -22,25 +23,25 @@ class FtrlState(NamedTuple):
 
 @transformation
 class ftrl(GradientTransformation):
-    """FTRL-Proximal, with the learning rate α = learning_rate inside and p = −learning_rate_power.
+    """FTRL-Proximal, which includes the learning rate α = learning_rate, with p = −learning_rate_power.
 
     n' = n + |g|²; z ← z + g + 2·l2_shrinkage·w − (n'ᵖ − nᵖ) / α · w; then n ← n' and
     w ← −(z − l1·sign(z)) / (n'ᵖ / α + beta / α + 2·l2) where |z| > l1, else 0.
 
-    The updates are the new weights less the old, so this stands last in a chain, without
-    `scale_by_learning_rate`. A weight whose gradients have all been 0 becomes 0 at the first step: what it
-    started with is not part of z. A step with α = 0, as at the ends of many schedules, changes nothing but the count,
-    and one with a |g|² that float32 cannot hold nothing of that element. z is in units of 1/α: where α falls, the
-    weights fall with it.
+    The updates are the new weights minus the old ones, so this comes last in a chain, without
+    `scale_by_learning_rate`. A weight whose gradients have all been 0 becomes 0 at the first step, because z does not
+    contain its initial value. A step with α = 0, as at the end of many schedules, changes only the count. Where |g|²
+    overflows float32, that element and its state do not change. z is in units of 1/α: if α falls, the weights shrink
+    with it.
 
     Args:
         learning_rate: a number > 0, a schedule, or a function of the count.
-        learning_rate_power: ≤ 0; −1/2 is the paper's, 0 a constant rate.
-        initial_accumulator_value: what n starts with, ≥ 0.
-        l1, l2: strengths of the two penalties, ≥ 0. With a positive l1 weights come to rest at 0.
-        l2_shrinkage: strength of an L2 penalty on the gradient alone, ≥ 0; n does not see it.
+        learning_rate_power: ≤ 0; −1/2 is the paper's value, 0 gives a constant rate.
+        initial_accumulator_value: initial value of n, ≥ 0.
+        l1, l2: strengths of the two penalties, ≥ 0. With a positive l1, weights can become exactly 0.
+        l2_shrinkage: strength of an L2 penalty that is added to the gradient in z but not in n, ≥ 0.
         beta: the paper's β, ≥ 0.
-        state_dtype: how n and z are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of n and z. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -62,7 +63,7 @@ class ftrl(GradientTransformation):
     state_dtype: Static[DType | None] = None
 
     def __post_init__(self):
-        if known(self.learning_rate) and self.learning_rate == 0:
+        if is_concrete(self.learning_rate) and self.learning_rate == 0:
             raise ValueError("learning_rate must be in (0, inf), got 0: FTRL divides by it")
 
     def init(self, params):

@@ -1,4 +1,4 @@
-"""GaLore: an optimizer that sees every matrix through a few of its singular vectors."""
+"""GaLore: runs an optimizer on gradients of matrices projected onto a few singular vectors."""
 
 import math
 from collections.abc import Callable
@@ -8,21 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, paths, whole, widen, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact16, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import DType, PositiveInt, Real, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
+from ..core.paths import Mask
+from ..core.ranges import DType, PositiveInt, Real
+from ..core.schedule import Rate
+from ..core.sharding import replicate
+from ..core.slots import Counter, Exact16, States
+from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import scale_by_adam
 
 
 class GaLoreState(NamedTuple):
-    """`count`: steps done. `base_optimizer_state`: that for the small leaves. `projector`: P, or None."""
+    """`count`: steps done. `base_optimizer_state`: that of the projected leaves. `projector`: P, or None."""
 
     count: Counter
     base_optimizer_state: States
@@ -31,33 +33,33 @@ class GaLoreState(NamedTuple):
 
 @transformation
 class scale_by_galore(GradientTransformation):
-    """u = scale · P · base_optimizer(Pᵀ·g), P the first singular vectors of g, on the longer side of the matrix.
+    """GaLore's direction: u = scale · P · base_optimizer(Pᵀ·g), P the first singular vectors of g on its longer side.
 
-    P is taken anew every update_proj_gap steps. The base optimizer has slots of rank × the shorter side only.
-    Leaves that are no matrices go to it as they are.
+    P is recomputed every update_proj_gap steps. The base optimizer's slots for a matrix have only rank × the shorter
+    side elements. Leaves that are not matrices go to the base optimizer unchanged.
 
     Args:
-        rank: how many singular vectors, ≥ 1; all where a side is shorter.
-        update_proj_gap: steps from one P to the next, ≥ 1; the decomposition is computed only then.
-        scale: a factor of the updates of the matrices.
+        rank: number of singular vectors, ≥ 1; all of them if a side is shorter.
+        update_proj_gap: number of steps from one P to the next, ≥ 1; the decomposition is computed only then.
+        scale: a factor on the updates of the matrices.
         base_optimizer: a gradient transformation that reads no params; `scale_by_adam()` if None.
-        weight_dimension_numbers: how leaves are matrices: `GaLoreDimensionNumbers` (for every leaf with more than
-            one axis), a tree of them with None for leaves to be left alone, or a function from params to one; if
-            None, the leaves with two axes are.
-        state_dtype: how P, and the moments of the default base optimizer, are stored; the params' dtype, float32
-            for 16-bit params, if None. A base optimizer of one's own says itself how its slots are.
+        weight_dimension_numbers: which axes of a leaf are rows and columns: `GaLoreDimensionNumbers` (for every leaf
+            with more than one axis), a tree of them with None for leaves that are not projected, or a function from
+            params to such a tree. If None, the leaves with two axes are matrices.
+        state_dtype: storage dtype of P and of the moments of the default base optimizer. None means the params'
+            dtype, or float32 for 16-bit params. A base optimizer that you pass uses its own settings.
 
-    Raises ValueError for numbers that are not all axes of a leaf, each once, naming it.
+    Raises ValueError, naming the leaf, if dimension numbers do not name each of its axes once.
 
-    Zhao et al. 2024, arXiv:2403.03507. As in Optax, P is on the longer side, which takes the least memory; the
-    paper has it on the shorter.
+    Zhao et al. 2024, arXiv:2403.03507. As in Optax, P is on the longer side, which takes the least memory; in the
+    paper it is on the shorter.
 
     >>> tx, g = scale_by_galore(rank=1, base_optimizer=chain()), jnp.diag(jnp.array([3.0, 1.0]))
     >>> u, state = tx.update(g, tx.init(g))
     >>> [round(x, 3) for x in u.ravel().tolist()], state.projector.shape
     ([3.0, 0.0, 0.0, 0.0], (2, 1))
 
-    Differs from Optax: a leaf without P has None in its place; the matrices' gradients may be complex.
+    Differs from Optax: `projector` is None for a leaf without P; the gradients of matrices may be complex.
     """
 
     rank: Static[PositiveInt] = 128
@@ -89,8 +91,8 @@ class scale_by_galore(GradientTransformation):
         for i, (g, x, view) in enumerate(zip(leaves, old, views, strict=True)):
             if view is not None and jnp.shape(x) != (shape := view.projector_shape(self.rank)):
                 raise ValueError(
-                    f"updates{paths(updates, is_nothing)[i]} has shape {jnp.shape(g)} and a projector of {shape}, "
-                    f"but the optimizer state has one of {jnp.shape(x)} there"
+                    f"updates{paths(updates, is_nothing)[i]} has shape {jnp.shape(g)} and needs a projector of "
+                    f"shape {shape}, but the optimizer state has one of shape {jnp.shape(x)}"
                 )
         g = [x if view is None else view.matrix(widen(x)) for x, view in zip(leaves, views, strict=True)]
 
@@ -112,7 +114,7 @@ class scale_by_galore(GradientTransformation):
         return scale_by_adam(state_dtype=self.state_dtype) if self.base_optimizer is None else self.base_optimizer
 
     def _views(self, tree: Tree) -> list["_View | None"]:
-        """How each leaf is a matrix, None for one that is not."""
+        """Returns a matrix view of each leaf, None for a leaf that is not a matrix."""
         leaves = jax.tree.leaves(tree, is_leaf=is_nothing)
         specs = specs_of(self.weight_dimension_numbers, tree)
         if self.weight_dimension_numbers is None:
@@ -139,7 +141,7 @@ class _View:
         self.left = self.shape[0] >= self.shape[1]
 
     def zeros(self, like: Any, rank: int, dtype: Any) -> tuple[Any, Any]:
-        """P and the small leaf at the start, on the devices that have their rows or columns."""
+        """Returns P and the projected leaf, both zeros, sharded like the rows or columns of the matrix."""
         zero = zeros_like(like, dtype)
         zero = zero if isinstance(like, jax.ShapeDtypeStruct) else self.matrix(zero)
         rows, columns = (jnp.sum(zero.reshape(self.shape), axis=axis) for axis in (1, 0))
@@ -152,7 +154,7 @@ class _View:
         return self.shape[0 if self.left else 1], min(rank, *self.shape)
 
     def matrix(self, g: jax.Array) -> jax.Array:
-        g = whole(g)  # a decomposition needs it all
+        g = replicate(g)  # a decomposition needs the full matrix
         return g.transpose(self.order).reshape(self.shape)
 
     def projector(self, g: jax.Array, rank: int) -> jax.Array:

@@ -1,12 +1,13 @@
 """LAMB: Adam with a trust ratio for each leaf."""
 
-from ..paths import Mask
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import Decay, DType, NonNegative, checked
+from ..core.checks import checked
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.trust_ratio import scale_by_trust_ratio
 from .adam import scale_by_adam
 
 
@@ -27,8 +28,8 @@ def lamb(
     See `scale_by_adam`, `add_decayed_weights` and `scale_by_trust_ratio` for the terms and arguments.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count: the share of its norm by which a
-            leaf moves in a step.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count. It is the length of a leaf's step
+            relative to the leaf's norm.
 
     You et al. 2019, arXiv:1904.00962.
 
@@ -37,7 +38,7 @@ def lamb(
     >>> round(u["w"].item(), 3)
     -0.5
 
-    Differs from Keras, where the decay stands outside the trust ratio.
+    Differs from Keras, which applies the decay outside the trust ratio.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, state_dtype=state_dtype),

@@ -1,22 +1,24 @@
-"""LaProp: Adam that divides by the second moment first and averages then."""
+"""LaProp: Adam that divides by the second moment before it averages."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByLaPropState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of the divided g. `nu`: running mean of |g|²."""
+    """`count`: steps done. `mu`: running mean of the normalized g. `nu`: running mean of |g|²."""
 
     count: Counter
     mu: Signed
@@ -27,13 +29,13 @@ class ScaleByLaPropState(NamedTuple):
 class scale_by_laprop(GradientTransformation):
     """LaProp's direction: u = m / (1 − b1ᵗ), m ← b1·m + (1 − b1)·g / (√v̂ + eps).
 
-    v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ). No gradient is ever divided by the v of a later step, so any
-    b1 and b2 go together, where Adam needs b1² < b2.
+    v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ). No gradient is ever divided by the v of a later step, so any b1 and
+    b2 can be combined, whereas Adam needs b1² < b2.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Ziyin, Wang & Ueda 2020, arXiv:2002.04839, algorithm 1.
 
@@ -42,7 +44,7 @@ class scale_by_laprop(GradientTransformation):
     >>> u["w"].round(3).tolist()
     [1.0, -1.0]
 
-    Differs from the authors' code where the learning rate changes: there it enters the mean.
+    Differs from the authors' code if the learning rate changes: there it is part of the mean.
     """
 
     preconditions = True
@@ -85,8 +87,9 @@ def laprop(
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 4e-4 is the paper's.
         weight_decay, mask: as in `add_decayed_weights`.
 
-    Ziyin, Wang & Ueda 2020, arXiv:2002.04839; AdamW's decay, as in the authors' code for transformers. Their
-    `laprop.py`, and pytorch_optimizer after it, decay the weights after the step, the former without the rate.
+    Ziyin, Wang & Ueda 2020, arXiv:2002.04839. The decay is AdamW's, as in the authors' code for transformers. Their
+    `laprop.py`, and pytorch_optimizer after it, decay the weights after the step; `laprop.py` does so without the
+    learning rate.
 
     >>> laprop(4e-4)
     chain(scale_by_laprop(), add_decayed_weights(), scale_by_learning_rate(0.0004))

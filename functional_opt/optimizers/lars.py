@@ -1,14 +1,15 @@
 """LARS: gradient descent with momentum and a trust ratio for each leaf."""
 
-from ..paths import Mask
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..transforms.select import masked
-from ..transforms.trust_ratio import scale_by_trust_ratio
-from ..value import DType, Fraction, NonNegative, checked
+from ..core.checks import checked
+from ..core.paths import Mask
+from ..core.ranges import DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import masked
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
+from ..transforms.scaling.trust_ratio import scale_by_trust_ratio
 
 
 @checked
@@ -26,13 +27,13 @@ def lars(
 ) -> chain:
     """LARS: w ← w − t, t ← learning_rate · trust_coefficient · ‖w‖ / (‖d‖ + eps) · d + momentum·t.
 
-    d = g + weight_decay · w, and norms are of a whole leaf. See `scale_by_trust_ratio`, `trace` and
-    `add_decayed_weights`.
+    d = g + weight_decay · w, and norms are per leaf. See `scale_by_trust_ratio`, `trace` and `add_decayed_weights`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
         weight_decay_mask: which leaves decay.
-        trust_ratio_mask: which leaves have a trust ratio; biases and the scales of norms are usually left out.
+        trust_ratio_mask: which leaves have a trust ratio; biases and the scales of normalization layers are usually
+            excluded.
 
     You, Gitman & Ginsburg 2017, arXiv:1708.03888.
 

@@ -1,4 +1,4 @@
-"""L-BFGS: Newton's direction, from the last few changes of params and gradients."""
+"""L-BFGS: an approximate Newton direction from the last few changes of params and gradients."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -6,22 +6,31 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import is_nothing, map_leaves, narrow, widen, zeros_like, zip_leaves
-from ..schedules import Rate
-from ..slots import Counter, Exact, Exact16, Number, Params
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.zoom import scale_by_zoom_linesearch
-from ..value import DType, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
+from ..core.ranges import DType, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Exact, Exact16, Number, Params
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
+)
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.searching.zoom import scale_by_zoom_linesearch
 from .curvature import largest, pair, times_inverse_hessian
 
 
 class ScaleByLBFGSState(NamedTuple):
     """`count`: steps done. `params`, `updates`: the last w and g.
 
-    `diff_params_memory`, `diff_updates_memory`: the last changes of w and g, along a first axis, the one of
-    step t at (t − 1) mod memory_size. `weights_memory`: 1 / ⟨change of w, change of g⟩ of each, 0 for none.
+    `diff_params_memory`, `diff_updates_memory`: the last changes of w and g, stacked along a first axis; that of step
+    t is at (t − 1) mod memory_size. `weights_memory`: 1 / ⟨change of w, change of g⟩ of each pair, 0 for pairs that
+    do not count.
     """
 
     count: Counter
@@ -34,23 +43,23 @@ class ScaleByLBFGSState(NamedTuple):
 
 @transformation
 class scale_by_lbfgs(GradientTransformation):
-    """L-BFGS's direction: u = H·g, H the inverse Hessian by the BFGS formula, from memory_size pairs of changes.
+    """L-BFGS's direction: u = H·g, H the BFGS estimate of the inverse Hessian from memory_size pairs of changes.
 
-    With s a change of w, y the change of g that came with it and ρ = 1 / ⟨s, y⟩, from the oldest pair to the
-    newest: H ← (I − ρ·s·yᵀ)·H·(I − ρ·y·sᵀ) + ρ·s·sᵀ, starting with ⟨s, y⟩ / ‖y‖² of the newest pair (before
-    there is one, min(1, 1 / ‖g‖)) times I. All leaves are one vector.
+    For each pair, from the oldest to the newest, with s a change of w, y the change of g that came with it and
+    ρ = 1 / ⟨s, y⟩: H ← (I − ρ·s·yᵀ)·H·(I − ρ·y·sᵀ) + ρ·s·sᵀ. H starts as I times ⟨s, y⟩ / ‖y‖² of the newest pair, or
+    times min(1, 1 / ‖g‖) before the first pair. All leaves together form one vector.
 
-    A pair counts if ⟨s, y⟩ > 0 by more than rounding, so that H stays positive definite. A change that cannot be
-    told from rounding (no weight has moved by more than its last digit, ⟨s, y⟩ underflows) or is not finite makes no
-    pair: the memory stays as it is, and the next change is taken from the same point.
+    A pair counts if ⟨s, y⟩ > 0 by more than rounding error, so that H stays positive definite. A change makes no pair
+    if it is not finite or is indistinguishable from rounding error (no weight has moved by more than its last digit,
+    or ⟨s, y⟩ underflows). The memory then stays as it is, and the next change is measured from the same point.
 
     Args:
-        memory_size: how many pairs are kept, ≥ 1.
-        scale_init_precond: whether H starts as above; as I if not.
-        negative_curvature: "skip" leaves out pairs with ⟨s, y⟩ < 0; with "keep" they count, and H may lead uphill,
-            to a saddle point or a maximum, as Newton's method does.
-        state_dtype: how the changes are stored; the params' dtype, float32 for 16-bit params, if None, which
-            the last w and g always have.
+        memory_size: number of pairs to keep, ≥ 1.
+        scale_init_precond: whether H starts as above; it starts as I otherwise.
+        negative_curvature: "skip" ignores pairs with ⟨s, y⟩ < 0. With "keep" they count, and H may lead uphill, to a
+            saddle point or a maximum, as Newton's method does.
+        state_dtype: storage dtype of the changes. None means the params' dtype, or float32 for 16-bit params; the
+            last w and g always have that dtype.
 
     Raises ValueError without params.
 
@@ -64,7 +73,7 @@ class scale_by_lbfgs(GradientTransformation):
     >>> bool(jnp.abs(w).max() < 1e-6)
     True
 
-    Differs from Optax, which keeps pairs with ⟨s, y⟩ < 0 and pairs of nothing but rounding errors.
+    Differs from Optax, which keeps pairs with ⟨s, y⟩ < 0 and pairs that are only rounding error.
     """
 
     memory_size: Static[PositiveInt] = 10
@@ -95,7 +104,7 @@ class scale_by_lbfgs(GradientTransformation):
         there = [i for i, row in enumerate(rows) if not is_nothing(row[0])]
         g, w, g1, w0, g0, s, y, like = ([jnp.asarray(rows[i][k]) for i in there] for k in range(8))
 
-        ds, dy = ([narrow(widen(a) - widen(b), a) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
+        ds, dy = ([cast_like(widen(a) - widen(b), a) for a, b in zip(*ab, strict=True)] for ab in ((w, w0), (g1, g0)))
         new, rho = pair([*map(widen, ds)], [*map(widen, dy)]), jnp.asarray(state.weights_memory)
         finite = jnp.isfinite(new.size_s) & jnp.isfinite(new.size_y)
         nothing = first | ~finite | ~_moved(ds, w, like) | (new.size_s * new.size_y < _least(new.weight, rho))
@@ -104,7 +113,7 @@ class scale_by_lbfgs(GradientTransformation):
         weight = jnp.where(usable & (cosine > jnp.finfo(cosine.dtype).eps), new.weight, 0.0)
 
         slot = (state.count - 1) % self.memory_size
-        rows_of = (ds, dy, narrow(weight, rho))
+        rows_of = (ds, dy, cast_like(weight, rho))
         s, y, rho = jax.lax.cond(
             nothing,
             lambda memory: jax.tree.map(lambda m: jnp.roll(m, 1, axis=0), memory),
@@ -126,7 +135,7 @@ class scale_by_lbfgs(GradientTransformation):
 
 
 def _moved(ds: list, w: list, like: list) -> jax.Array:
-    """Whether any weight has moved by more than its last digit, in the dtype that it has in the params."""
+    """Returns whether any weight has moved by more than its last digit in the dtype of the params."""
     moves = [
         jnp.any(jnp.abs(widen(d)) > jnp.finfo(p.dtype).eps * jnp.abs(widen(x)))
         for d, x, p in zip(ds, w, like, strict=True)
@@ -135,7 +144,7 @@ def _moved(ds: list, w: list, like: list) -> jax.Array:
 
 
 def _least(weight: jax.Array, stored: jax.Array) -> float:
-    """The least ⟨s, y⟩ whose inverse, and the derivative of that, a float can hold."""
+    """Returns the least ⟨s, y⟩ for which a float can hold the inverse and the derivative of the inverse."""
     return max(float(jnp.finfo(weight.dtype).tiny) ** (2 / 3), 1 / float(jnp.finfo(stored.dtype).max))
 
 
@@ -153,12 +162,13 @@ def lbfgs(
     Args:
         learning_rate: a number ≥ 0, a schedule, a function of the count; None for 1, which suits a line search.
         memory_size, scale_init_precond: as in `scale_by_lbfgs`.
-        linesearch: what finds η: `scale_by_zoom_linesearch`, `scale_by_backtracking_linesearch`; None for η = 1.
-        negative_curvature: as in `scale_by_lbfgs`; None for "skip" with a line search, which wants a way down, and
-            "keep" without one, which is the plain recursion.
+        linesearch: the line search that finds η, `scale_by_zoom_linesearch` or `scale_by_backtracking_linesearch`;
+            None for η = 1.
+        negative_curvature: as in `scale_by_lbfgs`. None means "skip" with a line search, which needs a descent
+            direction, and "keep" without one, which is the plain recursion.
 
-    With a line search every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`, f the
-    same function at all steps: gradients of other examples at each step make no curvature.
+    With a line search, every step needs `update(grads, state, params, value=f(w), grad=∇f(w), value_fn=f)`. f must be
+    the same function at all steps: the change between gradients of different examples is not curvature.
 
     Liu & Nocedal 1989; Nocedal & Wright 2006, Numerical Optimization, algorithm 7.5.
 

@@ -5,16 +5,17 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Positive, Static, checked
+from ..core import kernels
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByLionState(NamedTuple):
@@ -30,10 +31,11 @@ class scale_by_lion(GradientTransformation):
 
     Args:
         b1: weight of the mean in the direction, in [0, 1).
-        b2: decay of the mean, in [0, 1).
-        mu_dtype, state_dtype: how m is stored (two names of one thing); the params' dtype, float32 for
-            16-bit params, if None.
-        mode: "hard" takes the sign, "smooth" tanh(smooth_beta · c), "refined" clips c to [−1, 1].
+        b2: decay rate of the mean, in [0, 1).
+        mu_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params' dtype, or
+            float32 for 16-bit params.
+        mode: with c = b1·m + (1 − b1)·g, "hard" takes its sign, "smooth" tanh(smooth_beta · c), and "refined" clips c
+            to [−1, 1].
         smooth_beta: steepness of the tanh, > 0.
 
     Chen et al. 2023, arXiv:2302.06675.
@@ -63,8 +65,8 @@ class scale_by_lion(GradientTransformation):
 
         def leaf(g, m):
             new = b2 * m + (1 - b2) * g
-            # b1·m + (1 − b1)·g, from the new mean where that lies between: while something reads the old one
-            # XLA on a CPU copies it before it overwrites it, which takes twice the rest of the step
+            # b1·m + (1 − b1)·g, computed from the new mean if c lies between it and g. If it read the old mean, XLA
+            # on a CPU would copy that before overwriting it, which takes twice as long as the rest of the step.
             c = jnp.where(between, r * new + (1 - r) * g, b1 * m + (1 - b1) * g)
             return shape[self.mode](c), new
 
@@ -72,8 +74,8 @@ class scale_by_lion(GradientTransformation):
         return updates, ScaleByLionState(increment(state.count), mu)
 
     def as_kernel(self, state, params):
-        scalars = (self.b1, 1 - self.b1, self.b2, 1 - self.b2)
-        return (native.Link("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
+        scalars = kernels.LionScalars(self.b1, 1 - self.b1, self.b2, 1 - self.b2)
+        return (kernels.KernelOp("lion", scalars, (state.mu,)),) if self.mode == "hard" else None
 
 
 def _clip_to_one(c: jax.Array) -> jax.Array:

@@ -4,14 +4,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, map_leaves, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Params, Signed16, Unsigned16
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import copy_of, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Params, Signed16, Unsigned16
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
 
 
 class MadgradState(NamedTuple):
@@ -27,14 +28,14 @@ class MadgradState(NamedTuple):
 class scale_by_madgrad(GradientTransformation):
     """MADGRAD: s ← s + λ·g; v ← v + λ·|g|²; u = (1 − momentum)·(x0 − s / (∛v + eps) − w).
 
-    λ = (learning_rate + eps)·√t: the learning rate is in the sums already, nothing is to scale u.
+    λ = (learning_rate + eps)·√t. The sums already include the learning rate, so do not scale u by it.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
-        momentum: how much of w stays in the next w, in [0, 1).
+        momentum: share of w in the next w, in [0, 1).
         eps: added to the root and to the learning rate, ≥ 0.
-        state_dtype: how v and s are stored; the params' dtype, float32 for 16-bit params, if None. x0 is stored so
-            whatever it says: rounded, it would be another point, to which the params would move.
+        state_dtype: storage dtype of v and s. None means the params' dtype, or float32 for 16-bit params. x0 always
+            has that dtype: if it were rounded, the params would move to another point.
 
     Raises ValueError without params.
 
@@ -44,8 +45,8 @@ class scale_by_madgrad(GradientTransformation):
     >>> tx.update(jnp.array(8.0), tx.init(w), w)[0].round(3).item()
     -2.0
 
-    Differs from Optax: x0 starts as a copy of the params; as zeros where these are only shapes. Sums are kept in
-    float32 for 16-bit params.
+    Differs from Optax: x0 starts as a copy of the params, or as zeros if these are only shapes. Sums are float32 for
+    16-bit params.
     """
 
     learning_rate: Rate
@@ -86,7 +87,7 @@ def madgrad(
     """MADGRAD: w ← momentum·w + (1 − momentum)·(x0 − s / (∛v + eps)). See `scale_by_madgrad`.
 
     Args:
-        weight_decay: added to the gradient, times w: the paper's decay is coupled.
+        weight_decay: as in the paper, the decay is coupled: weight_decay · w is added to the gradient.
 
     Defazio & Jelassi 2021, arXiv:2101.11075.
 

@@ -1,18 +1,20 @@
-"""MARS: AdamW on gradients whose variance is reduced by those of the step before."""
+"""MARS: AdamW on gradients whose variance is reduced with those of the previous step."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, global_norm, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq, global_norm
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByMarsState(NamedTuple):
@@ -28,25 +30,25 @@ class ScaleByMarsState(NamedTuple):
 class scale_by_mars(GradientTransformation):
     """MARS-AdamW's direction: u = m̂ / (√v̂ + eps), Adam on a corrected gradient c of norm at most 1.
 
-    c = g + gamma · b1 / (1 − b1) · (g − the g before), and c ← c / max(1, ‖c‖), leaf by leaf.
+    c = g + gamma · b1 / (1 − b1) · (g − the previous g), and c ← c / max(1, ‖c‖), leaf by leaf.
     m ← b1·m + (1 − b1)·c, m̂ = m / (1 − b1ᵗ); v ← b2·v + (1 − b2)·|c|², v̂ = v / (1 − b2ᵗ).
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
-        gamma: how much of the correction is taken, ≥ 0; 0 is Adam on clipped gradients, 1 is STORM's.
-        state_dtype: how m, v and the last g are stored; the params' dtype, float32 for 16-bit params, if None.
+        gamma: weight of the correction, ≥ 0; 0 gives Adam on clipped gradients, 1 gives STORM's correction.
+        state_dtype: storage dtype of m, v and the last g. None means the params' dtype, or float32 for 16-bit params.
 
-    Yuan et al. 2024, arXiv:2411.10438, algorithm 2, in its approximate form: the gradient before is that of its
-    own batch, so a step takes one gradient. There is none at the first step: c = g.
+    Yuan et al. 2024, arXiv:2411.10438, algorithm 2, in its approximate form: the previous gradient is that of its own
+    batch, so a step computes one gradient. The first step has no previous gradient: c = g.
 
     >>> tx = scale_by_mars()
     >>> u, state = tx.update({"w": jnp.array([2.0, -0.1])}, tx.init({"w": jnp.zeros(2)}))
     >>> u["w"].round(3).tolist(), state.mu["w"].round(4).tolist()
     ([1.0, -1.0], [0.04989999905228615, -0.0024999999441206455])
 
-    Differs from the authors' code, which takes 0 for the gradient before the first, and leaves vectors to AdamW
-    unless told otherwise: `partition` does that here.
+    Differs from the authors' code, which uses 0 for the gradient before the first, and by default leaves vectors to
+    AdamW. Use `partition` for that here.
     """
 
     preconditions = True

@@ -1,29 +1,28 @@
-"""Mechanic: a wrapper that finds the factor of an optimizer's learning rate."""
+"""Mechanic: a wrapper that learns a factor on an optimizer's learning rate."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import (
-    abs_sq,
-    copy_of,
-    global_norm,
-    map_leaves,
-    narrow,
-    safe_sqrt,
-    widen_params,
-    widen_tree,
-    zeros_like,
+from ..core.checks import Static
+from ..core.leaves import cast_like, copy_of, map_leaves, widen_params, widen_tree, zeros_like
+from ..core.model_trees import matching
+from ..core.norms import abs_sq, global_norm, safe_sqrt
+from ..core.ranges import DType, NonNegative, Positive, PositiveInt
+from ..core.slots import Counter, Number, Params, States
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
 )
-from ..slots import Counter, Number, Params, States
-from ..trees import matching
-from ..value import DType, NonNegative, Positive, PositiveInt, Static
-from .distance import dot, size_of, total
+from .distance import dot, largest_size, total_over_leaves
 
 
 class MechanicState(NamedTuple):
-    """`base_optimizer_state`: the inner state. `count`: steps done. `r`, `m`, `v`, `s`: a number for each β.
+    """`base_optimizer_state`: the inner state. `count`: steps done. `r`, `m`, `v`, `s`: one number per β.
 
     `x0`: the first params. `delta`: Δ, the sum of the inner updates.
     """
@@ -40,20 +39,20 @@ class MechanicState(NamedTuple):
 
 @transformation
 class mechanize(GradientTransformation):
-    """Mechanic: w = w₀ + S·Δ, Δ the sum of an optimizer's updates and S = Σs its factor, learned.
+    """Mechanic: w = w₀ + S·Δ, Δ the sum of an optimizer's updates and S = Σs a learned factor.
 
     With h = ⟨Δ, g + weight_decay·S·‖g‖·w / (‖w‖ + eps)⟩, for β = 1 − 10⁻¹ … 1 − 10⁻ⁿ, n = num_betas:
     r ← β·r − s·min(max(h, −m), m), m ← max(β·m, |h| + eps), v ← β²·v + h²,
     s ← (s_init·m / n + max(r, 0)) / (√v + eps).
 
     Args:
-        base_optimizer: a gradient transformation with a learning rate, or a schedule of it: its scale is of no
-            importance, only its shape.
+        base_optimizer: a gradient transformation with a learning rate or a schedule. Only the schedule's shape
+            matters, not its scale.
         weight_decay: ≥ 0.
         eps: > 0.
-        s_init: S at the start, > 0.
-        num_betas: how many β there are, ≥ 1.
-        state_dtype: how w₀ and Δ are stored; the params' dtype, float32 for 16-bit params, if None.
+        s_init: initial S, > 0.
+        num_betas: number of β's, ≥ 1.
+        state_dtype: storage dtype of w₀ and Δ. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -65,7 +64,7 @@ class mechanize(GradientTransformation):
     >>> f"{u:.1e} {state.delta:.1f}"
     '-2.0e-07 -0.2'
 
-    Differs from Optax: Δ is in the state, where Optax takes (w − w₀) / (S + eps), all of whose digits are lost in
+    Differs from Optax: Δ is kept in the state. Optax computes it as (w − w₀) / (S + eps), which loses all digits in
     float32 as long as S is small.
     """
 
@@ -95,16 +94,16 @@ class mechanize(GradientTransformation):
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 
         size, most = (
-            size_of(updates, updates),
+            largest_size(updates, updates),
             float(jnp.finfo(state.s.dtype).max) ** 0.5 / 1000,
         )  # sums of h² stay finite
-        norm = size * safe_sqrt(total(lambda g: abs_sq(g / size), updates))
+        norm = size * safe_sqrt(total_over_leaves(lambda g: abs_sq(g / size), updates))
         decay = self.weight_decay * jnp.sum(state.s) * norm / (global_norm(params) + self.eps)
 
         def gain(g, delta, w):
             return jnp.clip(dot(delta, g + decay * w), -most, most)
 
-        h = jnp.clip(total(gain, updates, state.delta, params), -most, most)
+        h = jnp.clip(total_over_leaves(gain, updates, state.delta, params), -most, most)
         beta = 1 - 0.1 ** jnp.arange(1.0, self.num_betas + 1)
         r = beta * state.r - state.s * jnp.clip(h, -state.m, state.m)
         m = jnp.maximum(beta * state.m, jnp.abs(h) + self.eps)
@@ -117,5 +116,5 @@ class mechanize(GradientTransformation):
             return x0 - w + factor * delta, delta
 
         updates, delta = map_leaves(leaf, moves, state.delta, read=(params, state.x0), params=params)
-        r, m, v, s = (narrow(x, state.s) for x in (r, m, v, s))
+        r, m, v, s = (cast_like(x, state.s) for x in (r, m, v, s))
         return updates, MechanicState(inner, increment(state.count), r, m, v, s, state.x0, delta)

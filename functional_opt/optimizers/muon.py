@@ -1,4 +1,4 @@
-"""Muon: momentum, made orthogonal, for matrices; Adam for the rest."""
+"""Muon: orthogonalized momentum for matrices, Adam for other leaves."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,17 +6,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
-from ..paths import Frozen, Mask, resolve_mask, spread
-from ..schedules import Rate
-from ..slots import Counter, Number, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import AUTO, MuonDimensionNumbers, MuonNumbers, Stacks, given_specs, numbers_at
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.nesting import with_children
-from ..transforms.orthogonalize import (
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, widen_tree, zeros_like
+from ..core.paths import Frozen, LeafSelector, Mask, broadcast_prefix, resolve_mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Number, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..core.value import value
+from ..transforms.combining.chain import chain
+from ..transforms.combining.nesting import with_children
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import (
+    AUTO,
+    MuonDimensionNumbers,
+    MuonNumbers,
+    Stacks,
+    given_specs,
+    numbers_at,
+)
+from ..transforms.matrices.orthogonalize import (
     PRESETS,
     Coefficients,
     Preconditioning,
@@ -26,9 +35,9 @@ from ..transforms.orthogonalize import (
     newton_schulz,
     scale_by_shape,
 )
-from ..transforms.routing import Layout, places
-from ..transforms.select import partition
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked, value
+from ..transforms.matrices.routing import Layout, leaf_roles
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 
 
@@ -44,22 +53,22 @@ class MuonState(NamedTuple):
 class scale_by_muon(GradientTransformation):
     """Muon's direction: m ← beta·m + (1 − beta)·g; u = orthogonalize(m̂).
 
-    m̂ = m / (1 − betaᵗ); with nesterov beta·m / (1 − betaᵗ⁺¹) + (1 − beta)·g / (1 − betaᵗ). Every leaf is a
-    matrix, or a stack of matrices over its last two axes.
+    m̂ = m / (1 − betaᵗ); with nesterov m̂ = beta·m / (1 − betaᵗ⁺¹) + (1 − beta)·g / (1 − betaᵗ). Every leaf is a
+    matrix, or a stack of matrices in its last two axes.
 
     Args:
         ns_coeffs, ns_steps, eps, preconditioning: as in `orthogonalize`.
-        beta: decay of the mean, in [0, 1).
-        mu_dtype, state_dtype: how m is stored (two names of one thing); the params' dtype, float32 for
-            16-bit params, if None.
+        beta: decay rate of the mean, in [0, 1).
+        mu_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params' dtype, or
+            float32 for 16-bit params.
         nesterov: whether m̂ looks one step ahead.
-        adaptive: whether u is multiplied by its inner product with m̂, the dual norm (arXiv:2409.20325).
-        weight_dimension_numbers: how leaves are matrices, or stacks of them, if not by their last two axes:
-            `MuonDimensionNumbers` for all, a tree of them (or a prefix of one), a function from params to one, or
-            path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto" stands for
-            the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
+        adaptive: whether to multiply u by its inner product with m̂, the dual norm (arXiv:2409.20325).
+        weight_dimension_numbers: which axes of a leaf are rows and columns, if not the last two:
+            `MuonDimensionNumbers` for all leaves, a tree of them (or a prefix of one), a function from params to such
+            a tree, or path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto"
+            means the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
 
-    Raises ValueError for a leaf with fewer than two axes, or not with those that the numbers name.
+    Raises ValueError for a leaf with fewer than two axes, or without the axes that the numbers name.
 
     Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
 
@@ -68,9 +77,10 @@ class scale_by_muon(GradientTransformation):
     >>> u.round(1).tolist()
     [[0.699999988079071, 0.0], [0.0, 1.100000023841858]]
 
-    Differs from Optax: coefficients are those of the transformation, also where its state has others; leaves
-    of more axes are stacks also without weight_dimension_numbers; adaptive is for each matrix of a stack by itself.
-    From PyTorch: with nesterov, m̂ is corrected for its start; `trace` with nesterov, then `orthogonalize`, is not.
+    Differs from Optax: the coefficients are those of the transformation, even if its state has others; leaves with
+    more axes are stacks even without weight_dimension_numbers; adaptive treats each matrix of a stack separately.
+    Differs from PyTorch: with nesterov, m̂ has a bias correction; `trace` with nesterov, followed by `orthogonalize`,
+    has none.
     """
 
     preconditions = True
@@ -114,26 +124,27 @@ class scale_by_muon(GradientTransformation):
 
 
 @value
-class muon_labels:
-    """Labels for `partition`: "muon" for the hidden matrices, "adam" for the others: embeddings, heads and vectors.
+class muon_labels(LeafSelector):
+    """Labels for `partition`: "muon" for hidden matrices, "adam" for the others: embeddings, heads and vectors.
 
-    Matrices are leaves with two axes and, known by their paths and their neighbours, the kernels of attentions with
-    an axis of heads, (inputs, heads, head size) and (heads, head size, outputs), and stacks of layers that are
-    scanned over, whose biases and norms have one more axis, too. A leaf of more axes that cannot be read goes to
-    Adam, and `describe` warns of it. Biases and the weights of norms are vectors, whatever their axes.
+    Leaves with two axes are matrices. Two kinds of leaves with more axes are recognized by their paths and their
+    neighbours: attention kernels with an axis of heads, (inputs, heads, head size) and (heads, head size, outputs),
+    and stacks of scanned layers, whose biases and norms have one more axis too. Other leaves with more axes go to
+    Adam, and `describe` warns about them. Biases and the weights of norms count as vectors, whatever their axes.
 
-    `partition` gives the axes of the matrices to the transformations within it that take `weight_dimension_numbers`
+    `partition` passes the axes of the matrices to those of its transformations that take `weight_dimension_numbers`
     and have none: `scale_by_muon`, `scale_by_normuon`, `scale_by_dion`, `scale_by_shape`, `orthogonalize`.
 
     Args:
-        mask: which matrices, embeddings and heads may have the label "muon". If None, those whose path does not say
-            that they are embeddings or heads: no part of it has "embed", "unembed" or "logits" in it, is "head",
-            "classifier", "emb", "wte" or "wpe", or ends with "_head" or "_emb". True for all of them.
-        weight_dimension_numbers: as in `scale_by_muon`: the leaves that have them are matrices, and only these,
-            whatever their paths. "auto" in their place: as without them.
-        label: what to say in place of "muon".
-        matrix_layout: how matrices are stored: "in_out", (inputs, outputs), as in Flax and Haiku, or "out_in", as in
-            Equinox and PyTorch. If None, "in_out", but `describe` warns of leaves called "weight".
+        mask: which matrices, embeddings and heads may have the label "muon"; True for all of them. If None, those
+            whose path does not look like that of an embedding or a head: no part of it contains "embed", "unembed" or
+            "logits", is "head", "classifier", "emb", "wte" or "wpe", or ends with "_head" or "_emb".
+        weight_dimension_numbers: as in `scale_by_muon`. The leaves that have numbers, and only these, are matrices,
+            whatever their paths. A leaf with "auto" is treated as without this argument.
+        label: the label to use instead of "muon".
+        matrix_layout: how matrices are stored: "in_out", (inputs, outputs), as in Flax and Haiku, or "out_in",
+            (outputs, inputs), as in Equinox and PyTorch. If None, "in_out", but `describe` warns about leaves called
+            "weight".
 
     >>> params = {"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     >>> muon_labels()(params), muon_labels(True)(params)["embed"]
@@ -149,36 +160,34 @@ class muon_labels:
         treedef = jax.tree.structure(params, is_leaf=is_nothing)
         return treedef.unflatten([self.label if spec is not None else "adam" for spec, _, _ in self._routes(params)])
 
-    def within(self, tx: GradientTransformation, params: Tree) -> GradientTransformation:
-        """A transformation of `partition`, its links told which axes of the leaves are rows and columns."""
+    def informed(self, tx, params):
+        """Returns `tx` with the axes of the leaves' rows and columns set in its transformations."""
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
         specs, own = tuple(spec for spec, _, _ in self._routes(params)), self.weight_dimension_numbers
         if own is None and all(s is None or _are_last_two(s, x) for s, x in zip(specs, leaves, strict=True)):
             return tx
         numbers = Frozen(specs, treedef)
 
-        def told(link: Any) -> Any:
-            if getattr(link, "stacks_matrices", False) and link.weight_dimension_numbers in (None, own):
+        def informed_link(link: Any) -> Any:
+            if link.stacks_matrices and link.weight_dimension_numbers in (None, own):
                 return dataclasses.replace(link, weight_dimension_numbers=numbers)
-            return with_children(link, told)
+            return with_children(link, informed_link)
 
-        return told(tx)
+        return informed_link(tx)
 
-    def why(self, params: Tree) -> list[str]:
-        """What decides on each leaf, for `describe`."""
+    def reasons(self, params):
         return [why for _, why, _ in self._routes(params)]
 
-    def doubts(self, params: Tree) -> list[str]:
-        """What is not sure about each leaf, and how to say it, for `describe`; "" where all is."""
+    def doubts(self, params):
         return [doubt for _, _, doubt in self._routes(params)]
 
     def _routes(self, params: Tree) -> list[tuple[MuonDimensionNumbers | None, str, str]]:
-        """Of each leaf, None counted as one, its dimension numbers if it has the label, what says so, and doubts."""
-        found = places(params, self.matrix_layout)
+        """Returns for each leaf, None included, its dimension numbers if it has the label, the reason, and doubts."""
+        found = leaf_roles(params, self.matrix_layout)
         if self.mask is None:
             auto = [(numbers_at(place), f"{place.kind}: {place.why}", place.doubt) for place in found]
         else:
-            by_path = ("head", "embedding")  # which a mask may send to Muon as well: not the path decides then
+            by_path = ("head", "embedding")  # a mask may send these to Muon too: then the path is not the reason
             shapes = [f"{0 if is_nothing(x) else jnp.ndim(x)}-d" for x in jax.tree.leaves(params, is_leaf=is_nothing)]
             whys = [n if p.kind in by_path else p.why for n, p in zip(shapes, found, strict=True)]
             auto = [(numbers_at(p, ("matrix", *by_path)), why, p.doubt) for p, why in zip(found, whys, strict=True)]
@@ -188,7 +197,7 @@ class muon_labels:
             routes = [a if spec == AUTO else (spec, said, "") for spec, a in zip(specs, auto, strict=True)]
         if self.mask is None:
             return routes
-        chosen = jax.tree.leaves(spread(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
+        chosen = jax.tree.leaves(broadcast_prefix(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
         return [r if yes else (None, "mask", "") for r, yes in zip(routes, chosen, strict=True)]
 
 
@@ -223,16 +232,17 @@ def muon(
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 
-    See `scale_by_muon` and `orthogonalize`, `scale_by_shape` for s, `adamw` for the rest.
+    See `scale_by_muon` and `orthogonalize`, `scale_by_shape` for s, and `adamw` for the other leaves.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.02 is usual, or Adam's with
             consistent_rms=0.2.
-        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
-        adam_learning_rate: that of the rest; learning_rate if None.
-        muon_weight_dimension_numbers: which leaves are matrices, and how, as in `scale_by_muon`; those that
-            `muon_labels` knows if None. A leaf whose numbers are None is not.
-        muon_mask: which matrices Muon takes, as in `muon_labels`; all but embeddings and heads if None.
+        weight_decay, weight_decay_mask: for the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: learning rate of the other leaves; learning_rate if None.
+        muon_weight_dimension_numbers: which leaves are matrices, and which axes are their rows and columns, as in
+            `scale_by_muon`. If None, those that `muon_labels` recognizes. A leaf whose numbers are None is not a
+            matrix.
+        muon_mask: which matrices Muon updates, as in `muon_labels`; all but embeddings and heads if None.
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
 
     Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
@@ -241,9 +251,9 @@ def muon(
     >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': 'adam', 'kernel': 'muon'}
 
-    Differs from Optax, which takes all leaves with two axes and no others: embeddings, heads and biases, which
-    `muon_labels` knows by their paths, go to AdamW, and kernels of attentions and stacks of matrices to Muon. With
-    muon_mask=True embeddings and heads go to Muon, too. `describe` prints which leaf goes where.
+    Differs from Optax, which uses Muon for all leaves with two axes and for no others. Here embeddings, heads and
+    biases, which `muon_labels` recognizes by their paths, go to AdamW, and attention kernels and stacks of matrices
+    go to Muon. With muon_mask=True embeddings and heads go to Muon too. `describe` prints which leaf goes where.
     """
     numbers = muon_weight_dimension_numbers
     rule = scale_by_muon(

@@ -1,16 +1,18 @@
-"""Nadam: Adam that looks one step ahead; with a constant momentum, and with Dozat's momentum schedule."""
+"""Nadam: Adam with Nesterov momentum, constant or with Dozat's momentum schedule."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Number, Signed, Unsigned
-from ..transforms.chain import chain
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Number, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
 from .adam import adam, adamw
 
 
@@ -25,17 +27,17 @@ class ScaleByNadamState(NamedTuple):
 
 @transformation
 class scale_by_nadam(GradientTransformation):
-    """Nadam's direction with a momentum that is warmed up: μₜ = b1·(1 − 0.96^(schedule_decay·t) / 2).
+    """Nadam's direction with a momentum warm-up: μₜ = b1·(1 − 0.96^(schedule_decay·t) / 2).
 
     m ← b1·m + (1 − b1)·g; v ← b2·v + (1 − b2)·|g|², v̂ = v / (1 − b2ᵗ);
     u = (μₜ₊₁·m / (1 − ∏ᵢ₌₁ᵗ⁺¹μᵢ) + (1 − μₜ)·g / (1 − ∏ᵢ₌₁ᵗμᵢ)) / (√v̂ + eps).
 
     Args:
-        b1: decay of the first mean, and what μ tends to, in [0, 1).
-        b2: decay of the second mean, in [0, 1).
+        b1: decay rate of the first mean, and the limit of μ, in [0, 1).
+        b2: decay rate of the second mean, in [0, 1).
         eps: added outside the root, ≥ 0.
-        schedule_decay: how fast μ comes from b1/2 to b1, ≥ 0. 1/250 is the paper's and tf.keras's; Keras 3 has 1.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        schedule_decay: how fast μ rises from b1/2 to b1, ≥ 0. The paper and tf.keras use 1/250, Keras 3 uses 1.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Dozat 2016, Incorporating Nesterov Momentum into Adam, ICLR workshop.
 

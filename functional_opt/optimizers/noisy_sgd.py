@@ -1,10 +1,11 @@
-"""Gradient descent with noise that fades."""
+"""Gradient descent with noise that decays."""
 
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, add_noise
-from ..value import NonNegative, checked
+from ..core.checks import checked
+from ..core.ranges import NonNegative
+from ..core.schedule import Rate
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.noise import Key, add_noise
 
 
 @checked

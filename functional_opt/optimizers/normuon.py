@@ -1,4 +1,4 @@
-"""NorMuon: Muon whose neurons all move by about as much."""
+"""NorMuon: Muon with updates of about the same size for all neurons."""
 
 import math
 from typing import NamedTuple
@@ -6,16 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, widen_tree, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import (
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.combining.select import partition
+from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
+from ..transforms.matrices.orthogonalize import (
     PRESETS,
     Coefficients,
     coefficient_rows,
@@ -23,15 +25,15 @@ from ..transforms.orthogonalize import (
     needs_matrices,
     newton_schulz,
 )
-from ..transforms.routing import Layout
-from ..transforms.select import partition
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from ..transforms.matrices.routing import Layout
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import adamw
 from .muon import muon_labels
 
 
 class ScaleByNorMuonState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of g. `nu`: of each neuron's mean |o|², one number for a column."""
+    """`count`: steps done. `mu`: running mean of g. `nu`: that of each neuron's mean |o|², one number per column."""
 
     count: Counter
     mu: Signed
@@ -42,24 +44,25 @@ class ScaleByNorMuonState(NamedTuple):
 class scale_by_normuon(GradientTransformation):
     """NorMuon's direction: m ← b1·m + (1 − b1)·g; o = orthogonalize(m); v ← b2·v + (1 − b2)·mean(|o|²).
 
-    u = consistent_rms · √(rows · columns) · ô / ‖ô‖ with ô = o / (√v + eps): the columns are scaled to one size, and
-    the matrix to the root mean square consistent_rms. The mean is over the inputs of each neuron: over the rows of a
-    kernel of shape (inputs, outputs). Leaves of more axes are stacks of matrices.
+    u = consistent_rms · √(rows · columns) · ô / ‖ô‖ with ô = o / (√v + eps). This scales the columns to the same
+    size, and the matrix to the root mean square consistent_rms. The mean is over the inputs of each neuron, which are
+    the rows of a kernel of shape (inputs, outputs). Leaves with more axes are stacks of matrices.
 
     Args:
-        b1, b2: decays of the two means, in [0, 1).
-        eps: ≥ 0, added to √v and to the two norms that are divided by.
-        consistent_rms: ≥ 0; 0.2 is about what Adam's updates have. None keeps the norm of o and scales as Muon
-            does: u = √max(1, columns / rows) · ‖o‖ · ô / ‖ô‖.
+        b1, b2: decay rates of the two means, in [0, 1).
+        eps: added to √v and to the two norms that are divisors, ≥ 0.
+        consistent_rms: root mean square of the updates, ≥ 0; that of Adam's is about 0.2. None keeps the norm of o
+            and scales as Muon does: u = √max(1, columns / rows) · ‖o‖ · ô / ‖ô‖.
         ns_coeffs, ns_steps: as in `orthogonalize`.
-        nesterov: whether b1·m + (1 − b1)·g is made orthogonal, as in the authors' code, in place of the paper's m.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
-        weight_dimension_numbers: how leaves are matrices, if not by their last two axes; as in `scale_by_muon`. v has
-            the axes of a stack, then 1 and the columns.
+        nesterov: whether to orthogonalize b1·m + (1 − b1)·g, as in the authors' code, instead of the paper's m.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
+        weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. v has
+            the axes of the stack first, then 1 and the columns.
 
     Raises ValueError for a leaf with fewer than two axes.
 
-    Li et al. 2025, arXiv:2510.05491, algorithm 1, with columns for its rows: its matrices are (outputs, inputs).
+    Li et al. 2025, arXiv:2510.05491, algorithm 1, with columns instead of rows, because its matrices are (outputs,
+    inputs).
 
     >>> tx, g = scale_by_normuon(consistent_rms=1.0), jnp.array([[3.0, 1.0], [0.0, 0.5]])
     >>> u, state = tx.update(g, tx.init(g))
@@ -145,16 +148,16 @@ def normuon(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
 ) -> partition:
-    """NorMuon for hidden matrices, AdamW for the rest: w ← w − learning_rate · (u + weight_decay · w).
+    """NorMuon for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
-    See `scale_by_normuon` for u, `adamw` for the rest.
+    See `scale_by_normuon` for u and `adamw` for the other leaves.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; Adam's with consistent_rms=0.2.
-        weight_decay, weight_decay_mask: of the matrices, as in `add_decayed_weights`.
-        adam_learning_rate: that of the rest; learning_rate if None.
-        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices that NorMuon takes, and how
-            they are stored; as in `muon_labels`.
+        weight_decay, weight_decay_mask: for the matrices, as in `add_decayed_weights`.
+        adam_learning_rate: learning rate of the other leaves; learning_rate if None.
+        matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices for NorMuon, and how they are
+            stored; as in `muon_labels`.
 
     Li et al. 2025, arXiv:2510.05491.
 

@@ -1,22 +1,23 @@
-"""NovoGrad: momentum of gradients divided by their leaf's norm."""
+"""NovoGrad: momentum of gradients that are normalized per leaf."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import known, rate_at
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate, is_concrete, rate_at
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByNovogradState(NamedTuple):
-    """`count`: steps done. `mu`: running sum of the directions. `nu`: for each leaf a mean of ‖g‖², shape ()."""
+    """`count`: steps done. `mu`: running sum of the directions. `nu`: running mean of ‖g‖² per leaf, shape ()."""
 
     count: Counter
     mu: Signed
@@ -27,16 +28,16 @@ class ScaleByNovogradState(NamedTuple):
 class scale_by_novograd(GradientTransformation):
     """NovoGrad's direction: u = m ← b1·m + g / (√(v + eps_root) + eps) + weight_decay · w.
 
-    v ← b2·v + (1 − b2)·‖g‖² for each leaf as a whole; ‖g‖² itself at the first step.
+    v ← b2·v + (1 − b2)·‖g‖² is one number per leaf; at the first step it is ‖g‖².
 
     Args:
-        b1: decay of the sum, in [0, 1).
-        b2: decay of the norms' mean, in [0, 1).
+        b1: decay rate of the sum, in [0, 1).
+        b2: decay rate of v, in [0, 1).
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
         weight_decay: a number ≥ 0, a schedule, or a function of the count.
-        mu_dtype: how m is stored; as `state_dtype` if None.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params, unless weight_decay is 0.
 
@@ -63,7 +64,7 @@ class scale_by_novograd(GradientTransformation):
         return ScaleByNovogradState(zero_count(), mu, zeros_like(each, self.state_dtype, real=True))
 
     def update(self, updates, state, params=None, **extra):
-        if not (known(self.weight_decay) and self.weight_decay == 0):
+        if not (is_concrete(self.weight_decay) and self.weight_decay == 0):
             needs_params(params, self)
         rate = rate_at(self.weight_decay, state.count)
 
@@ -89,7 +90,7 @@ def novograd(
     *,
     state_dtype: DType | None = None,
 ) -> chain:
-    """NovoGrad: w ← w − learning_rate · m, m of gradients over their leaf's norm. See `scale_by_novograd`.
+    """NovoGrad: w ← w − learning_rate · m, m the momentum of normalized gradients. See `scale_by_novograd`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1e-2 is usual.

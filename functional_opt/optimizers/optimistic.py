@@ -1,17 +1,18 @@
-"""Optimistic gradients: a step that expects the gradient to go on changing as it has."""
+"""Optimistic gradients: steps that expect the gradient to change again as it did last."""
 
 import warnings
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Number, Signed
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Real, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.ranges import Decay, DType, NonNegative, Real
+from ..core.schedule import Rate
+from ..core.slots import Number, Signed
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import scale_by_adam
 
 
@@ -24,12 +25,12 @@ class ScaleByOptimisticGradientState(NamedTuple):
 
 @transformation
 class scale_by_optimistic_gradient(GradientTransformation):
-    """u = (alpha + beta)·g − beta·g′, g′ the gradient before; at the first step g itself.
+    """Optimistic gradient: u = (alpha + beta)·g − beta·g′, g′ the previous gradient, or g itself at the first step.
 
     Args:
         alpha: weight of the gradient, any number.
         beta: weight of its change, any number; 0 leaves alpha·g.
-        state_dtype: how g′ is stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of g′. None means the params' dtype, or float32 for 16-bit params.
 
     Mokhtari, Ozdaglar & Pattathil 2019, arXiv:1901.08511, equation 8.
 
@@ -59,7 +60,7 @@ class scale_by_optimistic_gradient(GradientTransformation):
 def optimistic_gradient_descent(
     learning_rate: Rate, alpha: Real = 1.0, beta: Real = 1.0, *, state_dtype: DType | None = None
 ) -> chain:
-    """Optimistic gradient descent: w ← w − learning_rate · ((alpha + beta)·g − beta·g′), g′ the gradient before.
+    """Optimistic gradient descent: w ← w − learning_rate · ((alpha + beta)·g − beta·g′), g′ the previous g.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
@@ -86,14 +87,14 @@ def optimistic_adam(
     nesterov: bool = True,
     state_dtype: DType | None = None,
 ) -> chain:
-    """Optimistic Adam: w ← w − learning_rate · a − optimism · (a − a′), a Adam's direction, a′ the one before.
+    """Optimistic Adam: w ← w − learning_rate · a − optimism · (a − a′), a Adam's direction, a′ the previous a.
 
     Args:
-        learning_rate: a number ≥ 0; for a schedule there is `optimistic_adam_v2`.
+        learning_rate: a number ≥ 0; for a schedule, use `optimistic_adam_v2`.
         optimism: any number; learning_rate if None.
         b1, b2, eps, eps_root, mu_dtype, nesterov, state_dtype: as in `scale_by_adam`.
 
-    Warns, as in Optax, that `optimistic_adam_v2` has taken its place.
+    Issues a DeprecationWarning, as Optax does: use `optimistic_adam_v2` instead.
 
     Daskalakis et al. 2017, arXiv:1711.00141.
 
@@ -102,7 +103,7 @@ def optimistic_adam(
 scale_by_learning_rate(1.0))
     """
     message = "optimistic_adam takes no schedule: use `optimistic_adam_v2` instead"
-    warnings.warn(message, DeprecationWarning, stacklevel=3)  # 2 is `checked`
+    warnings.warn(message, DeprecationWarning, stacklevel=3)  # level 2 is `checked`
     rule = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov, state_dtype=state_dtype)
     beta = learning_rate if optimism is None else optimism
     return chain(rule, scale_by_optimistic_gradient(learning_rate, beta, state_dtype), scale_by_learning_rate(1.0))
@@ -122,7 +123,7 @@ def optimistic_adam_v2(
     nesterov: bool = True,
     state_dtype: DType | None = None,
 ) -> chain:
-    """Optimistic Adam: w ← w − learning_rate · ((alpha + beta)·a − beta·a′), a Adam's direction, a′ the one before.
+    """Optimistic Adam: w ← w − learning_rate · ((alpha + beta)·a − beta·a′), a Adam's direction, a′ the previous a.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.

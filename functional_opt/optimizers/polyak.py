@@ -1,31 +1,33 @@
-"""Polyak's step size: as long as the loss says that the way down is."""
+"""Polyak's step size, computed from the loss and the norm of the gradient."""
 
 from typing import Literal
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import abs_sq, map_leaves, widen
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Bound, NonNegative, Real, Static, checked
-from .distance import ratio, size_of, total
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, widen
+from ..core.norms import abs_sq
+from ..core.ranges import Bound, NonNegative, Real
+from ..core.schedule import Rate
+from ..core.transformation import EmptyState, GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from .distance import largest_size, ratio, total_over_leaves
 
 Variant = Literal["sps", "sps+"]
 
 
 @transformation
 class scale_by_polyak(GradientTransformation):
-    """u = min((value − f_min) / (‖g‖² + eps), max_learning_rate) · g, the norm over all leaves; 0 where ‖g‖ is 0.
+    """Polyak's step: u = min((value − f_min) / (‖g‖² + eps), max_learning_rate) · g, 0 where ‖g‖ is 0.
 
-    The loss is given to every step: `update(grads, state, params, value=loss)`.
+    The norm is over all leaves. Every step needs the loss: `update(grads, state, params, value=loss)`.
 
     Args:
-        f_min: the least value that the loss can have, or a guess.
+        f_min: the least value that the loss can have, or a guess of it.
         max_learning_rate: the largest step size, ≥ 0.
-        eps: ≥ 0.
-        variant: "sps" as above, which climbs where value < f_min; "sps+" takes max(value − f_min, 0).
+        eps: added to ‖g‖², ≥ 0.
+        variant: "sps" is as above and goes uphill where value < f_min; "sps+" uses max(value − f_min, 0).
 
     Raises ValueError without value.
 
@@ -50,9 +52,9 @@ class scale_by_polyak(GradientTransformation):
         gap = widen(jnp.asarray(value)) - self.f_min
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0.0)
-        size = size_of(updates, updates)
-        square = total(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
-        inverse = 1 / size  # XLA makes a / s / s a / (s · s), which over- or underflows
+        size = largest_size(updates, updates)
+        square = total_over_leaves(lambda g: abs_sq(g / size), updates)  # ‖g‖² / size²
+        inverse = 1 / size  # XLA turns a / s / s into a / (s · s), which over- or underflows
         step = ratio(gap * inverse * inverse, square + self.eps * inverse * inverse)
         step = jnp.minimum(step, self.max_learning_rate)
         return map_leaves(lambda g: step * g, updates, params=params), state
@@ -66,7 +68,7 @@ def polyak_sgd(
     eps: NonNegative = 0.0,
     variant: Variant = "sps",
 ) -> chain:
-    """Gradient descent by Polyak's step: w ← w − scaling · u. See `scale_by_polyak`.
+    """Gradient descent with Polyak's step: w ← w − scaling · u. See `scale_by_polyak`.
 
     Args:
         scaling: a number ≥ 0, a schedule, or a function of the count.
@@ -81,7 +83,7 @@ def polyak_sgd(
     >>> (w + u).tolist()
     [1.5, 2.0]
 
-    Differs from Optax, where scaling multiplies the gradient before the step size is found: 0.5 doubles the step.
+    Differs from Optax, where scaling multiplies the gradient before the step size is computed: 0.5 doubles the step.
     """
     rule = scale_by_polyak(f_min, max_learning_rate, eps, variant)
     return chain(rule, scale_by_learning_rate(scaling))

@@ -1,4 +1,4 @@
-"""Differential privacy: each example's gradient clipped, and noise in their mean."""
+"""Differential privacy: clips each example's gradient and adds noise to their mean."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import GradientTransformation, transformation
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen
-from ..schedules import Rate
-from ..slots import RandomKey
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..transforms.noise import Key, kept_as, key_data, key_in
-from ..value import Decay, NonNegative, checked
+from ..core.checks import checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import RandomKey
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
+from ..transforms.stochastic.noise import Key, key_data, key_in, stored_like
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
-    """`rng_key`: the data (uint32) of the key of the next step's noise."""
+    """`rng_key`: the key data (uint32) for the next step's noise."""
 
     rng_key: RandomKey
 
@@ -28,27 +30,27 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 class differentially_private_aggregate(GradientTransformation):
     """The mean of clipped gradients, with noise: u = (Σᵢ gᵢ·min(1, l2_norm_clip / ‖gᵢ‖) + n) / B.
 
-    n is normal with the standard deviation noise_multiplier · l2_norm_clip, ‖gᵢ‖ the norm over all leaves.
-    The gradients have a leading axis, one for each of the B examples, as `jax.vmap(jax.grad(loss), (None, 0))`
+    n is normal with the standard deviation noise_multiplier · l2_norm_clip, ‖gᵢ‖ the norm over all leaves. The
+    gradients have a leading axis with one entry for each of the B examples, as `jax.vmap(jax.grad(loss), (None, 0))`
     gives them; the updates do not.
 
     Args:
         l2_norm_clip: the largest norm of an example's gradient, ≥ 0.
         noise_multiplier: ≥ 0; 0 gives no privacy.
-        key: a key of `jax.random`, or a whole number to make one of.
-        seed: the same, as a number; one of the two is given.
+        key: a `jax.random` key, or an integer seed.
+        seed: another name for key. Exactly one of the two must be given.
 
-    Raises ValueError naming a leaf without the leading axis, or with another size of it.
+    Raises ValueError, naming the leaf, if its leading axis is missing or has another size than that of other leaves.
 
-    Abadi et al. 2016, arXiv:1607.00133. Account for the privacy that is spent with a library made for that.
+    Abadi et al. 2016, arXiv:1607.00133. Use a dedicated library to account for the privacy that is spent.
 
     >>> tx = differentially_private_aggregate(1.0, 0.0, key=0)
     >>> g = jnp.array([[3.0, 4.0], [0.3, 0.4]])
     >>> tx.update(g, tx.init(g[0]))[0].round(3).tolist()
     [0.45000001788139343, 0.6000000238418579]
 
-    Differs from Optax: no clipped copy of every example's gradient is made; both parts of complex gradients have
-    the noise; a key or seed must be given; the state holds the key as plain numbers, which can be saved.
+    Differs from Optax: no clipped copy of every example's gradient is made; both parts of complex gradients get
+    noise; a key or seed must be given; the state holds the key as plain numbers, which can be saved.
     """
 
     l2_norm_clip: NonNegative
@@ -82,7 +84,7 @@ class differentially_private_aggregate(GradientTransformation):
             return (clipped + noise) / len(factors)
 
         updates = map_leaves(leaf, updates, read=(key_of,), params=params, same_shape=False)
-        return updates, DifferentiallyPrivateAggregateState(kept_as(key, state.rng_key))
+        return updates, DifferentiallyPrivateAggregateState(stored_like(key, state.rng_key))
 
     @property
     def _key(self) -> Any:
@@ -90,15 +92,15 @@ class differentially_private_aggregate(GradientTransformation):
 
 
 def _batch_sizes(updates: Tree) -> list[int]:
-    """The length of the leading axis, once for each leaf."""
+    """Returns the length of the leading axis, once for each leaf."""
     leaves = jax.tree.leaves(updates, is_leaf=is_nothing)
     names = paths(updates, is_nothing)
     found = [(path, np.shape(g)) for path, g in zip(names, leaves, strict=True) if not is_nothing(g)]
     for path, shape in found:
         if not shape or shape[0] != (found[0][1] or (None,))[0] or shape[0] == 0:
             raise ValueError(
-                f"updates{path} has shape {shape}; differentially_private_aggregate needs a leading axis, "
-                "the same for all leaves: one gradient for each example"
+                f"updates{path} has shape {shape}; differentially_private_aggregate needs a leading axis "
+                "with one gradient for each example, of the same length in all leaves"
             )
     return [shape[0] for _, shape in found]
 
@@ -110,7 +112,7 @@ def _squares_by_example(g: jax.Array) -> jax.Array:
 def _normal(key: jax.Array, like: jax.Array) -> jax.Array:
     if not jnp.iscomplexobj(like):
         return jax.random.normal(key, like.shape, like.dtype)
-    return 2**0.5 * jax.random.normal(key, like.shape, like.dtype)  # variance 1 in either part
+    return 2**0.5 * jax.random.normal(key, like.shape, like.dtype)  # variance 1 in each part
 
 
 @checked
@@ -122,13 +124,13 @@ def dpsgd(
     momentum: Decay | None = None,
     nesterov: bool = False,
 ) -> chain:
-    """DP-SGD: w ← w − learning_rate · u, u the noisy mean of clipped gradients, or the momentum of it.
+    """DP-SGD: w ← w − learning_rate · u, u the noisy mean of clipped gradients, or its momentum.
 
     See `differentially_private_aggregate` for u, its arguments, and the leading axis that the gradients have.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
-        seed: a key of `jax.random`, or a whole number to make one of.
+        seed: a `jax.random` key, or an integer seed.
         momentum, nesterov: as in `trace`; None for no momentum.
 
     Abadi et al. 2016, arXiv:1607.00133.

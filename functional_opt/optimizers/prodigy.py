@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import abs_sq, copy_of, map_leaves, narrow, safe_sqrt, zeros_like
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Params, Signed, Unsigned
-from ..value import Decay, DType, NonNegative, Positive, Static
-from .distance import Betas, dot, over, ratio, total
+from ..core.checks import Static
+from ..core.leaves import cast_like, copy_of, map_leaves, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.ranges import Decay, DType, NonNegative, Positive
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Params, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from .distance import Betas, dot, ratio, safe_divide, total_over_leaves
 
 
 class ProdigyState(NamedTuple):
@@ -32,20 +33,20 @@ class ProdigyState(NamedTuple):
 class prodigy(GradientTransformation):
     """Prodigy: w ← w − γ·(m / (√v + d·eps) + weight_decay·w), γ = learning_rate · d · √(1 − β2ᵗ) / (1 − β1ᵗ).
 
-    m ← β1·m + (1 − β1)·d·g; v ← β2·v + (1 − β2)·d²·|g|². d, from estim_lr0 on, is the largest
-    estim_lr_coef · r / ‖s‖₁ so far, with r ← β3·r + (d / estim_lr0)·γ·⟨g, w₀ − w⟩ and s ← β3·s + (d / estim_lr0)·γ·g.
+    m ← β1·m + (1 − β1)·d·g; v ← β2·v + (1 − β2)·d²·|g|². d starts at estim_lr0 and is the largest estim_lr_coef · r /
+    ‖s‖₁ so far, with r ← β3·r + (d / estim_lr0)·γ·⟨g, w₀ − w⟩ and s ← β3·s + (d / estim_lr0)·γ·g.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count, times d: 1.0 is meant.
-        betas: decay of m and of v, each in [0, 1).
-        beta3: decay of r and s, in [0, 1); √β2 if None.
-        eps: ≥ 0.
-        estim_lr0: d at the start, > 0; too small is safe, too large is not.
-        estim_lr_coef: a factor of the estimate, > 0; change this one first.
-        weight_decay: decoupled, ≥ 0.
-        safeguard_warmup: whether s takes d for γ, so that a warm-up does not make the estimate too large.
-        state_dtype: how m, v and s are stored; the params' dtype, float32 for 16-bit params, if None, which
-            w₀ always has.
+        learning_rate: a factor on d: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.
+        betas: decay rates of m and v, each in [0, 1).
+        beta3: decay rate of r and s, in [0, 1); √β2 if None.
+        eps: added outside the root, times d, ≥ 0.
+        estim_lr0: initial d, > 0. A value that is too small is safe; one that is too large is not.
+        estim_lr_coef: a factor on the estimate, > 0. Tune this argument first.
+        weight_decay: decoupled weight decay, ≥ 0.
+        safeguard_warmup: whether s uses d instead of γ, so that a warm-up does not make the estimate too large.
+        state_dtype: storage dtype of m, v and s. None means the params' dtype, or float32 for 16-bit params; w₀
+            always has that dtype.
 
     Raises ValueError without params.
 
@@ -56,7 +57,7 @@ class prodigy(GradientTransformation):
     >>> f"{u:.1e} {state.estim_lr:.1e}"
     '-1.0e-06 1.0e-06'
 
-    Differs from Optax: a first gradient of zero gives zero, not NaN.
+    Differs from Optax: a first gradient of zero gives an update of zero, not NaN.
     """
 
     learning_rate: Rate = 1.0
@@ -86,7 +87,7 @@ class prodigy(GradientTransformation):
         t, d = increment(state.count), state.estim_lr
         rate = d * rate_at(self.learning_rate, state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
         weight = d / self.estim_lr0
-        gain = total(lambda g, w0, w: dot(g, w0 - w), updates, state.params0, params)
+        gain = total_over_leaves(lambda g, w0, w: dot(g, w0 - w), updates, state.params0, params)
         r = b3 * state.numerator_weighted + weight * rate * gain
 
         def moments(g, m, v, s):
@@ -96,12 +97,12 @@ class prodigy(GradientTransformation):
 
         slots = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         updates, m, v, s = map_leaves(moments, updates, *slots)
-        d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total(jnp.abs, s)))
+        d = jnp.maximum(d, self.estim_lr_coef * ratio(r, total_over_leaves(jnp.abs, s)))
 
         def leaf(g, m, v, w):
-            return -rate * (over(m, safe_sqrt(v) + d * self.eps) + self.weight_decay * w)
+            return -rate * (safe_divide(m, safe_sqrt(v) + d * self.eps) + self.weight_decay * w)
 
         updates = map_leaves(leaf, updates, read=(m, v, params), params=params)
         scalars = {"estim_lr": d, "numerator_weighted": r}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, ProdigyState(m, v, s, state.params0, count=t, **scalars)

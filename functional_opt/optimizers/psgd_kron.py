@@ -1,31 +1,32 @@
-"""PSGD Kron: a preconditioner of Kronecker factors, fitted as triangular matrices on their Lie group."""
+"""PSGD Kron: a Kronecker-factored preconditioner, fitted on the Lie group of triangular matrices."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Exact, RandomKey, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.noise import Key, kept_as, key_data, key_in
-from ..value import Decay, DType, Positive, PositiveBound, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
+from ..core.schedule import Rate, rate_at
+from ..core.sharding import replicate, reshard_like
+from ..core.slots import Counter, Exact, RandomKey, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.noise import Key, key_data, key_in, stored_like
 
 
 class ScaleByPsgdKronState(NamedTuple):
-    """`count`: steps done. `mu`: running mean of g. `rng_key`: the data (uint32) of the key of the next probes.
+    """`count`: steps done. `mu`: running mean of g. `rng_key`: the key data (uint32) for the next probes.
 
-    `q[k]`: for every leaf the factor of its axis k, an upper triangular matrix or, for a diagonal one, a vector;
-    zeros of shape (1,) where the leaf has no such axis.
+    `q[k]`: for every leaf, the factor of its axis k: an upper triangular matrix, or a vector if the factor is
+    diagonal. It is zeros of shape (1,) if the leaf has no such axis.
     """
 
     count: Counter
@@ -36,33 +37,35 @@ class ScaleByPsgdKronState(NamedTuple):
 
 @transformation
 class scale_by_psgd_kron(GradientTransformation):
-    """u = P·m̂ with P = QᴴQ, Q = Q_1 ⊗ Q_2 ⊗ ..., a factor for each axis, fitted to make u white.
+    """PSGD Kron's direction: u = P·m̂ with P = QᴴQ, Q = Q_1 ⊗ Q_2 ⊗ ..., one factor per axis, fitted to whiten u.
 
-    m ← b1·m + (1 − b1)·g; m̂ = m / (1 − b1ᵗ). Q goes down the slope of E[m̂ᴴ·P·m̂ + zᴴ·P⁻¹·z], z a random probe
-    of ±1, within upper triangular matrices: with a = Q·m̂, b = Q⁻ᴴ·z, unfolded along axis k as A_k and B_k,
+    m ← b1·m + (1 − b1)·g; m̂ = m / (1 − b1ᵗ). Q descends on E[m̂ᴴ·P·m̂ + zᴴ·P⁻¹·z], z a random probe of ±1, with
+    upper triangular factors. With a = Q·m̂ and b = Q⁻ᴴ·z, unfolded along axis k as A_k and B_k, a fit is
 
         Q_k ← Q_k − precond_lr · triu(A_k·A_kᴴ − B_k·B_kᴴ) · Q_k / ‖A_k·A_kᴴ + B_k·B_kᴴ‖.
 
-    That happens at a part of the steps, drawn at random, and not where what Q is fitted to is all 0. The product of
-    the factors' largest elements is held within 1e±18. u is scaled down to a root mean square of max_update_rms.
+    Only some steps, drawn at random, fit Q, and a leaf is skipped if the m̂ or g that its Q is fitted to is all 0.
+    The product of the factors' largest elements is kept within 1e±18. u is scaled down to a root mean square of at
+    most max_update_rms.
 
     Args:
-        b1: decay of the mean, in [0, 1).
-        preconditioner_update_probability: how probable it is that Q is fitted at a step: a number, a schedule, or a
-            function of the count; if None 1 for 500 steps, then falling as exp(−0.001·t) to 0.03. The work is done
-            only then.
+        b1: decay rate of the mean, in [0, 1).
+        preconditioner_update_probability: probability that a step fits Q: a number, a schedule, or a function of the
+            count. If None, it is 1 for 500 steps and then falls as exp(−0.001·t) to 0.03. Other steps skip the work.
         max_size_triangular: an axis longer than this has a diagonal factor.
-        min_ndim_triangular: so has every axis of a leaf with fewer axes than this.
-        momentum_into_precond_update: whether Q is fitted to m̂ or to g.
-        precond_lr: in [0, 1); the norm in the formula is a lower bound of the largest eigenvalue.
-        precond_init_scale: Q at the start, > 0, as a multiple of 1.
-        max_update_rms: of the leaf's u, > 0; no bound if None.
-        key: a key of `jax.random`, or an integer; the seed 0 if None.
-        state_dtype: how m is stored; the params' dtype, float32 for 16-bit params, if None. Q is float32 at least.
+        min_ndim_triangular: every axis of a leaf with fewer axes than this has a diagonal factor too.
+        momentum_into_precond_update: whether to fit Q to m̂; it is fitted to g if not.
+        precond_lr: learning rate of the fit, in [0, 1). The norm in the formula is a lower bound of the largest
+            eigenvalue.
+        precond_init_scale: initial Q, as a multiple of the identity, > 0.
+        max_update_rms: largest root mean square of a leaf's u, > 0; no bound if None.
+        key: a `jax.random` key or an integer seed; seed 0 if None.
+        state_dtype: storage dtype of m. None means the params' dtype, or float32 for 16-bit params. Q is at least
+            float32.
 
-    Li 2015, arXiv:1512.04202; the fit, its rate and its schedule as in Li's and Walters' Kron. Differs from it:
-    probes of ±1, not normal ones, have the same expectation and less noise; all leaves share one key; the factors
-    are balanced at every fit.
+    Li 2015, arXiv:1512.04202. The fit, its rate and its schedule are as in Li's and Walters' Kron. Differs from it:
+    the probes are ±1, not normal, which gives the same expectation and less noise; all leaves share one key; the
+    factors are balanced at every fit.
 
     >>> tx = scale_by_psgd_kron()
     >>> u, state = tx.update({"w": jnp.full(2, 100.0)}, tx.init({"w": jnp.zeros(2)}))
@@ -106,11 +109,11 @@ class scale_by_psgd_kron(GradientTransformation):
             m = self.b1 * m + (1 - self.b1) * g
             m_hat = m / (1 - self.b1**t)
             shape = g.shape or (1,)
-            u = whole(m_hat).reshape(shape)
+            u = replicate(m_hat).reshape(shape)
             factors = list(q[: len(shape)])
-            seen = u if self.momentum_into_precond_update else whole(g).reshape(shape)
+            seen = u if self.momentum_into_precond_update else replicate(g).reshape(shape)
             probes = jax.random.rademacher(probe, shape, "float32")
-            fitting = due & jnp.any(seen != 0)  # zeros say nothing of the slope: Q would grow for ever
+            fitting = due & jnp.any(seen != 0)  # zeros carry no information: Q would grow for ever
             factors = jax.lax.cond(fitting, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
             size = _nonzero(jnp.max(jnp.abs(u)))
             u = u / size
@@ -121,10 +124,10 @@ class scale_by_psgd_kron(GradientTransformation):
                 rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
                 size = jnp.minimum(size, self.max_update_rms / _nonzero(rms))
             u = u * size
-            return placed_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
+            return reshard_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
 
         updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
-        return updates, ScaleByPsgdKronState(t, mu, tuple(q), kept_as(key, state.rng_key))
+        return updates, ScaleByPsgdKronState(t, mu, tuple(q), stored_like(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular
@@ -136,12 +139,16 @@ class scale_by_psgd_kron(GradientTransformation):
 
 
 def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
-    """A factor, a matrix or a diagonal, along axis k of x."""
-    return along(q, x, k) if q.ndim == 2 else x * q.reshape([-1 if axis == k else 1 for axis in range(x.ndim)])
+    """Multiplies x along axis k by a factor, which is a matrix or a diagonal."""
+    return (
+        multiply_axis(q, x, k) if q.ndim == 2 else x * q.reshape([-1 if axis == k else 1 for axis in range(x.ndim)])
+    )
 
 
 def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
-    """One step of all factors."""
+    """Returns all factors after one step of the fit."""
+    from jax.scipy.linalg import solve_triangular  # slow to import
+
     size = jnp.max(jnp.abs(g))
     a, b = g / size, probes.astype(g.dtype)
     for k, factor in enumerate(q):
@@ -169,12 +176,12 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
 
 
 def _nonzero(x: jax.Array) -> jax.Array:
-    """A number ≥ 0 to divide by, 1 in place of 0."""
+    """Returns x ≥ 0 as a divisor, with 1 in place of 0."""
     return jnp.where(x == 0, 1.0, x)
 
 
 def _largest(a: jax.Array) -> jax.Array:
-    """A lower bound of the largest eigenvalue of a Hermitian matrix without negative ones, close to it."""
+    """Returns a close lower bound of the largest eigenvalue of a Hermitian matrix without negative eigenvalues."""
     scale = jnp.max(jnp.abs(a))
     a = a / scale
     x = a @ a[:, jnp.argmax(jnp.sum(abs_sq(a), axis=0))]
@@ -198,7 +205,7 @@ def psgd_kron(
     key: Key = None,
     state_dtype: DType | None = None,
 ) -> chain:
-    """PSGD Kron: w ← w − learning_rate · (P·m̂ + weight_decay · w), P fitted as it goes. See `scale_by_psgd_kron`.
+    """PSGD Kron: w ← w − learning_rate · (P·m̂ + weight_decay · w), P fitted as it runs. See `scale_by_psgd_kron`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; about a third of Adam's.

@@ -1,15 +1,17 @@
-"""RAdam: Adam that waits until the variance of its second moment is known."""
+"""RAdam: Adam that uses momentum alone until the variance of its second moment can be computed."""
 
 from typing import Annotated
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Range, Scalar, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative, Range, Scalar
+from ..core.schedule import Rate
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import ScaleByAdamState
 
 Threshold = Annotated[Scalar, Range("[4, inf]")]
@@ -24,7 +26,7 @@ class scale_by_radam(GradientTransformation):
 
     Args:
         b1, b2, eps, eps_root, nesterov, state_dtype: as in `scale_by_adam`.
-        threshold: the ρ from which the step is adaptive, ≥ 4; ρ is about t at first.
+        threshold: least ρ at which the step is adaptive, ≥ 4; at first ρ is about t.
 
     Liu et al. 2019, arXiv:1908.03265.
 
@@ -33,7 +35,7 @@ class scale_by_radam(GradientTransformation):
     >>> [round(x, 3) for x in u["w"].tolist()]
     [2.0, -0.1]
 
-    Differs from Optax: ρ, a small difference of large numbers, keeps its digits in float32.
+    Differs from Optax: ρ, a small difference of large numbers, stays accurate in float32.
     """
 
     preconditions = True
@@ -68,7 +70,7 @@ class scale_by_radam(GradientTransformation):
         return updates, ScaleByAdamState(t, mu, nu)
 
     def _rectified(self, t):
-        """Whether the step is adaptive, and r. From one rounded b2, whose error then cancels in ρ."""
+        """Returns whether the step is adaptive, and r. All terms share one rounded b2, so its error cancels in ρ."""
         b2 = jnp.asarray(self.b2, float)
         limit = (1 + b2) / (1 - b2)
         rho = limit - 2 * t / jnp.expm1(-t * jnp.log1p(b2 - 1))

@@ -1,19 +1,21 @@
-"""RMSprop: steps scaled by a running root mean square."""
+"""RMSprop: steps divided by a running root mean square."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .. import native
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, full_like, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Counter, Signed16, Unsigned, Unsigned16
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import Decay, DType, Fraction, NonNegative, Static, checked
+from ..core import kernels
+from ..core.checks import Static, checked
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed16, Unsigned, Unsigned16
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 
 class ScaleByRmsState(NamedTuple):
@@ -34,12 +36,12 @@ class scale_by_rms(GradientTransformation):
     """RMSprop's direction: v ← decay·v + (1 − decay)·|g|²; u = g / √(v + eps).
 
     Args:
-        decay: decay of the mean, in [0, 1).
-        eps: ≥ 0, inside the root; outside it with `eps_in_sqrt=False`: √v + eps.
-        initial_scale: what v starts with, ≥ 0.
-        eps_in_sqrt: where eps stands.
-        bias_correction: whether v is divided by 1 − decayᵗ.
-        state_dtype: how v is stored; the params' dtype, float32 for 16-bit params, if None.
+        decay: decay rate of the mean, in [0, 1).
+        eps: added inside the root, ≥ 0; outside it with `eps_in_sqrt=False`: √v + eps.
+        initial_scale: initial value of v, ≥ 0.
+        eps_in_sqrt: whether eps is added inside the root.
+        bias_correction: whether to divide v by 1 − decayᵗ.
+        state_dtype: storage dtype of v. None means the params' dtype, or float32 for 16-bit params.
 
     Hinton 2012, Neural Networks for Machine Learning, lecture 6e.
 
@@ -72,8 +74,8 @@ class scale_by_rms(GradientTransformation):
 
     def as_kernel(self, state, params):
         _, weight = _weight(self.bias_correction, self.decay, state)
-        scalars = (self.decay, 1 - self.decay, weight, self.eps)
-        return (native.Link("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
+        scalars = kernels.RMSScalars(self.decay, 1 - self.decay, weight, self.eps)
+        return (kernels.KernelOp("rms" if self.eps_in_sqrt else "rms_outside", scalars, (state.nu,)),)
 
 
 class ScaleByRStdDevState(NamedTuple):
@@ -99,7 +101,7 @@ class scale_by_stddev(GradientTransformation):
 
     Graves 2013, arXiv:1308.0850, section 4.2.
 
-    Differs from Optax, where a gradient that stays the same gives NaN once rounding makes the variance negative.
+    Differs from Optax, where a constant gradient gives NaN once rounding makes the variance negative.
 
     >>> tx = scale_by_stddev(decay=0.5, eps=0.0)
     >>> round(tx.update({"w": 3.0}, tx.init({"w": 0.0}))[0]["w"].item(), 3)
@@ -135,7 +137,7 @@ class scale_by_stddev(GradientTransformation):
 
 
 def _weight(bias_correction: bool, decay: Any, state: Any) -> tuple[dict, Any]:
-    """The new count, if one is kept, and what t steps have given a mean that starts at zero."""
+    """Returns the new count, if one is kept, and the total weight of t steps in a mean that starts at zero."""
     if not bias_correction:
         return {}, 1.0
     t = increment(state.count)
@@ -164,8 +166,8 @@ def rmsprop(
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
-        centered: whether v − m² stands in place of v. See `scale_by_rms`, `scale_by_stddev`.
-        momentum: in [0, 1]; None keeps no trace. The learning rate is inside it. See `trace`.
+        centered: whether to use v − m² instead of v. See `scale_by_rms`, `scale_by_stddev`.
+        momentum: in [0, 1]; None for no trace. The trace includes the learning rate. See `trace`.
 
     Hinton 2012, lecture 6e; Graves 2013, arXiv:1308.0850.
 

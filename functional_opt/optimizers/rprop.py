@@ -1,22 +1,23 @@
-"""Rprop: every weight has a step size of its own, which grows until its gradient changes sign."""
+"""Rprop: every weight has its own step size, which grows until its gradient changes sign."""
 
 from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import full_like, map_leaves, zeros_like
-from ..slots import Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale
-from ..value import Bound, DType, NonNegative, Range, Scalar, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.ranges import Bound, DType, NonNegative, Range, Scalar
+from ..core.slots import Signed, Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale
 
 Shrink = Annotated[Scalar, Range("(0, 1]")]
 Grow = Annotated[Scalar, Range("[1, inf)")]
 
 
 class ScaleByRpropState(NamedTuple):
-    """`step_sizes`: how long every weight's steps are. `prev_updates`: the last, 0 after a change of sign."""
+    """`step_sizes`: Δ of every weight. `prev_updates`: the last u, 0 after a change of sign."""
 
     step_sizes: Unsigned
     prev_updates: Signed
@@ -26,16 +27,16 @@ class ScaleByRpropState(NamedTuple):
 class scale_by_rprop(GradientTransformation):
     """Rprop's direction: u = Δ · sign(g), or 0 right after g has changed sign.
 
-    Δ, which starts at learning_rate, is multiplied by eta_plus where g has the sign of the step before, by
-    eta_minus where it has the other, and clipped to [min_step_size, max_step_size]; it stays where the step
-    before was 0. For gradients of the whole data: noise changes signs.
+    Δ starts at learning_rate. It is multiplied by eta_plus where g has the sign of the previous step and by eta_minus
+    where it has the opposite sign, and clipped to [min_step_size, max_step_size]. It does not change where the
+    previous step was 0. Use gradients of the full data set: noise changes signs.
 
     Args:
         learning_rate: the first step size, ≥ 0.
-        eta_minus: in (0, 1].
-        eta_plus: ≥ 1.
+        eta_minus: factor of Δ when the sign changes, in (0, 1].
+        eta_plus: factor of Δ when the sign stays the same, ≥ 1.
         min_step_size, max_step_size: bounds of Δ, ≥ 0.
-        state_dtype: how Δ and the last step are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of Δ and the last step. None means the params' dtype, or float32 for 16-bit params.
 
     Riedmiller & Braun 1993, ICNN, without its weight backtracking: Igel & Hüsken 2003, Rprop⁻.
 
@@ -44,7 +45,7 @@ class scale_by_rprop(GradientTransformation):
     >>> [round(x, 3) for x in tx.update({"w": jnp.array([5.0, 0.1])}, state)[0]["w"].tolist()]
     [0.12, 0.0]
 
-    Differs from Optax 0.2.8, which gives every step one call late, and 0 at the first (its #1725).
+    Differs from Optax 0.2.8, which returns every step one call late, and 0 at the first call (Optax #1725).
     """
 
     preconditions = True
@@ -82,7 +83,7 @@ def rprop(
     *,
     state_dtype: DType | None = None,
 ) -> chain:
-    """Rprop: w ← w − Δ · sign(g), Δ grown and shrunk for each weight. See `scale_by_rprop`.
+    """Rprop: w ← w − Δ · sign(g), with a Δ per weight that grows and shrinks. See `scale_by_rprop`.
 
     Riedmiller & Braun 1993, ICNN; Igel & Hüsken 2003.
 

@@ -1,20 +1,21 @@
-"""Schedule-free learning: an average of the iterates in place of a decaying learning rate."""
+"""Schedule-free learning: an average of the iterates instead of a decaying learning rate."""
 
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation
-from ..leaves import Tree, copy_of, map_leaves, narrow, widen_params, widen_tree
-from ..schedules import Rate, warmup_constant_schedule
-from ..schedules.base import rate_at
-from ..slots import Counter, Number, Params, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.evaluate import eval_params, where_kept
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, Range, Scalar, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
+from ..core.ranges import Count, Decay, DType, NonNegative, Range, Scalar
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Number, Params, States
+from ..core.transformation import GradientTransformation, Transformation, increment, needs_params, transformation
+from ..schedules import warmup_constant_schedule
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.wrapping.evaluate import eval_params, where_kept
 from .rmsprop import scale_by_rms
 from .sgd import sgd
 
@@ -22,10 +23,10 @@ Weight = Annotated[Scalar, Range("(0, 1]")]
 
 
 class ScheduleFreeState(NamedTuple):
-    """`b1`: as given. `weight_sum`: Σ of the averaging weights. `step_count`: steps done, plus 1.
+    """`b1`: as given. `weight_sum`: sum of the averaging weights. `step_count`: steps done, plus 1.
 
-    `max_lr`: the largest learning rate so far. `base_optimizer_state`: the inner state. `z`: the params that
-    the inner optimizer moves.
+    `max_lr`: the largest learning rate so far. `base_optimizer_state`: the inner state. `z`: the params that the
+    inner optimizer updates.
     """
 
     b1: Number
@@ -36,7 +37,7 @@ class ScheduleFreeState(NamedTuple):
     z: Params
 
     def eval_params(self, params: Tree) -> Tree:
-        """The averaged params. See `functional_opt.eval_params`."""
+        """Returns the averaged params. See `functional_opt.eval_params`."""
         return where_kept(lambda y, z: (y - (1 - self.b1) * z) / self.b1, params, self.z)
 
 
@@ -44,17 +45,17 @@ class ScheduleFreeState(NamedTuple):
 class schedule_free(GradientTransformation):
     """Moves z by an optimizer and averages it: x ← (1 − c)·x + c·z; the params are y = b1·x + (1 − b1)·z.
 
-    c = a / Σa, the sum over all steps, with a = (largest learning rate so far)^weight_lr_power; the rate of the step
-    that moved z is one of these, and c is 0 as long as all were 0. Gradients are taken at the params y; evaluate x,
-    which `schedule_free_eval_params` gives.
+    c = a / Σa, the sum over all steps so far, with a = (largest learning rate so far)^weight_lr_power. Both include
+    the current step. c is 0 as long as all learning rates were 0. Gradients are taken at the params y. Evaluate x,
+    which `schedule_free_eval_params` returns.
 
     Args:
-        base_optimizer: a gradient transformation, without momentum of its own.
-        learning_rate: its learning rate, which weighs the average: a number ≥ 0, a schedule, or a function of
-            the count, from 0 as for any optimizer.
-        b1: how much of x there is in the params, in (0, 1].
-        weight_lr_power: ≥ 0; 0 weighs all steps alike.
-        state_dtype: how z is stored; the params' dtype, float32 for 16-bit params, if None.
+        base_optimizer: a gradient transformation that has no momentum.
+        learning_rate: the base optimizer's learning rate, which weights the average: a number ≥ 0, a schedule, or a
+            function of the count, which starts at 0 as for any optimizer.
+        b1: share of x in the params, in (0, 1].
+        weight_lr_power: exponent of the weights, ≥ 0; 0 weights all steps equally.
+        state_dtype: storage dtype of z. None means the params' dtype, or float32 for 16-bit params.
 
     Raises ValueError without params.
 
@@ -69,9 +70,9 @@ class schedule_free(GradientTransformation):
     >>> w.item(), state.z.item(), schedule_free_eval_params(state, w).item()
     (-0.75, -1.0, -0.5)
 
-    Differs from Optax, which weighs a step by the learning rate of the step after it: here, as in the authors' code
-    (facebookresearch/schedule_free), by its own. Sums are kept in float32 whatever the params' dtype. z starts as a
-    copy of the params; as zeros where these are only shapes.
+    Differs from Optax, which weights a step by the learning rate of the next step. Here, as in the authors' code
+    (facebookresearch/schedule_free), a step is weighted by its own. Sums are float32 whatever the params' dtype. z
+    starts as a copy of the params, or as zeros if these are only shapes.
     """
 
     base_optimizer: Transformation
@@ -102,25 +103,25 @@ class schedule_free(GradientTransformation):
         )
 
         def leaf(u, z, y):
-            # b1·x + (1 − b1)·z at the new x and z, less y: with no x in it, and nothing as large as y
+            # b1·x + (1 − b1)·z at the new x and z, minus y, written without x and without terms as large as y
             return c * (z - y) + (1 - b1 * (1 - c)) * u, z + u
 
         updates, z = map_leaves(leaf, moves, state.z, read=(params,), params=params)
         scalars = {"b1": b1, "weight_sum": total, "max_lr": max_lr}
-        scalars = {name: narrow(x, getattr(state, name)) for name, x in scalars.items()}
+        scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, ScheduleFreeState(
             step_count=increment(state.step_count), base_optimizer_state=inner, z=z, **scalars
         )
 
 
 def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
-    """The averaged params x, to be evaluated and kept, in the dtype of the params.
+    """Returns the averaged params x, for evaluation and saving, in the dtype of the params.
 
     Args:
-        state: a `ScheduleFreeState`, or any state that holds one or, for different leaves, several.
+        state: a `ScheduleFreeState`, or any state that contains one, or several for different leaves.
         params: the params being trained.
 
-    Raises ValueError for a state that holds none.
+    Raises ValueError for a state that contains none.
     """
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ScheduleFreeState))
     found = [x for x in leaves if isinstance(x, ScheduleFreeState)]
@@ -169,7 +170,7 @@ def schedule_free_adamw(
 
     Args:
         learning_rate: a number ≥ 0; without warm-up also a schedule or a function of the count.
-        warmup_steps: over how many steps the rate rises from 0; None for none.
+        warmup_steps: number of steps over which the learning rate rises from 0; None for no warm-up.
         b2, eps: as in `scale_by_adam`.
         weight_decay: as in `add_decayed_weights`.
 

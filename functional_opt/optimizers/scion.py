@@ -1,23 +1,25 @@
-"""Scion: steps to the edge of a ball, each leaf in a norm that suits what it does in the model."""
+"""Scion: steps to the boundary of a ball, in a norm that suits each leaf's role in the model."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import Tree, abs_sq, is_nothing, map_leaves, paths, safe_sqrt, widen_tree, zeros_like, zip_leaves
-from ..paths import Labels, resolve_labels, spread
-from ..schedules import Rate
-from ..slots import Counter, Signed
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
-from ..transforms.routing import Layout, places
-from ..trees import visible
-from ..value import DType, Fraction, NonNegative, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
+from ..core.model_trees import visible
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Labels, broadcast_prefix, resolve_labels
+from ..core.ranges import DType, Fraction, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
+from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
+from ..transforms.matrices.routing import Layout, leaf_roles
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 Norm = Literal["spectral", "sign", "per_input", "per_output", "rms"]
 BY_PLACE = {"matrix": "spectral", "head": "sign", "embedding": "per_input", "other": "rms", "vector": "rms"}
@@ -32,36 +34,36 @@ class ScaleByScionState(NamedTuple):
 
 @transformation
 class scale_by_scion(GradientTransformation):
-    """Scion's direction: d ← (1 − momentum)·d + momentum·g; u = scale · the point of the unit ball that d points at.
+    """Scion's direction: d ← (1 − momentum)·d + momentum·g; u = scale · the point of the unit ball farthest along d.
 
-    A kernel has the shape (inputs, outputs); of an embedding the inputs are the tokens. Kernels of attentions and
-    stacks of matrices are read as `muon_labels` reads them. The unit balls:
+    A kernel has the shape (inputs, outputs); the inputs of an embedding are the tokens. Attention kernels and stacks
+    of matrices are recognized as by `muon_labels`. The unit balls:
 
     - "spectral": u = √(outputs / inputs) · orthogonalize(d), for hidden matrices, and stacks of them;
     - "sign": u = sign(d) / inputs, for the output layer;
     - "per_input": √outputs · d / ‖d‖ for the weights of each input (the paper's ColNorm), for embeddings;
     - "per_output": d / (√inputs · ‖d‖) for the weights of each output (RowNorm);
-    - "rms": d / rms(d), for vectors, scalars and what has more than two axes.
+    - "rms": d / rms(d), for vectors, scalars and other leaves with more than two axes.
 
     Args:
-        momentum: weight of the gradient, in [0, 1]; it is 1 − beta of others.
-        norms: which norm a leaf has: a tree of these words, a function from params to one, or path rules, such as
-            `{"*/embedding": "per_input", "*/bias": "rms", "**": "spectral"}`. If None, as above, embeddings and heads
-            known by their paths as in `muon_labels`. `describe` prints what came of it.
+        momentum: weight of the gradient, in [0, 1]; it is 1 − beta of other optimizers.
+        norms: the norm of each leaf: a tree of these names, a function from params to such a tree, or path rules such
+            as `{"*/embedding": "per_input", "*/bias": "rms", "**": "spectral"}`. If None, norms are chosen as above,
+            with embeddings and heads recognized by their paths as in `muon_labels`. `describe` prints the result.
         scale: radius of the ball, ≥ 0.
-        sign_scale: that of the leaves with the norm "sign".
-        eps: added to the norms that are divided by, ≥ 0.
+        sign_scale: radius for the leaves with the norm "sign".
+        eps: added to the norms that are divisors, ≥ 0.
         ns_coeffs, ns_steps: as in `orthogonalize`.
-        state_dtype: how d is stored; the params' dtype, float32 for 16-bit params, if None.
-        weight_dimension_numbers: how leaves are matrices, as in `scale_by_muon`; "auto" if None, and for a leaf that
-            has no numbers its last two axes.
+        state_dtype: storage dtype of d. None means the params' dtype, or float32 for 16-bit params.
+        weight_dimension_numbers: which axes are rows and columns, as in `scale_by_muon`. None means "auto". A leaf
+            without numbers uses its last two axes.
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
 
-    Raises ValueError for another norm, or one that a leaf has too few axes for, naming the leaf.
+    Raises ValueError, naming the leaf, for an unknown norm and for a norm that needs more axes than the leaf has.
 
-    Pethick et al. 2025, arXiv:2502.07529. The scales are those of the authors' nanoGPT, where one matrix is embedding
-    and head, with the norm "sign"; their MLPs have 1 and 1024, their convolutional networks 8 and 128. A
-    norm for convolutions, which they have, is not here.
+    Pethick et al. 2025, arXiv:2502.07529. The default scales are those of the authors' nanoGPT, where one matrix is
+    both embedding and head and has the norm "sign". Their MLPs use 1 and 1024, their convolutional networks 8 and
+    128. Their norm for convolutions is not included.
 
     >>> tx, g = scale_by_scion(scale=1.0, sign_scale=1.0), {"lm_head": jnp.array([[3.0], [-1.0]]), "b": jnp.ones(2)}
     >>> u, _ = tx.update(g, tx.init(g))
@@ -106,45 +108,47 @@ class scale_by_scion(GradientTransformation):
         return updates, ScaleByScionState(increment(state.count), mu)
 
     def norm_of_each(self, params: Tree) -> list[str]:
-        """The norm of every leaf, None counted as one."""
+        """Returns the norm of every leaf, None included."""
         if self.norms is None:
             if self.weight_dimension_numbers is None:
-                return [BY_PLACE[place.kind] for place in places(params, self.matrix_layout)]
+                return [BY_PLACE[place.kind] for place in leaf_roles(params, self.matrix_layout)]
             specs = given_specs(self.weight_dimension_numbers, params)
-            both = zip(specs, places(params, self.matrix_layout), strict=True)
+            both = zip(specs, leaf_roles(params, self.matrix_layout), strict=True)
             return [BY_PLACE[place.kind] if s in (None, AUTO) else "spectral" for s, place in both]
-        norms = jax.tree.leaves(spread(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
+        norms = jax.tree.leaves(broadcast_prefix(resolve_labels(self.norms, params), params), is_leaf=is_nothing)
         leaves = jax.tree.leaves(params, is_leaf=is_nothing)
         for path, x, norm in zip(paths(params, is_nothing), leaves, norms, strict=True):
             if is_nothing(x):
                 continue
             if norm not in get_args(Norm):
-                raise ValueError(f"norms has {norm!r} for params{path}; there are {', '.join(get_args(Norm))}")
+                raise ValueError(f"norms has {norm!r} for params{path}; use one of {', '.join(get_args(Norm))}")
             if norm != "rms" and jnp.ndim(x) < 2:
-                raise ValueError(f"norms has {norm!r} for params{path}, of shape {jnp.shape(x)}; it must be 'rms'")
+                raise ValueError(
+                    f"norms has {norm!r} for params{path}, which has shape {jnp.shape(x)}; use 'rms' for a leaf with "
+                    "fewer than two axes"
+                )
         return norms
 
     def numbers_of_each(self, params: Tree) -> list[Any]:
-        """The dimension numbers of every leaf, None where it is read by its last two axes."""
+        """Returns the dimension numbers of every leaf, None for a leaf that uses its last two axes."""
         numbers = AUTO if self.weight_dimension_numbers is None else self.weight_dimension_numbers
         kinds = ("matrix", "head", "embedding")
-        read = [numbers_at(place, kinds) for place in places(params, self.matrix_layout)]
+        read = [numbers_at(place, kinds) for place in leaf_roles(params, self.matrix_layout)]
         specs = read if numbers == AUTO else given_specs(numbers, params)
         return [auto if spec == AUTO else spec for spec, auto in zip(specs, read, strict=True)]
 
-    def doubts(self, params: Tree) -> list[str]:
-        """What is not sure about each leaf, for `describe`; "" where all is."""
+    def doubts(self, params):
         if self.norms is not None:
             return []
         said = given_specs(self.weight_dimension_numbers, params)
-        both = zip(said, places(params, self.matrix_layout), strict=True)
+        both = zip(said, leaf_roles(params, self.matrix_layout), strict=True)
         return [place.doubt if spec in (None, AUTO) else "" for spec, place in both]
 
     def _orthogonal(self, d: jax.Array) -> jax.Array:
         return newton_schulz(d, coefficient_rows(self.ns_coeffs, self.ns_steps), self.eps)
 
     def _edge(self, d: jax.Array, norm: str) -> Any:
-        """The point of the ball that d points at; with the norm "spectral", d made orthogonal."""
+        """Returns the point of the ball farthest along d. For the norm "spectral", d must be orthogonal already."""
 
         def unit(axis=None):
             return d / (safe_sqrt(jnp.sum(abs_sq(d), axis=axis, keepdims=True)) + self.eps)
@@ -179,15 +183,15 @@ def scion(
 ) -> chain:
     """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
 
-    The weights stay within the balls, or come to them; with constrained=False, the paper's unconstrained Scion,
+    The weights stay within the balls, or move into them. constrained=False gives the paper's unconstrained Scion,
     w ← w − learning_rate · u.
 
     Args:
-        learning_rate: a number in [0, 1], a schedule, or a function of the count; 0.00036 is that of the authors'
-            nanoGPT. That of a small model is good for a large one.
+        learning_rate: a number in [0, 1], a schedule, or a function of the count; the authors' nanoGPT uses 0.00036.
+            The best value for a small model is also good for a large one.
 
-    Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2. No leaf needs an auxiliary optimizer: `partition` gives
-    it one all the same.
+    Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2. No leaf needs an auxiliary optimizer; use `partition`
+    to give it one nevertheless.
 
     >>> scion(0.001, constrained=False)
     chain(scale_by_scion(), scale_by_learning_rate(0.001))

@@ -1,10 +1,11 @@
 """Stochastic gradient descent, with momentum."""
 
-from ..schedules import Rate
-from ..transforms.chain import chain, identity
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import DType, Fraction, checked
+from ..core.checks import checked
+from ..core.ranges import DType, Fraction
+from ..core.schedule import Rate
+from ..transforms.combining.chain import chain, identity
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 
 @checked
@@ -20,9 +21,9 @@ def sgd(
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
-        momentum: in [0, 1]; None keeps no trace at all.
-        nesterov: whether t looks one step ahead: g + momentum·t. Without momentum it changes nothing.
-        accumulator_dtype, state_dtype: how t is stored (two names of one thing); see `trace`.
+        momentum: in [0, 1]; None for no trace.
+        nesterov: whether t looks one step ahead: g + momentum·t. It has no effect without momentum.
+        accumulator_dtype, state_dtype: storage dtype of t (two names for the same argument); see `trace`.
 
     Robbins & Monro 1951; Polyak 1964; Sutskever et al. 2013, ICML.
 
@@ -34,7 +35,7 @@ def sgd(
     >>> round(u["w"].item(), 3)
     -0.19
 
-    Differs from Keras, where the learning rate stands inside the trace.
+    Differs from Keras, where the trace includes the learning rate.
     """
     first = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype or state_dtype)
     return chain(first, scale_by_learning_rate(learning_rate))

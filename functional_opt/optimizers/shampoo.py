@@ -1,31 +1,41 @@
-"""Shampoo: every axis of a leaf preconditioned by a root of the gradients' second moments along it."""
+"""Shampoo: preconditions every axis of a leaf with a root of the gradients' second moments along it."""
 
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, placed_like, safe_sqrt, whole, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import absent, along, gram, slots_by_axis, sum_of_slices, unless_overflown
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import trace
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.sharding import replicate, reshard_like
+from ..core.slots import Counter, Exact, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import (
+    absent,
+    gram,
+    multiply_axis,
+    slots_by_axis,
+    sum_of_slices,
+    unless_overflown,
+)
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import trace
 
 Grafting = Literal["none", "sgd", "adagrad", "rmsprop", "adam"]
 
 
 class ScaleByShampooState(NamedTuple):
-    """`count`: steps done. `nu`: sums or means of |g|², of the leaves that need them.
+    """`count`: steps done. `nu`: sums or means of |g|², for the leaves that need them.
 
-    `statistics[k]`: for every leaf those of G·Gᴴ, G a block of its gradient unfolded along axis k, in the shape
-    (blocks, n, n); `preconditioners[k]`: their inverse roots. What a leaf does not have is zeros of
-    shape (1,).
+    `statistics[k]`: for every leaf, sums or means of G·Gᴴ, G a block of its gradient unfolded along axis k, in the
+    shape (blocks, n, n). `preconditioners[k]`: their inverse roots. A slot that a leaf does not use is zeros of shape
+    (1,).
     """
 
     count: Counter
@@ -39,33 +49,35 @@ class scale_by_shampoo(GradientTransformation):
     """Shampoo's direction: L ← beta2·L + (1 − beta2)·g·gᴴ, R likewise of gᴴ·g; u = s · L̂^(−1/4)·g·R̂^(−1/4).
 
     L̂ = L / (1 − beta2ᵗ) + eps·λ·1, λ its largest eigenvalue. A leaf of k axes has k such matrices and the exponent
-    −1/(2k). The roots are computed anew every preconditioner_every steps only, by eigh.
+    −1/(2k). The roots are recomputed only every preconditioner_every steps, by eigh.
 
     Grafting takes the length of u from another rule: s = ‖d‖ / ‖u‖ over the leaf, with
 
         sgd: d = g;  adagrad: d = g / (√Σ|g|² + graft_eps);
         rmsprop: d = g / (√v + graft_eps);  adam: d = g / (√(v / (1 − beta2ᵗ)) + graft_eps).
 
-    v ← beta2·v + (1 − beta2)·|g|². With "none" s = 1. A leaf with fewer than two axes gets d itself, with "none" that
-    of adam, or of adagrad where beta2 is None: Shampoo in blocks of one element.
+    v ← beta2·v + (1 − beta2)·|g|². With "none", s = 1. A leaf with fewer than two axes gets d itself. With "none"
+    this is the d of adam, or of adagrad if beta2 is None: Shampoo in blocks of one element.
 
     Args:
-        block_size: an axis longer than this is cut into equal blocks no longer than it, each block of the leaf
-            with matrices of its own.
-        beta2: decay of L, R and v, in [0, 1); None sums in place of the mean, as the first paper does.
-        eps: the ridge, as a part of the largest eigenvalue, ≥ 0.
+        block_size: an axis longer than this is cut into equal blocks that are at most this long. Each block of the
+            leaf has its own matrices.
+        beta2: decay rate of L, R and v, in [0, 1); None uses sums instead of means, as the first paper does.
+        eps: the ridge, as a fraction of the largest eigenvalue, ≥ 0.
         grafting: "none", "sgd", "adagrad", "rmsprop" or "adam".
-        preconditioner_every: steps from one set of roots to the next, ≥ 1.
-        start_preconditioning_step: the step, from 1, of the first roots; before it u = d, with "none" g.
-        graft_eps: ≥ 0.
-        state_dtype: how v is stored; the params' dtype, float32 for 16-bit params, if None. Matrices are
-            float32 at least.
+        preconditioner_every: number of steps from one set of roots to the next, ≥ 1.
+        start_preconditioning_step: the step, counted from 1, at which the first roots are computed; before it u = d,
+            or u = g with "none".
+        graft_eps: added to the roots in d, ≥ 0.
+        state_dtype: storage dtype of v. None means the params' dtype, or float32 for 16-bit params. Matrices are at
+            least float32.
 
     Raises ValueError for grafting="rmsprop" or "adam" without beta2.
 
-    Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018, for blocks and grafting.
-    Differs from these: blocks of an axis are of one length, means are corrected, the ridge is relative, and momentum
-    is one (`trace`), not one for each rule. No derivative is taken through the roots but by eps.
+    Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018, for blocks and grafting. Differs
+    from these: the blocks of an axis have the same length, means have a bias correction, the ridge is relative, and
+    there is one momentum (`trace`), not one for each rule. Derivatives pass through the roots only with respect to
+    eps.
 
     >>> tx, g = scale_by_shampoo(beta2=None, grafting="none"), jnp.array([[2.0, 1.0], [0.0, 1.0]])
     >>> u, state = tx.update(g, tx.init(g))
@@ -85,7 +97,9 @@ class scale_by_shampoo(GradientTransformation):
 
     def __post_init__(self):
         if self.beta2 is None and self.grafting in ("rmsprop", "adam"):
-            raise ValueError(f"grafting={self.grafting!r} needs beta2, got None; take grafting='adagrad' with sums")
+            raise ValueError(
+                f"grafting={self.grafting!r} needs beta2, got None; set beta2, or use grafting='adagrad' without it"
+            )
 
     def init(self, params):
         def matrices(x, k, start):
@@ -107,7 +121,7 @@ class scale_by_shampoo(GradientTransformation):
             zip_leaves((updates, params), ("updates", "params"))
         axes, t, beta = len(state.statistics), increment(state.count), self.beta2
         start, every = self.start_preconditioning_step, self.preconditioner_every
-        anew = (t >= start) & ((t - start) % every == 0)
+        refresh = (t >= start) & ((t - start) % every == 0)
         new, correction = (1, 1) if beta is None else (1 - beta, 1 - beta**t)
 
         def leaf(g, v, *factors):
@@ -115,20 +129,20 @@ class scale_by_shampoo(GradientTransformation):
             d, v = self._graft(g, v, t)
             if not _has_matrices(g):
                 return d, v, *matrices, *roots
-            u = blocks = _into_blocks(whole(g), self.block_size)
+            u = blocks = _into_blocks(replicate(g), self.block_size)
             for k in range(g.ndim):
                 old = matrices[k] if beta is None else beta * matrices[k]
                 sums = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
                 matrices[k] = unless_overflown(sums, matrices[k])
                 roots[k] = jax.lax.cond(
-                    anew,
+                    refresh,
                     lambda a, _, p=2 * g.ndim: _inverse_root(a / correction, p, self.eps).astype(a.dtype),
                     lambda _, root: root,
                     jax.lax.stop_gradient(matrices[k]),
                     roots[k],
                 )
-                u = jax.vmap(lambda a, x, k=k: along(a, x, k))(roots[k], u)
-            u = placed_like(_from_blocks(u, g.shape, self.block_size), g)
+                u = jax.vmap(lambda a, x, k=k: multiply_axis(a, x, k))(roots[k], u)
+            u = reshard_like(_from_blocks(u, g.shape, self.block_size), g)
             if self.grafting != "none":
                 own = _norm(u)
                 u = u * jnp.where(own > 0, _norm(d) / jnp.where(own > 0, own, 1), 0)
@@ -140,7 +154,7 @@ class scale_by_shampoo(GradientTransformation):
         return updates, ScaleByShampooState(t, nu, tuple(factors[:axes]), tuple(factors[axes:]))
 
     def _rule(self, x: jax.Array) -> str:
-        """The rule that d is of, for a leaf."""
+        """Returns the rule that computes d for a leaf."""
         if self.grafting != "none" or _has_matrices(x):
             return self.grafting
         return "adagrad" if self.beta2 is None else "adam"
@@ -163,13 +177,13 @@ def _has_matrices(x: jax.Array) -> bool:
 
 
 def _cut(n: int, block_size: int) -> tuple[int, int]:
-    """Into how many blocks an axis is cut, and how long they are; zeros fill up the last."""
+    """Returns the number of blocks that an axis is cut into, and their length; zeros pad the last block."""
     number = -(-n // block_size)
     return number, -(-n // number)
 
 
 def _into_blocks(x: jax.Array, block_size: int) -> jax.Array:
-    """(n, m, ...) as (blocks, n', m', ...)."""
+    """Cuts an array of shape (n, m, ...) into blocks: (blocks, n', m', ...)."""
     pieces = [_cut(n, block_size) for n in x.shape]
     x = jnp.pad(x, [(0, number * size - n) for (number, size), n in zip(pieces, x.shape, strict=True)])
     x = x.reshape([n for piece in pieces for n in piece])
@@ -178,7 +192,7 @@ def _into_blocks(x: jax.Array, block_size: int) -> jax.Array:
 
 
 def _from_blocks(x: jax.Array, shape: tuple[int, ...], block_size: int) -> jax.Array:
-    """What `_into_blocks` made of a leaf of that shape, as it was."""
+    """Inverts `_into_blocks` for a leaf of that shape."""
     pieces, k = [_cut(n, block_size) for n in shape], len(shape)
     x = x.reshape([number for number, _ in pieces] + [size for _, size in pieces])
     x = x.transpose([axis for i in range(k) for axis in (i, k + i)])
@@ -187,7 +201,7 @@ def _from_blocks(x: jax.Array, shape: tuple[int, ...], block_size: int) -> jax.A
 
 
 def _inverse_root(a: jax.Array, p: int, eps: Any) -> jax.Array:
-    """(A + eps·λ·1)^(−1/p) of a stack of matrices, λ the largest eigenvalue of each; 1 of a zero matrix."""
+    """Returns (A + eps·λ·1)^(−1/p) for a stack of matrices, λ the largest eigenvalue of each; 1 for a zero matrix."""
     values, vectors = jnp.linalg.eigh(a)
     values = jnp.maximum(values, 0)
     ridged = values + eps * values[:, -1:]
@@ -219,8 +233,8 @@ def shampoo(
     """Shampoo: m ← momentum·m + u; w ← w − learning_rate · (m + weight_decay · w). See `scale_by_shampoo`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; with grafting that of the other
-            rule, times 1 − momentum.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; with grafting, use that of the other rule
+            times 1 − momentum.
         momentum, nesterov: as in `trace`, for u; no momentum if None.
         weight_decay, mask: as in `add_decayed_weights`.
 

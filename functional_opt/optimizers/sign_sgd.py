@@ -1,19 +1,20 @@
-"""signSGD and Signum: steps of one length for every weight."""
+"""signSGD and Signum: steps of the same length for every weight."""
 
 import jax.numpy as jnp
 
-from ..base import EmptyState, GradientTransformation, transformation
-from ..leaves import map_leaves
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..transforms.moments import ema
-from ..value import Decay, DType, checked
+from ..core.checks import checked
+from ..core.leaves import map_leaves
+from ..core.ranges import Decay, DType
+from ..core.schedule import Rate
+from ..core.transformation import EmptyState, GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.moments import ema
 
 
 @transformation
 class scale_by_sign(GradientTransformation):
-    """u = sign(g); g / |g| for complex g, and 0 at 0.
+    """The sign of the updates: u = sign(g); g / |g| for complex g, and 0 at 0.
 
     Bernstein et al. 2018, arXiv:1802.04434.
 
@@ -57,9 +58,9 @@ def signum(
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count: the length of every step.
-        beta: decay of the mean, in [0, 1).
-        accumulator_dtype, state_dtype: how m is stored (two names of one thing); the params' dtype, float32
-            for 16-bit params, if None.
+        beta: decay rate of the mean, in [0, 1).
+        accumulator_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params'
+            dtype, or float32 for 16-bit params.
 
     Bernstein et al. 2018, arXiv:1802.04434, algorithm 2.
 

@@ -1,23 +1,26 @@
-"""SM3: Adagrad that keeps one number for each index of an axis, not for each weight."""
+"""SM3: Adagrad that keeps one number per index of each axis, not one per weight."""
 
 import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, transformation
-from ..leaves import abs_sq, map_leaves, zeros_like
-from ..schedules import Rate
-from ..slots import Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.kronecker import slots_by_axis, sum_of_slices
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, Fraction, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, Fraction, NonNegative
+from ..core.schedule import Rate
+from ..core.slots import Signed, Unsigned
+from ..core.transformation import GradientTransformation, transformation
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import slots_by_axis, sum_of_slices
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleBySM3State(NamedTuple):
-    """`mu[k]`: for every leaf an array as long as its axis k; of shape (1,) for a scalar, and one zero for a leaf
-    without such an axis. `nu`: running mean of the direction.
+    """`mu[k]`: for every leaf, an array as long as its axis k. `nu`: running mean of the direction.
+
+    `mu[0]` has shape (1,) for a scalar. `mu[k]` is a single zero for a leaf without an axis k.
     """
 
     mu: Unsigned
@@ -28,14 +31,14 @@ class ScaleBySM3State(NamedTuple):
 class scale_by_sm3(GradientTransformation):
     """SM3-II's direction: u = m ← b1·m + (1 − b1)·g / √(v + eps), with 0 for g / √(v + eps) where v is 0.
 
-    v = b2·min over the axes of a + (1 − b2)·|g|², with 1 in place of 1 − b2 where b2 is 1; then a of every axis
-    is the maximum of v over the other axes. A bias is as with Adagrad; an n × k matrix has n + k numbers.
+    v = b2·min over the axes of a + (1 − b2)·|g|², with 1 in place of 1 − b2 if b2 is 1. Then a of every axis is the
+    maximum of v over the other axes. A bias is treated as in Adagrad; an n × k matrix needs n + k numbers.
 
     Args:
-        b1: decay of the direction's mean, in [0, 1).
-        b2: decay of the squares, in [0, 1]; 1 sums them, as Adagrad does and the paper has it.
+        b1: decay rate of the direction's mean, in [0, 1).
+        b2: decay rate of the squares, in [0, 1]; 1 sums them, as in Adagrad and the paper.
         eps: added inside the root, ≥ 0.
-        state_dtype: how a and m are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of a and m. None means the params' dtype, or float32 for 16-bit params.
 
     Anil et al. 2019, arXiv:1901.11150.
 
@@ -44,7 +47,7 @@ class scale_by_sm3(GradientTransformation):
     >>> u.round(3).tolist(), [a.tolist() for a in state.mu]
     ([[1.0, 0.0], [0.0, 1.0]], [[9.0, 16.0], [9.0, 16.0]])
 
-    Differs from Optax: scalars are taken, and `mu` is a tuple of trees of arrays, not a tree of lists.
+    Differs from Optax: scalars are accepted, and `mu` is a tuple of trees of arrays, not a tree of lists.
     """
 
     preconditions = True
@@ -77,11 +80,11 @@ class scale_by_sm3(GradientTransformation):
 
 @checked
 def sm3(learning_rate: Rate, momentum: Decay = 0.9, *, state_dtype: DType | None = None) -> chain:
-    """SM3: w ← w − learning_rate · m, m the mean of Adagrad-like steps in little memory. See `scale_by_sm3`.
+    """SM3: w ← w − learning_rate · m, m the mean of Adagrad-like steps, with little memory. See `scale_by_sm3`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
-        momentum: its b1.
+        momentum: b1 of `scale_by_sm3`.
 
     Anil et al. 2019, arXiv:1901.11150.
 

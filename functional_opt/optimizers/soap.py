@@ -5,23 +5,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, placed_like, whole, zeros_like, zip_leaves
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Exact, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.kronecker import along, gram, slots_by_axis, sum_of_slices, unless_overflown
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.norms import abs_sq
+from ..core.paths import Mask
+from ..core.ranges import Decay, DType, NonNegative, PositiveInt
+from ..core.schedule import Rate
+from ..core.sharding import replicate, reshard_like
+from ..core.slots import Counter, Exact, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices, unless_overflown
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleBySoapState(NamedTuple):
     """`count`: steps done. `mu`, `nu`: running means of g' and |g'|², g' the gradient in the eigenbasis.
 
-    `gg[k]`: for every leaf the running mean of G·Gᴴ, G its gradient unfolded along axis k; `q[k]`: its
-    eigenvectors, in columns. Both are zeros of shape (1,) for an axis that is not turned.
+    `gg[k]`: for every leaf, the running mean of G·Gᴴ, G its gradient unfolded along axis k. `q[k]`: its eigenvectors,
+    in columns. Both are zeros of shape (1,) for an axis that is not rotated.
     """
 
     count: Counter
@@ -33,24 +36,24 @@ class ScaleBySoapState(NamedTuple):
 
 @transformation
 class scale_by_soap(GradientTransformation):
-    """Adam in a turned basis: g' = Q_Lᴴ·g·Q_R; u = Q_L·(m̂ / (√v̂ + eps))·Q_Rᴴ, m and v the means of g' and |g'|².
+    """Adam in a rotated basis: g' = Q_Lᴴ·g·Q_R; u = Q_L·(m̂ / (√v̂ + eps))·Q_Rᴴ, m and v the means of g' and |g'|².
 
     After the update L ← shampoo_beta·L + (1 − shampoo_beta)·g·gᴴ, and R likewise of gᴴ·g. Every
-    precondition_frequency steps Q_L is refreshed by a step of power iteration, Q_L ← qr(L·Q_L), its columns and v
-    sorted by eigenvalue before; m is turned along. A leaf of more axes has a Q for each.
+    precondition_frequency steps Q_L is refreshed by a step of power iteration, Q_L ← qr(L·Q_L), after sorting its
+    columns and v by eigenvalue; m is rotated into the new basis. A leaf with more axes has a Q for each.
 
-    The first step makes the basis, by eigh, and no update (which is 0), so that no gradient is seen in a basis
-    made of it; Adam's step count begins at the second.
+    The first step only computes the basis, by eigh, and its update is 0, so that no gradient is used in a basis
+    computed from it. Adam's step count begins at the second step.
 
     Args:
-        b1, b2: decays of m and v, in [0, 1).
-        shampoo_beta: decay of L and R, in [0, 1); b2 if None.
-        eps: ≥ 0.
-        precondition_frequency: steps from one refresh to the next, ≥ 1; the work is done only then.
-        max_precond_dim: an axis longer than this is not turned.
-        precondition_1d: whether leaves with one axis are turned too, not only those with more.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None. L, R and
-            Q are float32 at least.
+        b1, b2: decay rates of m and v, in [0, 1).
+        shampoo_beta: decay rate of L and R, in [0, 1); b2 if None.
+        eps: added outside the root, ≥ 0.
+        precondition_frequency: number of steps from one refresh to the next, ≥ 1; other steps skip the work.
+        max_precond_dim: an axis longer than this is not rotated.
+        precondition_1d: whether to rotate leaves with one axis too, not only those with more.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params. L, R and Q
+            are at least float32.
 
     Vyas et al. 2024, arXiv:2409.11321, with the first step and the sorting of the authors' code. Dimensions are
     not merged. No derivative is taken through Q.
@@ -92,15 +95,15 @@ class scale_by_soap(GradientTransformation):
         def leaf(g, m_then, v_then, *factors):
             gg, q = list(factors[: len(state.gg)]), list(factors[len(state.gg) :])
             axes = [k for k in range(g.ndim) if self._turns(g.shape, k)]
-            grad, m0, v0 = (whole(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
+            grad, m0, v0 = (replicate(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
             turned = grad
             for k in axes:
-                turned = along(q[k].conj().T, turned, k)
+                turned = multiply_axis(q[k].conj().T, turned, k)
             m = self.b1 * m0 + (1 - self.b1) * turned
             v = self.b2 * v0 + (1 - self.b2) * abs_sq(turned)
             u: Any = m / (1 - self.b1**t) / (jnp.sqrt(v / (1 - self.b2**t)) + self.eps)
             for k in axes:
-                u = along(q[k], u, k)
+                u = multiply_axis(q[k], u, k)
                 gg[k] = unless_overflown((beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype), gg[k])
             u = jnp.where(first, jnp.zeros_like(u), u)
             m, v = (jnp.where(first, old, x.astype(old.dtype)) for x, old in ((m, m0), (v, v0)))
@@ -108,7 +111,7 @@ class scale_by_soap(GradientTransformation):
                 m, v, q = jax.lax.cond(
                     refresh, lambda *x: _turn(first, axes, *x), lambda m, v, gg, q: (m, v, q), m, v, gg, q
                 )
-                u, m, v = placed_like(u, g), placed_like(m, m_then), placed_like(v, v_then)
+                u, m, v = reshard_like(u, g), reshard_like(m, m_then), reshard_like(v, v_then)
             return u, m, v, *gg, *q
 
         updates, mu, nu, *factors = map_leaves(
@@ -122,23 +125,23 @@ class scale_by_soap(GradientTransformation):
 
 
 def _turn(first: Any, axes: list[int], m: jax.Array, v: jax.Array, gg: list, q: list) -> tuple:
-    """m and v in a new basis, and the basis."""
+    """Returns m and v in a new basis, and the basis."""
     q = list(q)
     for k in axes:
         new, order = jax.lax.cond(first, _decompose, _power_step, jax.lax.stop_gradient(gg[k]), q[k])
-        m = along(new.conj().T @ q[k], m, k)
+        m = multiply_axis(new.conj().T @ q[k], m, k)
         v = jnp.take(v, order, axis=k)
         q[k] = new
     return m, v, q
 
 
 def _decompose(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All eigenvectors, the largest first, and the order of v, which is still 0."""
+    """Returns all eigenvectors, largest eigenvalue first, and the order of v, unchanged, as v is still 0."""
     return jnp.linalg.eigh(gg)[1][:, ::-1], jnp.arange(len(q))
 
 
 def _power_step(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One step of power iteration from q, its columns sorted by what they have of gg, and the order."""
+    """Returns q after a step of power iteration, its columns sorted by their eigenvalues in gg, and the order."""
     power = gg @ q
     order = jnp.argsort(-jnp.sum(q.conj() * power, axis=0).real)
     return jnp.linalg.qr(power[:, order])[0], order
@@ -159,7 +162,7 @@ def soap(
     precondition_1d: bool = False,
     state_dtype: DType | None = None,
 ) -> chain:
-    """SOAP: w ← w − learning_rate · (u + weight_decay · w), u Adam's in Shampoo's eigenbasis. See `scale_by_soap`.
+    """SOAP: w ← w − learning_rate · (u + weight_decay · w), u from Adam in Shampoo's eigenbasis. See `scale_by_soap`.
 
     Args:
         learning_rate: a number ≥ 0 (the paper's is 0.003), a schedule, or a function of the count.

@@ -1,20 +1,28 @@
-"""Sophia: a mean of the gradients over a mean of the Hessian's diagonal, clipped."""
+"""Sophia: a mean of the gradients divided by a mean of the Hessian's diagonal, clipped."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, Transformation, increment, needs_params, transformation, zero_count
-from ..leaves import cast_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, States
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.hutchinson import hutchinson_estimator_diag_hessian
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import cast_tree_like, is_nothing, map_leaves, widen_params, widen_tree, zeros_like
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, States
+from ..core.transformation import (
+    GradientTransformation,
+    Transformation,
+    increment,
+    needs_params,
+    transformation,
+    zero_count,
+)
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.stochastic.hutchinson import hutchinson_estimator_diag_hessian
 
 HUTCHINSON = hutchinson_estimator_diag_hessian()
 
@@ -32,25 +40,26 @@ class SophiaState(NamedTuple):
 class scale_by_sophia(GradientTransformation):
     """Sophia's direction: m ← b1·m + (1 − b1)·g, m̂ = m / (1 − b1ᵗ); u = clip(m̂ / max(gamma·h, eps), ±clip_threshold).
 
-    Every update_interval steps, from the first on, h ← b2·h + (1 − b2)·ĥ after the step, ĥ being the estimate.
+    Every update_interval steps, starting with the first, h ← b2·h + (1 − b2)·ĥ after the step. ĥ is an estimate of
+    the Hessian's diagonal.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
-        eps: the least that m̂ is divided by, ≥ 0.
-        gamma: what h is scaled by, ≥ 0: as large as leaves 0.1 to 0.5 of the elements of u unclipped.
+        b1, b2: decay rates of the two means, in [0, 1).
+        eps: smallest divisor of m̂, ≥ 0.
+        gamma: factor on h, ≥ 0. Choose it so that 0.1 to 0.5 of the elements of u are not clipped.
         clip_threshold: bound of |u|, > 0; None for no bound.
-        update_interval: steps from one estimate to the next, ≥ 1; it is computed only then.
+        update_interval: number of steps from one estimate to the next, ≥ 1; other steps skip the work.
         hessian_diagonal_fn: a gradient transformation whose updates are ĥ. Hutchinson's estimator, the default,
             needs `obj_fn` in `update`: the loss as a function of the params alone.
-        mu_dtype: how m is stored; as `state_dtype` if None.
-        verbose, print_win_rate_every_n_steps: whether, and how often, to print the share of elements of u that
-            were not clipped; 0 is never.
-        state_dtype: how m and h are stored; the params' dtype, float32 for 16-bit params, if None.
+        mu_dtype: storage dtype of m; `state_dtype` if None.
+        verbose, print_win_rate_every_n_steps: whether, and how often, to print the share of elements of u that were
+            not clipped; 0 means never.
+        state_dtype: storage dtype of m and h. None means the params' dtype, or float32 for 16-bit params.
 
-    Raises ValueError without params, or without what `hessian_diagonal_fn` needs.
+    Raises ValueError without params, or without the arguments that `hessian_diagonal_fn` needs.
 
-    Liu et al. 2023, arXiv:2305.14342, algorithm 3. As in Optax, m is corrected for its start at 0 and u has the
-    h of the step before.
+    Liu et al. 2023, arXiv:2305.14342, algorithm 3. As in Optax, m has a bias correction and u uses the h of the
+    previous step.
 
     >>> tx, w = scale_by_sophia(), {"w": jnp.array([3.0, 0.0])}
     >>> loss = lambda params: jnp.sum(params["w"] ** 2)
@@ -93,7 +102,7 @@ class scale_by_sophia(GradientTransformation):
             wide = widen_tree(grads, "updates"), state.hessian_fn_state, widen_params(params)
             h, inner = self.hessian_diagonal_fn.update(*wide, **extra)
             nu = map_leaves(lambda e, h: (e, self.b2 * h + (1 - self.b2) * e.real), h, state.nu)[1]
-            return nu, cast_like(inner, state.hessian_fn_state)
+            return nu, cast_tree_like(inner, state.hessian_fn_state)
 
         now = state.count % self.update_interval == 0
         nu, inner = jax.lax.cond(now, estimate, lambda: (state.nu, state.hessian_fn_state))
@@ -136,7 +145,7 @@ def sophia(
     `tx.update(grads, state, params, obj_fn=lambda params: loss(params, batch))`.
 
     Args:
-        learning_rate: a number ≥ 0, a schedule, or a function of the count; 0.8 times Lion's or so.
+        learning_rate: a number ≥ 0, a schedule, or a function of the count; about 0.8 times Lion's.
         weight_decay, weight_decay_mask: as in `add_decayed_weights`.
 
     Liu et al. 2023, arXiv:2305.14342.

@@ -1,18 +1,20 @@
-"""SPAM: Adam that bounds each gradient by its own second moment, and begins its moments anew now and then."""
+"""SPAM: Adam that bounds each gradient by its own second moment and resets its moments periodically."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, map_leaves, safe_sqrt, zeros_like
-from ..paths import Mask
-from ..schedules import Rate
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.decay import add_decayed_weights
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import map_leaves, zeros_like
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask
+from ..core.ranges import Count, Decay, DType, NonNegative, PositiveBound, PositiveInt
+from ..core.schedule import Rate
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.decay import add_decayed_weights
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleBySpamState(NamedTuple):
@@ -27,28 +29,28 @@ class ScaleBySpamState(NamedTuple):
 class scale_by_spam(GradientTransformation):
     """SPAM's direction: u = φ · c · m / (√v + eps), with |g| ≤ √(threshold · v) for each element.
 
-    m and v are Adam's means, c = √(1 − b2ᵗ) / (1 − b1ᵗ). At every step t that reset_interval divides they begin at 0
-    anew, and φ rises from 0.01 to 1 in a half cosine over warmup_steps; before the first of these, φ = 1. The bound
-    is that of v before the step, and from settle_steps after the start and each reset.
+    m and v are Adam's means, c = √(1 − b2ᵗ) / (1 − b1ᵗ). At every step t that is a multiple of reset_interval, m and
+    v are reset to 0. φ then rises from 0.01 to 1 in a half cosine over warmup_steps; before the first reset,
+    φ = 1. The bound uses the v before the step. It applies from settle_steps after the start and after each reset.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, ≥ 0.
         threshold: the largest ratio of |g|² to v, θ in the paper, > 0.
         reset_interval: steps from one reset to the next, ΔT in the paper, ≥ 1.
         warmup_steps: N in the paper, ≥ 0.
-        settle_steps: steps in which v is too young to bound anything, ≥ 0.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        settle_steps: number of steps without a bound after the start or a reset, because v is not reliable yet, ≥ 0.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
-    Huang et al. 2025, arXiv:2501.06842, algorithm 1, with the full momentum; settle_steps, and c, which is not begun
-    anew, are their code's.
+    Huang et al. 2025, arXiv:2501.06842, algorithm 1, with the full momentum. settle_steps, and c, which is not reset,
+    follow their code.
 
     >>> tx, g = scale_by_spam(threshold=4.0, settle_steps=1), jnp.array(1.0)
     >>> _, state = tx.update(g, tx.init(g))
     >>> tx.update(100 * g, state)[1].nu.item() < 0.002  # a spike counts as 2·√v, not as 100
     True
 
-    Differs from their code: where v is 0 nothing is bounded; there such an element never moves again.
+    Differs from their code: where v is 0, g is not bounded. In their code such an element never moves again.
     """
 
     preconditions = True

@@ -5,20 +5,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ..leaves import Tree, abs_sq, map_leaves, safe_sqrt, zeros_like
-from ..paths import Mask, merge, resolve_mask
-from ..schedules import Rate
-from ..schedules.base import rate_at
-from ..slots import Counter, Signed, Unsigned
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..trees import visible
-from ..value import Decay, DType, Positive, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import Tree, map_leaves, zeros_like
+from ..core.model_trees import visible
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.paths import Mask, merge, resolve_mask
+from ..core.ranges import Decay, DType, Positive
+from ..core.schedule import Rate, rate_at
+from ..core.slots import Counter, Signed, Unsigned
+from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
 
 class ScaleByStableAdamWState(NamedTuple):
-    """`count`: steps done. `mu`, `nu`: weighted means of g and |g|², with no bias left to correct."""
+    """`count`: steps done. `mu`, `nu`: weighted means of g and |g|², without bias."""
 
     count: Counter
     mu: Signed
@@ -29,19 +30,22 @@ class ScaleByStableAdamWState(NamedTuple):
 class scale_by_stable_adamw(GradientTransformation):
     """StableAdamW's direction: u = (m / (√v + eps) + weight_decay · w) / max(1, RMS).
 
-    RMS, one number a leaf, is √(mean of |g|² / max(v, eps²)): about 1, and more where v lags behind. The weight
-    of the new term is (1 − b) / (1 − bᵗ): m ← m + (g − m)·(1 − b1) / (1 − b1ᵗ), and v alike with |g|² and b2.
+    RMS, one number per leaf, is √(mean of |g|² / max(v, eps²)). It is about 1, and larger where v lags behind. The
+    weight of the new term is (1 − b) / (1 − bᵗ): m ← m + (g − m)·(1 − b1) / (1 − b1ᵗ), and v likewise with |g|² and
+    b2.
 
     Args:
-        b1, b2: decay of the two means, in [0, 1).
+        b1, b2: decay rates of the two means, in [0, 1).
         eps: added outside the root, > 0.
-        weight_decay: a number ≥ 0, a schedule, or a function of the count; None for none, which needs no params.
+        weight_decay: a number ≥ 0, a schedule, or a function of the count; None for no decay, which
+            needs no params.
         mask: which leaves decay, as in `add_decayed_weights`; all if None.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
-    Raises ValueError with weight_decay and without params, or naming the leaf where the mask does not fit.
+    Raises ValueError if there is weight_decay but no params, and if the mask does not fit, naming the leaf.
 
-    Wortsman et al. 2023, arXiv:2304.13013, algorithm 2: the decay shrinks with the step, so it stands in here.
+    Wortsman et al. 2023, arXiv:2304.13013, algorithm 2. The decay shrinks with the step, so it is part of this
+    transformation.
 
     >>> tx, w = scale_by_stable_adamw(), jnp.zeros(2)
     >>> _, state = tx.update(jnp.array([0.1, 0.1]), tx.init(w))
@@ -79,7 +83,7 @@ class scale_by_stable_adamw(GradientTransformation):
         return updates, ScaleByStableAdamWState(t, mu, nu)
 
     def _decaying(self, updates: Tree, params: Tree) -> Tree:
-        """The params where they decay, zeros where not."""
+        """Returns the params where they decay, and zeros elsewhere."""
         if self.weight_decay is None:
             return jax.tree.map(jnp.zeros_like, updates)
         needs_params(params, self)
@@ -102,7 +106,7 @@ def stable_adamw(
 ) -> chain:
     """StableAdamW: w ← w − learning_rate / max(1, RMS) · (m / (√v + eps) + weight_decay · w).
 
-    See `scale_by_stable_adamw` for the terms and arguments. It takes the place of clipping the gradients.
+    See `scale_by_stable_adamw` for the terms and arguments. It replaces gradient clipping.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count.

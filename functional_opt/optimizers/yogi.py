@@ -1,13 +1,15 @@
-"""Yogi: Adam whose second moment grows and shrinks by a share of the gradient, not of itself."""
+"""Yogi: Adam whose second moment grows and shrinks by a share of |g|², not of itself."""
 
 import jax.numpy as jnp
 
-from ..base import GradientTransformation, increment, transformation, zero_count
-from ..leaves import abs_sq, full_like, map_leaves, zeros_like
-from ..schedules import Rate
-from ..transforms.chain import chain
-from ..transforms.learning_rate import scale_by_learning_rate
-from ..value import Decay, DType, NonNegative, Static, checked
+from ..core.checks import Static, checked
+from ..core.leaves import full_like, map_leaves, zeros_like
+from ..core.norms import abs_sq
+from ..core.ranges import Decay, DType, NonNegative
+from ..core.schedule import Rate
+from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..transforms.combining.chain import chain
+from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .adam import ScaleByAdamState
 
 
@@ -18,12 +20,12 @@ class scale_by_yogi(GradientTransformation):
     m ← b1·m + (1 − b1)·g; v ← v − (1 − b2)·sign(v − |g|²)·|g|²; m̂ = m / (1 − b1ᵗ), v̂ = v / (1 − b2ᵗ).
 
     Args:
-        b1: decay of the mean, in [0, 1).
+        b1: decay rate of the mean, in [0, 1).
         b2: in [0, 1); 1 − b2 is the share of |g|² by which v moves.
         eps: added outside the root, ≥ 0.
         eps_root: added inside the root, ≥ 0.
-        initial_accumulator_value: what v starts with, ≥ 0.
-        state_dtype: how m and v are stored; the params' dtype, float32 for 16-bit params, if None.
+        initial_accumulator_value: initial value of v, ≥ 0.
+        state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
 
     Zaheer et al. 2018, Adaptive Methods for Nonconvex Optimization, NeurIPS.
 
@@ -32,7 +34,7 @@ class scale_by_yogi(GradientTransformation):
     >>> [round(x, 6) for x in state.nu["w"].tolist()]
     [0.004001, 1.1e-05]
 
-    Differs from Optax, which starts m with initial_accumulator_value too: here, as in the paper, with 0.
+    Differs from Optax, which also initializes m with initial_accumulator_value. Here, as in the paper, m starts at 0.
     """
 
     preconditions = True

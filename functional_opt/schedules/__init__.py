@@ -1,15 +1,15 @@
-"""Schedules: functions of the step count, and values too, so that their numbers can be traced.
+"""Schedules: functions of the step count. They are also values, so their numbers can be traced.
 
-A schedule sees the count before it is incremented: 0 at the first step. Wherever one is taken, a plain
-function of the count is too; it is held as structure, so a new function means a new compilation.
+A schedule gets the count before it is incremented: 0 at the first step. An argument that takes a schedule also
+takes a plain function of the count. The function is held as structure, so a new function means a new compilation.
 
-Names and arguments are Optax's, and so are the numbers. In all of them
+Names, arguments and results are Optax's. In all schedules
 
-- `t` is the count: whole and not negative, a number or an array of any shape, which the result then has;
+- `t` is the count: an integer ≥ 0, or an array of them of any shape, which is then the shape of the result;
 - `..._steps`, `transition_begin` and boundaries are in steps, `..._value` is in units of the result;
-- the result is float32 (float64 under x64), and past its last step a schedule stays where it is;
-- no steps (`transition_steps=0`), negative steps, and numbers out of range raise ValueError, what is no
-  number TypeError. Optax takes most of them, and stays at the initial value. Steps of a warm-up may be 0.
+- the result is float32 (float64 under x64), and stays constant after the last step of a schedule;
+- zero steps (`transition_steps=0`), negative steps and numbers out of range raise ValueError, and a value that is not
+  a number raises TypeError. Optax accepts most of these, and stays at the initial value. A warm-up may have 0 steps.
 
 Steps are leaves like any number: to differentiate with respect to them, give them as floats (`100.0`).
 
@@ -21,11 +21,11 @@ Steps are leaves like any number: to differentiate with respect to them, give th
 
 from typing import Any
 
-from .base import OrSchedule as OrSchedule
-from .base import Rate as Rate
-from .base import Schedule as Schedule
-from .base import as_schedule as as_schedule
-from .base import to_schedule as to_schedule
+from ..core.schedule import OrSchedule as OrSchedule
+from ..core.schedule import Rate as Rate
+from ..core.schedule import Schedule as Schedule
+from ..core.schedule import as_schedule as as_schedule
+from ..core.schedule import to_schedule as to_schedule
 from .decay import constant_schedule as constant_schedule
 from .decay import cosine_decay_schedule as cosine_decay_schedule
 from .decay import cosine_restarts_schedule as cosine_restarts_schedule
@@ -45,16 +45,10 @@ from .pieces import warmup_constant_schedule as warmup_constant_schedule
 from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .pieces import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 
-_INJECT = (
-    *("InjectHyperparamsState", "InjectStatefulHyperparamsState", "StatefulSchedule", "WrappedSchedule"),
-    *("inject_hyperparams", "inject_stateful_hyperparams"),
-)
-"""Optax has these here; they stand on top of the transformations, which stand on the schedules."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _INJECT:
-        from ..transforms import inject
-
-        return getattr(inject, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Optax has these here. They need transformations, which this package must not import: the top `__init__` sets them.
+InjectHyperparamsState: Any
+InjectStatefulHyperparamsState: Any
+StatefulSchedule: Any
+WrappedSchedule: Any
+inject_hyperparams: Any
+inject_stateful_hyperparams: Any

@@ -1,22 +1,13 @@
-"""Schedules that are one formula: constant, polynomial, exponential, harmonic, cosine, inverse root, plateau."""
+"""Schedules with a single formula: constant, polynomial, exponential, harmonic, cosine, inverse root, plateau."""
 
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from ..value import (
-    Count,
-    Limit,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    Range,
-    Real,
-    Scalar,
-    Static,
-    value,
-)
-from .base import Schedule, constant, half_cosine, periods, power, share, since
+from ..core.checks import Static
+from ..core.ranges import Count, Limit, NonNegative, Positive, PositiveInt, Range, Real, Scalar
+from ..core.schedule import Schedule, constant, elapsed, half_cosine, periods, power, progress
+from ..core.value import value
 
 
 @value
@@ -35,9 +26,9 @@ class constant_schedule(Schedule):
 
 @value
 class polynomial_schedule(Schedule):
-    """From one value to another along a power: `end + (init - end) (1 - x)^power`, x = (t - begin) / steps in [0, 1].
+    """A power from one value to another: `end + (init - end) (1 - x)^power`, x = (t - begin) / steps in [0, 1].
 
-    `power` > 0. Optax takes 0 too, which is constant.
+    `power` > 0. Optax also accepts 0, which gives a constant.
 
     >>> print(polynomial_schedule(1.0, 0.0, power=2, transition_steps=4)(jnp.arange(6)))
     [1.     0.5625 0.25   0.0625 0.     0.    ]
@@ -50,14 +41,14 @@ class polynomial_schedule(Schedule):
     transition_begin: Count = 0
 
     def __call__(self, count):
-        x = share(since(count, self.transition_begin), self.transition_steps)
+        x = progress(elapsed(count, self.transition_begin), self.transition_steps)
         return (self.init_value - self.end_value) * power(1 - x, self.power) + self.end_value
 
 
 def linear_schedule(
     init_value: Real, end_value: Real, transition_steps: PositiveInt, transition_begin: Count = 0
 ) -> polynomial_schedule:
-    """From one value to another in a straight line: `polynomial_schedule` of power 1.
+    """Returns a straight line from one value to another: a `polynomial_schedule` of power 1.
 
     >>> linear_schedule(1.0, 0.0, 4)
     polynomial_schedule(1.0, 0.0, 1.0, 4)
@@ -69,7 +60,7 @@ def linear_schedule(
 
 @value
 class exponential_decay(Schedule):
-    """A constant factor every so many steps: `init rate^p`, p = max(t - begin, 0) / steps.
+    """A decay by a constant factor every so many steps: `init rate^p`, p = max(t - begin, 0) / steps.
 
     `decay_rate` > 0 (Optax: 0 means constant); `staircase` rounds p down, exactly at every count;
     `end_value` bounds the value from below if `decay_rate` < 1, else from above.
@@ -93,7 +84,7 @@ class exponential_decay(Schedule):
         if self.end_value is None:
             return decayed
         ended = jnp.where(self.decay_rate < 1, decayed < self.end_value, decayed > self.end_value)
-        # computed again without the steps past the end, whose powers overflow and would make gradients NaN
+        # computed again without the steps past the end: their powers may overflow, and would make gradients NaN
         return jnp.where(ended, self.end_value, self.init_value * self.decay_rate ** jnp.where(ended, 0.0, p))
 
 
@@ -122,7 +113,7 @@ class inverse_time_decay(Schedule):
 class inverse_sqrt_schedule(Schedule):
     """A linear warm-up from 0, then a decay as 1/√t: `peak min(t / w, √(w / t))`, w = warmup_steps. Not in Optax.
 
-    `timescale` τ > 0, in steps (default: max(w, 1)), decays as `peak √(τ / (τ + t - w))` instead.
+    With `timescale` τ > 0, in steps (default: max(w, 1)), the decay is `peak √(τ / (τ + t - w))` instead.
     Vaswani et al. 2017, arXiv:1706.03762, whose peak is 1 / √(d_model w); τ: Zhai et al. 2021, arXiv:2106.04560.
 
     >>> print(inverse_sqrt_schedule(1.0, 4)(jnp.array([0, 2, 4, 16])))
@@ -136,15 +127,15 @@ class inverse_sqrt_schedule(Schedule):
     def __call__(self, count):
         w = jnp.maximum(self.warmup_steps, 1)
         scale = w if self.timescale is None else self.timescale
-        decay = jnp.sqrt(scale / (scale + since(count, self.warmup_steps)))
-        return self.peak_value * jnp.where(count < self.warmup_steps, since(count) / w, decay)
+        decay = jnp.sqrt(scale / (scale + elapsed(count, self.warmup_steps)))
+        return self.peak_value * jnp.where(count < self.warmup_steps, elapsed(count) / w, decay)
 
 
 @value
 class cosine_decay_schedule(Schedule):
     """Half a cosine: `init ((1 - alpha) c^exponent + alpha)`, c = (1 + cos(π min(t / steps, 1))) / 2.
 
-    `alpha`: the last value as a share of the first; `exponent` > 0.
+    `alpha`: the last value as a fraction of the first; `exponent` > 0.
     Loshchilov & Hutter 2017, arXiv:1608.03983.
 
     >>> print(cosine_decay_schedule(100.0, 3)(jnp.arange(5)).round())
@@ -157,17 +148,17 @@ class cosine_decay_schedule(Schedule):
     exponent: Positive = 1.0
 
     def __call__(self, count):
-        t = jnp.minimum(since(count), self.decay_steps)
+        t = jnp.minimum(elapsed(count), self.decay_steps)
         c = power(half_cosine(jnp.pi * t / self.decay_steps), self.exponent)
         return self.init_value * ((1 - self.alpha) * c + self.alpha)
 
 
 @value
 class cosine_restarts_schedule(Schedule):
-    """Cosine decays without end: in cycle n, `init ((1 - alpha) m_mul^n c + alpha)`, c = (1 + cos(π x)) / 2.
+    """Endless cosine decays: in cycle n, `init ((1 - alpha) m_mul^n c + alpha)`, c = (1 + cos(π x)) / 2.
 
-    x in [0, 1) runs through the cycle, which is `first_decay_steps t_mul^n` steps long; `t_mul` ≥ 1, `m_mul` ≥ 0.
-    Keras's CosineDecayRestarts; not in Optax, whose `sgdr_schedule` lists its cycles.
+    x in [0, 1) is the progress in the cycle, which has `first_decay_steps t_mul^n` steps; `t_mul` ≥ 1, `m_mul` ≥ 0.
+    Keras's CosineDecayRestarts. Not in Optax, whose `sgdr_schedule` takes a list of cycles.
     Loshchilov & Hutter 2017, arXiv:1608.03983.
 
     >>> print(cosine_restarts_schedule(800.0, 3, t_mul=1.0, m_mul=0.5)(jnp.arange(7)).round())
@@ -181,11 +172,11 @@ class cosine_restarts_schedule(Schedule):
     alpha: Real = 0.0
 
     def __call__(self, count):
-        s = since(count) / self.first_decay_steps
+        s = elapsed(count) / self.first_decay_steps
         growth, constant = self.t_mul - 1.0, jnp.equal(self.t_mul, 1)
         d = jnp.where(constant, 1.0, growth)
-        # cycle n starts at s = (t_mul^n - 1) / (t_mul - 1). The last 1e-5 of a cycle counts as the next one:
-        # rounding must not miss a restart
+        # cycle n starts at s = (t_mul^n - 1) / (t_mul - 1). The last 1e-5 of a cycle counts as the next one, so that
+        # rounding does not miss a restart
         n = jnp.floor(jnp.where(constant, s, jnp.log1p(d * s) / jnp.log1p(d)) + 1e-5)
         start = jnp.where(constant, n, jnp.expm1(n * jnp.log1p(d)) / d)
         x = jnp.clip((s - start) / (1 + growth * start), 0.0, 1.0)
@@ -196,8 +187,8 @@ class cosine_restarts_schedule(Schedule):
 class warmup_stable_decay_schedule(Schedule):
     """A linear warm-up, a plateau, and a decay `end + (peak - end) f(x)`, x in [0, 1]. Not in Optax.
 
-    `warmup_steps`, `stable_steps` and `decay_steps` are the three lengths, one after the other (in
-    `warmup_cosine_decay_schedule`, as in Optax, `decay_steps` is the sum). `decay` names f: "linear" 1 - x,
+    `warmup_steps`, `stable_steps` and `decay_steps` are the lengths of the three phases (whereas in
+    `warmup_cosine_decay_schedule`, as in Optax, `decay_steps` is the total). `decay` names f: "linear" 1 - x,
     "cosine" (1 + cos(π x)) / 2, "sqrt" 1 - √x.
     Hu et al. 2024 (MiniCPM), arXiv:2404.06395; "sqrt": Hägele et al. 2024, arXiv:2405.18392.
 
@@ -214,8 +205,8 @@ class warmup_stable_decay_schedule(Schedule):
     decay: Static[Literal["linear", "cosine", "sqrt"]] = "linear"
 
     def __call__(self, count):
-        up = share(since(count), jnp.maximum(self.warmup_steps, 1))
-        x = share(since(count, self.warmup_steps + self.stable_steps), self.decay_steps)
+        up = progress(elapsed(count), jnp.maximum(self.warmup_steps, 1))
+        x = progress(elapsed(count, self.warmup_steps + self.stable_steps), self.decay_steps)
         if self.decay == "linear":
             f = 1 - x
         elif self.decay == "cosine":

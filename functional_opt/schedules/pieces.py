@@ -1,4 +1,4 @@
-"""Schedules made of pieces: piecewise, joined, with a warm-up, in one cycle or several."""
+"""Schedules made of pieces: piecewise, joined, with a warm-up, with one cycle or several."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,26 +6,15 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
-from ..value import (
-    Convert,
-    Count,
-    Fraction,
-    Integer,
-    Limit,
-    Positive,
-    PositiveInt,
-    Range,
-    Real,
-    Static,
-    checked,
-    value,
-)
-from .base import Schedule, constant, half_cosine, known, since, to_schedule
+from ..core.checks import Static, checked
+from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
+from ..core.schedule import Schedule, constant, elapsed, half_cosine, is_concrete, to_schedule
+from ..core.value import value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
 
 def _pieces(name: str, x: Any) -> tuple:
-    """`{step: scale}` as pairs in order, whose steps are leaves too: JAX holds the keys of a dict as structure."""
+    """Returns `{step: scale}` as ordered pairs, so that steps are leaves too: JAX holds dict keys as structure."""
     try:
         pairs = [(step, scale) for step, scale in (x.items() if isinstance(x, Mapping) else x)]
     except (TypeError, ValueError) as e:
@@ -33,16 +22,16 @@ def _pieces(name: str, x: Any) -> tuple:
     steps = [Integer("[0, inf)").check(f"a step in {name}", step) for step, _ in pairs]
     scales = [Range("[0, inf)").check(f"{name}[{step}]", scale) for step, scale in pairs]
     pairs = list(zip(steps, scales, strict=True))
-    return tuple(sorted(pairs, key=lambda pair: pair[0]) if known(*(step for step, _ in pairs)) else pairs)
+    return tuple(sorted(pairs, key=lambda pair: pair[0]) if is_concrete(*(step for step, _ in pairs)) else pairs)
 
 
 Pieces = Annotated[Any, Convert(_pieces, "{step: scale}")]
-"""`{step: scale}`, in any order, scales ≥ 0; or pairs `(step, scale)`, which is how it is held."""
+"""`{step: scale}`, in any order, with scales ≥ 0; or pairs `(step, scale)`, the form in which it is stored."""
 
 
 @value
 class piecewise_constant_schedule(Schedule):
-    """Steps: `init` times every scale whose step has come, `t >= step`.
+    """A step function: `init` times the scales of all steps that have been reached, `t >= step`.
 
     >>> schedule = piecewise_constant_schedule(1.0, {2: 0.5, 4: 0.5})
     >>> print(schedule(jnp.arange(6)))
@@ -63,7 +52,7 @@ class piecewise_constant_schedule(Schedule):
 
 @value
 class piecewise_interpolate_schedule(Schedule):
-    """The values of `piecewise_constant_schedule` at 0 and at each step, joined by straight lines or half cosines.
+    """Straight lines or half cosines between the values of `piecewise_constant_schedule` at 0 and at each step.
 
     >>> print(piecewise_interpolate_schedule("linear", 1.0, {2: 0.5, 4: 0.5})(jnp.arange(6)))
     [1.    0.75  0.5   0.375 0.25  0.25 ]
@@ -76,7 +65,7 @@ class piecewise_interpolate_schedule(Schedule):
     def __call__(self, count):
         start, begin, v = self.init_value, 0, constant(count, self.init_value)
         for step, scale in self.boundaries_and_scales or ():
-            end, x = start * scale, since(count, begin) / jnp.maximum(step - begin, 1)
+            end, x = start * scale, elapsed(count, begin) / jnp.maximum(step - begin, 1)
             if self.interpolate_type == "linear":
                 piece = start + (end - start) * x
             else:
@@ -88,10 +77,10 @@ class piecewise_interpolate_schedule(Schedule):
 
 @value
 class join_schedules(Schedule):
-    """One schedule after the other; each counts from its own boundary.
+    """Runs schedules one after the other; each counts from its own boundary.
 
-    `boundaries`: the steps at which the second, the third ... take over, one fewer than `schedules`, in order;
-    otherwise ValueError. Optax does not look.
+    `boundaries`: the steps at which the second, third ... schedule starts, in ascending order, one fewer than
+    `schedules`; raises ValueError otherwise. Optax does not check this.
 
     >>> schedule = join_schedules([linear_schedule(0.0, 1.0, 2), exponential_decay(1.0, 1, 0.5)], [2])
     >>> print(schedule(jnp.arange(5)))
@@ -108,7 +97,7 @@ class join_schedules(Schedule):
             raise ValueError("schedules must have at least one schedule, got none")
         if len(boundaries) != len(schedules) - 1:
             raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} boundaries, got {boundaries}")
-        if known(*boundaries) and list(boundaries) != sorted(boundaries):
+        if is_concrete(*boundaries) and list(boundaries) != sorted(boundaries):
             raise ValueError(f"boundaries must be in order, got {boundaries}")
         object.__setattr__(self, "schedules", schedules)
         object.__setattr__(self, "boundaries", boundaries)
@@ -122,7 +111,7 @@ class join_schedules(Schedule):
 
 @checked
 def warmup_constant_schedule(init_value: Real, peak_value: Real, warmup_steps: Count) -> join_schedules:
-    """A linear warm-up, then constant. Without warm-up it is `peak_value` at once; Optax's stays at `init_value`.
+    """Returns a linear warm-up, then a constant. With 0 steps it starts at `peak_value`; Optax stays at `init_value`.
 
     >>> print(warmup_constant_schedule(0.0, 1.0, 2)(jnp.arange(4)))
     [0.  0.5 1.  1. ]
@@ -139,15 +128,15 @@ def warmup_cosine_decay_schedule(
     end_value: Real = 0.0,
     exponent: Positive = 1.0,
 ) -> join_schedules:
-    """A linear warm-up, then `cosine_decay_schedule`. `decay_steps`, the whole length, must exceed `warmup_steps`.
+    """Returns a linear warm-up, then a cosine decay. `decay_steps`, the total length, must exceed `warmup_steps`.
 
     >>> print(warmup_cosine_decay_schedule(0.0, 100.0, 2, 5)(jnp.arange(6)).round())
     [  0.  50. 100.  75.  25.   0.]
     """
     steps = decay_steps - warmup_steps
-    if known(steps) and steps <= 0:
+    if is_concrete(steps) and steps <= 0:
         raise ValueError(f"decay_steps must be greater than warmup_steps={warmup_steps}, got {decay_steps}")
-    if known(peak_value):
+    if is_concrete(peak_value):
         alpha = end_value / peak_value if peak_value else 0.0
     else:
         alpha = jnp.where(peak_value == 0, 0.0, end_value / jnp.where(peak_value == 0, 1.0, peak_value))
@@ -166,7 +155,7 @@ def warmup_exponential_decay_schedule(
     staircase: bool = False,
     end_value: Limit | None = None,
 ) -> join_schedules:
-    """A linear warm-up, then `exponential_decay`, whose `transition_begin` counts from the end of the warm-up.
+    """Returns a linear warm-up, then `exponential_decay`; `transition_begin` counts from the end of the warm-up.
 
     >>> print(warmup_exponential_decay_schedule(0.0, 1.0, 2, 1, 0.5)(jnp.arange(5)))
     [0.   0.5  1.   0.5  0.25]
@@ -176,7 +165,7 @@ def warmup_exponential_decay_schedule(
 
 
 def _warmup(init_value: Any, peak_value: Any, warmup_steps: Any, then: Schedule) -> join_schedules:
-    steps: Any = max(warmup_steps, 1) if known(warmup_steps) else jnp.maximum(warmup_steps, 1)
+    steps: Any = max(warmup_steps, 1) if is_concrete(warmup_steps) else jnp.maximum(warmup_steps, 1)
     return join_schedules((linear_schedule(init_value, peak_value, steps), then), (warmup_steps,))
 
 
@@ -189,15 +178,15 @@ def linear_onecycle_schedule(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> piecewise_interpolate_schedule:
-    """One cycle of lines: `peak / div` up to `peak`, back down, and on to `peak / div / final_div`.
+    """Returns one cycle of straight lines: `peak / div` up to `peak`, back down, and on to `peak / div / final_div`.
 
-    `pct_start`, `pct_final`: shares of the steps, in [0, 1], at which the first and the second line end.
-    Smith & Topin 2017, arXiv:1708.07120. Differs from Optax, which drops a line, where two end at one step.
+    `pct_start`, `pct_final`: fractions of the steps, in [0, 1], at which the first and the second line end.
+    Smith & Topin 2017, arXiv:1708.07120. Differs from Optax if two lines end at the same step: Optax drops one.
 
     >>> print(linear_onecycle_schedule(10, 1.0, 0.4, 0.8, div_factor=4.0, final_div_factor=4.0)(jnp.arange(0, 12, 2)))
     [0.25   0.625  1.     0.625  0.25   0.0625]
     """
-    if known(pct_start, pct_final) and pct_start > pct_final:
+    if is_concrete(pct_start, pct_final) and pct_start > pct_final:
         raise ValueError(f"pct_final must be at least pct_start={pct_start}, got {pct_final}")
     up, down = _whole(pct_start * transition_steps), _whole(pct_final * transition_steps)
     pieces = ((up, div_factor), (down, 1.0 / div_factor), (transition_steps, 1.0 / final_div_factor))
@@ -212,9 +201,9 @@ def cosine_onecycle_schedule(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> piecewise_interpolate_schedule:
-    """One cycle of half cosines: `peak / div` up to `peak`, then down to `peak / div / final_div`.
+    """Returns one cycle of half cosines: `peak / div` up to `peak`, then down to `peak / div / final_div`.
 
-    `pct_start`: the share of the steps, in [0, 1], that go up. Smith & Topin 2017, arXiv:1708.07120.
+    `pct_start`: the fraction of the steps, in [0, 1], that rise. Smith & Topin 2017, arXiv:1708.07120.
 
     >>> print(cosine_onecycle_schedule(10, 1.0, 0.4, div_factor=4.0, final_div_factor=4.0)(jnp.array([0, 2, 4, 10])))
     [0.25   0.625  1.     0.0625]
@@ -227,11 +216,11 @@ def cosine_onecycle_schedule(
 
 
 def _whole(x: Any) -> Any:
-    return int(x) if known(x) else jnp.floor(x)
+    return int(x) if is_concrete(x) else jnp.floor(x)
 
 
 def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Any]]) -> join_schedules:
-    """Warm-ups and cosine decays, one after the other: a `warmup_cosine_decay_schedule` for each dict of arguments.
+    """Returns warm-ups and cosine decays in sequence: a `warmup_cosine_decay_schedule` for each dict of arguments.
 
     Loshchilov & Hutter 2017, arXiv:1608.03983.
 

@@ -1,12 +1,12 @@
 """Functions on trees, under the names of `optax.tree`: `tree.add(x, y)`, `tree.norm(x)`, `tree.get(state, "mu")`.
 
-Leaves keep their dtypes; norms and sums of 16-bit ones are taken in float32.
+Leaves keep their dtypes; norms and sums of 16-bit leaves are computed in float32.
 """
 
-from ..state import NamedTupleKey as NamedTupleKey
-from ..state import get as get
-from ..state import get_all_with_path as get_all_with_path
-from ..state import set as set
+from ..core.queries import NamedTupleKey as NamedTupleKey
+from ..core.queries import get as get
+from ..core.queries import get_all_with_path as get_all_with_path
+from ..core.queries import set as set
 from .arithmetic import add as add
 from .arithmetic import add_scale as add_scale
 from .arithmetic import allclose as allclose

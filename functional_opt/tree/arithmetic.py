@@ -1,4 +1,4 @@
-"""Trees as vectors: sums, products, norms, comparisons."""
+"""Treats trees as vectors: sums, products, norms, comparisons."""
 
 import functools
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, abs_sq, is_nothing, safe_sqrt, widen
+from ..core.leaves import Tree, is_nothing, widen
+from ..core.norms import abs_sq, safe_sqrt
+from ..core.norms import vdot as vdot
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
-    """x + y + ..., leaf by leaf.
+    """Returns x + y + ..., leaf by leaf.
 
     >>> add({"w": 1}, {"w": 2}, {"w": 3})
     {'w': 6}
@@ -19,22 +21,22 @@ def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
 
 
 def sub(tree_x: Tree, tree_y: Tree) -> Tree:
-    """x − y, leaf by leaf."""
+    """Returns x − y, leaf by leaf."""
     return jax.tree.map(lambda x, y: x - y, tree_x, tree_y)
 
 
 def mul(tree_x: Tree, tree_y: Tree) -> Tree:
-    """x · y, leaf by leaf."""
+    """Returns x · y, leaf by leaf."""
     return jax.tree.map(lambda x, y: x * y, tree_x, tree_y)
 
 
 def div(tree_x: Tree, tree_y: Tree) -> Tree:
-    """x / y, leaf by leaf."""
+    """Returns x / y, leaf by leaf."""
     return jax.tree.map(lambda x, y: x / y, tree_x, tree_y)
 
 
 def scale(scalar: Any, tree: Tree) -> Tree:
-    """scalar · x, leaf by leaf.
+    """Returns scalar · x, leaf by leaf.
 
     >>> scale(2, {"w": 3})
     {'w': 6}
@@ -43,27 +45,27 @@ def scale(scalar: Any, tree: Tree) -> Tree:
 
 
 def add_scale(tree_x: Tree, scalar: Any, tree_y: Tree) -> Tree:
-    """x + scalar · y, leaf by leaf; None where x has None."""
+    """Returns x + scalar · y, leaf by leaf; None where x is None."""
     return jax.tree.map(lambda x, y: None if x is None else x + scalar * y, tree_x, tree_y, is_leaf=is_nothing)
 
 
 def clip(tree: Tree, min_value: Any = None, max_value: Any = None) -> Tree:
-    """Every element held to [min_value, max_value]; None for no bound."""
+    """Clips every element to [min_value, max_value]; None means no bound."""
     return jax.tree.map(lambda x: jnp.clip(x, min_value, max_value), tree)
 
 
 def conj(tree: Tree) -> Tree:
-    """The complex conjugate of every leaf."""
+    """Returns the complex conjugate of every leaf."""
     return jax.tree.map(jnp.conj, tree)
 
 
 def real(tree: Tree) -> Tree:
-    """The real part of every leaf."""
+    """Returns the real part of every leaf."""
     return jax.tree.map(jnp.real, tree)
 
 
 def where(condition: Any, tree_x: Tree, tree_y: Tree) -> Tree:
-    """x where the condition (a scalar, or an array that broadcasts) holds, else y.
+    """Returns x where the condition (a scalar, or an array that broadcasts) holds, else y.
 
     >>> where(False, {"w": 1}, {"w": 2})["w"].item()
     2
@@ -71,19 +73,10 @@ def where(condition: Any, tree_x: Tree, tree_y: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree_x, tree_y)
 
 
-def vdot(tree_x: Tree, tree_y: Tree) -> jax.Array:
-    """Σ conj(x)·y over all elements, 16-bit leaves in float32.
-
-    >>> vdot({"a": jnp.array([1, 2]), "b": jnp.array([3])}, {"a": jnp.array([1, 1]), "b": jnp.array([2])}).item()
-    9
-    """
-    return sum(jax.tree.map(lambda x, y: jnp.vdot(widen(x), widen(y), precision="highest"), tree_x, tree_y))
-
-
 def sum(tree: Tree, associative_reduction: bool = False) -> Any:
-    """The sum of all elements, 16-bit leaves in float32; 0 for an empty tree.
+    """Returns the sum of all elements, with 16-bit leaves summed in float32; 0 for an empty tree.
 
-    `associative_reduction` adds the leaves' sums in pairs, as a balanced tree.
+    `associative_reduction` adds the sums of the leaves in pairs, as a balanced tree.
     """
     sums = [jnp.sum(widen(x)) for x in jax.tree.leaves(tree)]
     while associative_reduction and len(sums) > 1:
@@ -92,17 +85,17 @@ def sum(tree: Tree, associative_reduction: bool = False) -> Any:
 
 
 def max(tree: Tree) -> Any:
-    """The largest of all elements; −∞ where there are none."""
+    """Returns the largest of all elements; −∞ for no elements."""
     return functools.reduce(jnp.maximum, [jnp.max(x) for x in jax.tree.leaves(tree) if jnp.size(x)], -jnp.inf)
 
 
 def min(tree: Tree) -> Any:
-    """The smallest of all elements; ∞ where there are none."""
+    """Returns the smallest of all elements; ∞ for no elements."""
     return functools.reduce(jnp.minimum, [jnp.min(x) for x in jax.tree.leaves(tree) if jnp.size(x)], jnp.inf)
 
 
 def size(tree: Tree) -> int:
-    """How many elements there are.
+    """Returns the number of elements in all leaves.
 
     >>> size({"w": jnp.ones((2, 3)), "b": 1.0})
     7
@@ -111,11 +104,11 @@ def size(tree: Tree) -> int:
 
 
 def norm(tree: Tree, ord: int | str | float | None = None, squared: bool = False) -> jax.Array:
-    """The norm of all elements as one vector, summed in float32; the gradient of the 2-norm at 0 is 0.
+    """Returns the norm of all elements as one vector, summed in float32; the gradient of the 2-norm at 0 is 0.
 
     Args:
-        ord: 2 (or None), 1, or infinity, also as "inf".
-        squared: whether to give its square.
+        ord: 2 (or None), 1, or infinity, which may be written "inf".
+        squared: whether to return the square of the norm.
 
     Raises ValueError for another order.
 
@@ -136,7 +129,7 @@ def norm(tree: Tree, ord: int | str | float | None = None, squared: bool = False
 
 
 def allclose(a: Tree, b: Tree, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: bool = False) -> jax.Array:
-    """Whether |a − b| ≤ atol + rtol·|b| for all elements: bool, shape ().
+    """Returns whether |a − b| ≤ atol + rtol·|b| for all elements: bool, shape ().
 
     >>> bool(allclose({"w": 1.0}, {"w": 1.0 + 1e-7}))
     True

@@ -1,4 +1,4 @@
-"""Trees of the shapes of others, and their dtypes: filled, random, cast."""
+"""Creates trees with the shapes and dtypes of other trees: filled, random, cast."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -6,11 +6,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, is_nothing, narrow
+from ..core import leaves
+from ..core.leaves import Tree, is_nothing
 
 
 def zeros_like(tree: Tree, dtype: Any = None) -> Tree:
-    """Zeros of the shapes of the leaves, and of their dtypes unless one is given.
+    """Returns zeros with the shapes of the leaves, and with their dtypes unless one is given.
 
     >>> zeros_like({"w": jnp.ones(2, "bfloat16")})["w"].dtype
     dtype(bfloat16)
@@ -19,17 +20,17 @@ def zeros_like(tree: Tree, dtype: Any = None) -> Tree:
 
 
 def ones_like(tree: Tree, dtype: Any = None) -> Tree:
-    """Ones of the shapes of the leaves, and of their dtypes unless one is given."""
+    """Returns ones with the shapes of the leaves, and with their dtypes unless one is given."""
     return full_like(tree, 1, dtype)
 
 
 def full_like(tree: Tree, fill_value: Any, dtype: Any = None) -> Tree:
-    """`fill_value` in the shapes of the leaves, and in their dtypes unless one is given."""
+    """Returns leaves of the same shapes filled with `fill_value`, in the same dtypes unless one is given."""
     return jax.tree.map(lambda x: jnp.full_like(x, fill_value, dtype=dtype), tree)
 
 
 def split_key_like(rng_key: jax.Array, target_tree: Tree) -> Tree:
-    """A key for every leaf."""
+    """Splits a key into one for every leaf."""
     treedef = jax.tree.structure(target_tree)
     return treedef.unflatten(list(jax.random.split(rng_key, treedef.num_leaves)))
 
@@ -37,11 +38,11 @@ def split_key_like(rng_key: jax.Array, target_tree: Tree) -> Tree:
 def random_like(
     rng_key: jax.Array, target_tree: Tree, sampler: Callable = jax.random.normal, dtype: Any = None
 ) -> Tree:
-    """Random leaves of the shapes of the target's, and of their dtypes unless one is given.
+    """Returns random leaves with the shapes of the target's leaves, and with their dtypes unless one is given.
 
     Args:
-        rng_key: a key; each leaf gets one of its own, split from it.
-        target_tree: the shapes.
+        rng_key: a key, which is split into one for each leaf.
+        target_tree: the tree that sets the shapes.
         sampler: `f(key, shape, dtype)`.
 
     >>> random_like(jax.random.key(0), {"w": jnp.ones((2, 3))})["w"].shape
@@ -55,7 +56,7 @@ def random_like(
 
 
 def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
-    """Every leaf repeated along new leading axes.
+    """Repeats every leaf along new leading axes.
 
     >>> batch_shape({"w": jnp.ones(2)}, (3,))["w"].shape
     (3, 2)
@@ -64,7 +65,7 @@ def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
 
 
 def unwrap_random_key_data(input_tree: Tree) -> Tree:
-    """Random keys as the integers they are made of, other leaves as they are: to compare or to store."""
+    """Returns random keys as their integer data, for comparison or storage, and other leaves as they are."""
 
     def leaf(x):
         is_key = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -74,23 +75,23 @@ def unwrap_random_key_data(input_tree: Tree) -> Tree:
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:
-    """Every leaf in one dtype; as they are if None."""
+    """Casts every leaf to a dtype; returns the tree as it is if that is None."""
     return tree if dtype is None else jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
 def cast_like(tree: Tree, other_tree: Tree) -> Tree:
-    """Every leaf in the dtype of its counterpart."""
-    return jax.tree.map(lambda x, y: x if x is None else narrow(x, y), tree, other_tree, is_leaf=is_nothing)
+    """Casts every leaf to the dtype of its counterpart."""
+    return jax.tree.map(lambda x, y: x if x is None else leaves.cast_like(x, y), tree, other_tree, is_leaf=is_nothing)
 
 
 def dtype(tree: Tree, mixed_dtype_handler: Literal["promote", "highest", "lowest"] | None = None) -> Any:
-    """The dtype of all leaves; that of `jnp.array(0.0)` if there are none.
+    """Returns the dtype of all leaves; that of `jnp.array(0.0)` if there are none.
 
     Args:
-        mixed_dtype_handler: what to do where they differ: raise (None), the dtype they "promote" to, or the
-            "highest" or "lowest" of them, if that is one of theirs.
+        mixed_dtype_handler: what to do if the dtypes differ: raise (None), or return the dtype they "promote" to,
+            or the "highest" or "lowest" one, if one of them promotes to or from all others.
 
-    Raises ValueError where that gives none, or for another handler.
+    Raises ValueError if there is no such dtype, or for another handler.
 
     >>> dtype([jnp.ones(1), jnp.ones(1, "bfloat16")], "lowest")
     dtype(bfloat16)

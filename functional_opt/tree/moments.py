@@ -1,15 +1,16 @@
-"""Running means of updates and their powers, for transformations of one's own."""
+"""Running means of updates and of their powers, for your own transformations."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..leaves import Tree, abs_sq, is_nothing, narrow, widen
+from ..core.leaves import Tree, cast_like, is_nothing, widen
+from ..core.norms import abs_sq
 
 
 def update_moment(updates: Tree, moments: Tree, decay: Any, order: int) -> Tree:
-    """decay · m + (1 − decay) · g^order, in the dtypes of the moments; m where g is None.
+    """Returns decay · m + (1 − decay) · g^order, in the dtypes of the moments; m where g is None.
 
     >>> update_moment({"w": 2.0}, {"w": 0.0}, 0.5, 2)["w"].item()
     2.0
@@ -18,9 +19,9 @@ def update_moment(updates: Tree, moments: Tree, decay: Any, order: int) -> Tree:
 
 
 def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Any, order: int) -> Tree:
-    """decay · m + (1 − decay) · |g|^order: for complex g too, whose moments are real.
+    """Returns decay · m + (1 − decay) · |g|^order, which is real for complex g, too.
 
-    Differs from Optax: there a real g is raised to an odd order with its sign.
+    Differs from Optax, which keeps the sign of a real g in odd orders.
     """
 
     def leaf(g, m):
@@ -31,22 +32,22 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Any, order:
 
 
 def update_infinity_moment(updates: Tree, moments: Tree, decay: Any, eps: Any) -> Tree:
-    """max(|g| + eps, decay · m), in the dtypes of the moments; m where g is None."""
+    """Returns max(|g| + eps, decay · m), in the dtypes of the moments; m where g is None."""
     return _map(lambda g, m: jnp.maximum(jnp.abs(g) + eps, decay * m), updates, moments)
 
 
 def bias_correction(moment: Tree, decay: Any, count: Any) -> Tree:
-    """m / (1 − decay^count), in the dtypes of the moments.
+    """Returns m / (1 − decay^count), in the dtypes of the moments.
 
     >>> bias_correction({"w": 0.5}, 0.5, 1)["w"].item()
     1.0
     """
     weight = 1 - decay ** jnp.asarray(count)
-    return jax.tree.map(lambda m: narrow(widen(m) / weight, m), moment)
+    return jax.tree.map(lambda m: cast_like(widen(m) / weight, m), moment)
 
 
 def _map(rule, updates: Tree, moments: Tree) -> Tree:
     def leaf(g, m):
-        return m if is_nothing(g) else narrow(rule(widen(jnp.asarray(g)), widen(jnp.asarray(m))), m)
+        return m if is_nothing(g) else cast_like(rule(widen(jnp.asarray(g)), widen(jnp.asarray(m))), m)
 
     return jax.tree.map(leaf, updates, moments, is_leaf=is_nothing)

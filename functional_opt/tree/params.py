@@ -1,12 +1,12 @@
-"""map_params: a function on all of a state that is shaped as the params."""
+"""map_params: applies a function to all parts of a state that are shaped like the params."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from ..leaves import Tree
-from ..paths import AllParams, MaskedNode
+from ..core.leaves import Tree
+from ..core.paths import AllParams, MaskedNode
 
 
 def map_params(
@@ -21,13 +21,13 @@ def map_params(
     """Applies `f` to every leaf of a state that stands for a param: moments, traces, averages, not counts.
 
     Args:
-        initable: the transformation whose state it is, or its `init`.
+        initable: the transformation that made the state, or its `init`.
         f: `f(leaf, *leaves of rest)`.
         state: the state.
-        rest: trees of the structure of the params, such as their shardings.
-        transform_non_params: what is done to the other leaves; nothing if None.
+        rest: trees with the structure of the params, such as their shardings.
+        transform_non_params: a function for the other leaves; they stay as they are if it is None.
         is_leaf: as in `jax.tree.map`. Leaves that a mask leaves out stay `MaskedNode()`, and None stays None, unless
-            it is True of them.
+            it returns True for them.
 
     >>> from functional_opt import adam
     >>> state = adam(0.1).init({"w": 1.0})

@@ -105,15 +105,16 @@ def mutated(configs: list[Any], n: int, seed: int) -> Iterator[Any]:
     parts = [node for config in configs for _, node in _places(config)]
     for _ in range(n):
         holder = [copy.deepcopy(pick(configs))]
+        places = [(at, node) for at, node in _places(holder) if at is not None]  # before what is put in joins them
         for _ in range(rng.integers(1, 3)):
-            at, node = pick([(at, node) for at, node in _places(holder) if at is not None])
+            at, node = pick(places)
             _change(*at, node, rng.integers(6), pick, parts)
         yield holder[0]
 
 
 def _change(parent: Any, key: Any, node: Any, how: int, pick: Any, parts: list[Any]) -> None:
     if how == 0 and isinstance(parent, dict):
-        del parent[key]
+        parent.pop(key, None)
     elif how == 1 and isinstance(node, dict):
         node[pick(KEYS)] = pick(WRONG)
     elif how == 2 and isinstance(node, list):

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 import functional_opt as fo
-from functional_opt.base import Transformation
+from functional_opt.core.checks import as_given
+from functional_opt.core.leaves import is_nothing
+from functional_opt.core.transformation import Transformation
 from functional_opt.schedules import linear_schedule
-from functional_opt.value import as_given
 
 from ..helpers import make_params
 
@@ -49,7 +50,9 @@ class Case:
     def numbers(self) -> dict[str, float]:
         """The arguments of `vary` and their values, by default those of the signature."""
         own = inspect.signature(self.make).parameters
-        return {name: as_given(self.args[name] if name in self.args else own[name].default) for name in self.vary.split()}
+        return {
+            name: as_given(self.args[name] if name in self.args else own[name].default) for name in self.vary.split()
+        }
 
 
 @fo.transformation
@@ -113,13 +116,13 @@ class with_a_parabola(fo.GradientTransformation):
         return self.inner.init(params)
 
     def update(self, updates, state, params=None, **extra):
-        updates_flat = jax.tree.leaves(updates, is_leaf=fo.leaves.is_nothing)
+        updates_flat = jax.tree.leaves(updates, is_leaf=is_nothing)
 
         def f(w):
             return sum((term(*xs) for xs in zip(*map(there, (updates, w, params)), strict=True)), jnp.zeros([]))
 
         def there(tree):
-            pairs = zip(updates_flat, jax.tree.leaves(tree, is_leaf=fo.leaves.is_nothing), strict=True)
+            pairs = zip(updates_flat, jax.tree.leaves(tree, is_leaf=is_nothing), strict=True)
             return [x for g, x in pairs if g is not None]
 
         def term(g, w, start):

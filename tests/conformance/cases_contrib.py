@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import functional_opt as fo
-from functional_opt.base import Transformation
+from functional_opt.core.transformation import Transformation
 
 from . import references_contrib as ref
 from .case import both, case

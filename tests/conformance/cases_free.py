@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import functional_opt as fo
-from functional_opt.base import Transformation
+from functional_opt.core.transformation import Transformation
 
 from . import references_free as ref
 from .case import both, case, rates

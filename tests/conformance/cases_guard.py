@@ -3,7 +3,7 @@
 from typing import Any
 
 import functional_opt as fo
-from functional_opt.base import Transformation
+from functional_opt.core.transformation import Transformation
 
 from .case import case
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import functional_opt as fo
-from functional_opt.value import value
+from functional_opt.core.norms import all_finite
+from functional_opt.core.value import value
 
 from ..helpers import assert_same_types, at, make_grads, make_params
 from .cases import OPTIMIZERS, PLAIN, each_plain_case
@@ -85,7 +86,7 @@ def steps(tx, n, sizes, start):
         # as if from elsewhere: XLA would take (size·0)² for size²·0
         grads = jax.lax.optimization_barrier(jax.tree.map(lambda x: sizes[t % N] * x, PATTERN))
         updates, state = tx.update(grads | extra, state, params)
-        finite &= fo.leaves.all_finite((updates, fo.apply_updates(params, updates)))
+        finite &= all_finite((updates, fo.apply_updates(params, updates)))
         return fo.apply_updates(params, updates), state, finite
 
     start = start | {"n": jnp.int32(3)}

@@ -59,7 +59,19 @@ def test_float64_is_the_paper(case):
 
 def loses_digits(case: Case):
     """Those whose Optax takes small differences or long sums, to 1e-4 in float32: compared in float64."""
-    names = "schedule_free", "madgrad", "radam", "momo", "cocob", "adopt", "dog", "dowg", "dadapt", "simplified_adem"
+    names = (
+        "schedule_free",
+        "madgrad",
+        "radam",
+        "momo",
+        "cocob",
+        "adopt",
+        "dog",
+        "dowg",
+        "dadapt",
+        "simplified_adem",
+        "sam",
+    )
     return case.name.removeprefix("scale_by_").startswith(names)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import functional_opt as fo
-from functional_opt.slots import slots_of
+from functional_opt.core.slots import slots_of
 
 from .cases import OPTIMIZERS
 

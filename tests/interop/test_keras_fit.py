@@ -124,7 +124,7 @@ def test_a_chain_without_a_rate_or_with_several_refuses_one():
 
 
 def test_refusals(monkeypatch):
-    with pytest.raises(ValueError, match="learning_rate has no place in"):
+    with pytest.raises(ValueError, match="learning_rate was given, but .* has no rate to replace"):
         to_keras(fo.scale_by_adam(), learning_rate=0.1)
     with pytest.raises(TypeError, match="tx|transformation"):
         to_keras(3)

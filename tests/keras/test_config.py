@@ -37,6 +37,24 @@ def test_there_and_back(opt):
     assert_same(train(twin, make_variables(), gradients), train(opt, make_variables(), gradients))
 
 
+def test_each_shared_argument_that_is_set_is_in_the_config():
+    given = {
+        "weight_decay": 0.01,
+        "clipnorm": 0.5,
+        "clipvalue": 0.25,
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 3,
+        "loss_scale_factor": 2.0,
+        "gradient_accumulation_steps": 4,
+    }
+    config = SGD(0.1, **given).get_config()
+    assert {name: config.get(name) for name in given} == given
+    assert SGD.from_config(config).get_config() == config
+    assert not given.keys() & SGD(0.1).get_config().keys()
+    assert SGD(0.1, global_clipnorm=1.0).get_config()["global_clipnorm"] == 1.0
+
+
 def test_numbers_are_as_they_are_now_and_short():
     opt = Adam(0.5, clipnorm=2)
     opt.learning_rate, opt.beta_1, opt.beta_2 = 0.01, Variable(0.8), lambda: 0.7

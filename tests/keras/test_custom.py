@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from functional_opt import chain, scale_by_adam, scale_by_learning_rate
 from functional_opt.keras import IndexedSlices, Variable
 from functional_opt.keras.optimizers import SGD, Adam, Optimizer, schedules
 
@@ -153,6 +154,22 @@ def test_a_failing_update_changes_nothing():
     with pytest.raises(RuntimeError, match="no"):
         opt.apply_gradients([(jnp.ones((2, 2)), vs[0]), (jnp.ones(2), vs[1])])
     assert_same((opt.get_weights(), [v.numpy() for v in vs]), before)
+
+
+def test_a_count_that_comes_later_is_that_of_the_steps_done():
+    class Late(Optimizer):
+        adapts = False
+
+        def transform(self, hyper):
+            rate = scale_by_learning_rate(hyper.learning_rate)
+            return chain(scale_by_adam(b1=0.5, b2=0.0, eps=0.0), rate) if self.adapts else rate
+
+    v, opt = Variable(0.0, name="v"), Late("Late", learning_rate=1.0)
+    for _ in range(3):
+        opt.apply_gradients([(1.0, v)])
+    opt.adapts = True
+    opt.apply_gradients([(1.0, v)])  # m̂ = 0.5 / (1 − 0.5⁴)
+    np.testing.assert_allclose(v.value, -3 - 8 / 15, rtol=1e-6)
 
 
 def test_built_in_optimizers_have_the_slots_of_their_transformation():

@@ -1,5 +1,6 @@
 """Hyperparameters: what they may be, when they are read, and that new ones compile nothing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -166,6 +167,18 @@ def test_from_number_to_schedule_and_back_keeps_the_slots():
         results.append([v.numpy() for v in variables] + opt.get_weights())
     for x, y in zip(*results, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_float64_variables_keep_their_digits_beside_others():
+    with jax.enable_x64(True):
+        (_, g), values = make_gradients(1)[0], []
+        for beside in (False, True):
+            opt, v, short = Adam(0.1), Variable(np.float64([0.5]), name="v"), Variable(np.float32(0.5), name="short")
+            for _ in range(3):
+                opt.apply_gradients([(g.astype("float64"), v), *([(np.float32(1.0), short)] if beside else [])])
+            values.append(v.numpy())
+        assert v.dtype == "float64" and short.dtype == "float32"
+        np.testing.assert_allclose(*values, rtol=1e-15)
 
 
 def test_a_schedule_put_in_later_begins_at_the_present_step():

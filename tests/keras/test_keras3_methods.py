@@ -129,6 +129,15 @@ def test_accumulation_makes_one_update_of_many_gradients():
     assert int(opt.iterations) == 4
 
 
+def test_a_constraint_waits_for_the_update():
+    v = Variable(3.0, name="v", constraint=lambda x: jax.numpy.clip(x, -1, 1))
+    opt, seen = SGD(1.0, gradient_accumulation_steps=2), []
+    for _ in range(2):
+        opt.apply_gradients([(0.0, v)])
+        seen.append(float(v))
+    assert seen == [3.0, 1.0]
+
+
 def test_weight_decay_and_what_is_kept_from_it():
     kernel, bias = variables()
     opt = SGD(0.5, weight_decay=0.5)

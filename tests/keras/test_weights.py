@@ -120,6 +120,15 @@ def test_weights_that_do_not_fit(built):
     assert_same(opt.get_weights(), good)
 
 
+def test_weights_that_wait_are_copies():
+    variables, opt = make_variables(), Adam(0.1)
+    given = [np.array(2), np.ones(3), np.ones(1), np.ones(3), np.ones(1)]
+    opt.set_weights(given)
+    given[0][...] = given[1][:] = 7
+    opt.build(variables)
+    assert_same(opt.get_weights(), [2, np.ones(3), np.ones(1), np.ones(3), np.ones(1)])
+
+
 def test_weights_are_copies():
     (a, _), opt = make_variables(), Adam(0.1)
     opt.apply_gradients([(np.ones(3), a)])

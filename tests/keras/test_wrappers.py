@@ -231,7 +231,7 @@ def test_a_step_that_fails_changes_nothing(make):
         with pytest.raises((ValueError, TypeError)):
             opt.apply(grads, variables)
         assert_same(snapshot(opt, variables), before)
-    with pytest.raises(TypeError, match="has no transformation of its own; the optimizers in it have"):
+    with pytest.raises(TypeError, match="has no transformation of its own; use those of its inner optimizers"):
         opt.transform(None)
 
 

@@ -66,6 +66,32 @@ def test_slots_that_are_one_array():
     assert_close(jax.jit(step)(*args), purely(lambda *args: step(*args), *args), 1)
 
 
+def test_arrays_of_other_shapes():
+    """A kernel would read and write past their ends."""
+    tx, params, grads, other = (
+        fo.sgd(0.1, 0.9),
+        tree(0, sizes=ROWS),
+        tree(1, sizes=ROWS),
+        tree(2, sizes=ROWS | {"odd": (16,)}),
+    )
+    for w, slots, fit in (params, params, True), (params, other, False), (other, params, False):
+        state = tx.init(slots)
+        found = plan.plan_of(tx.as_kernel(state, w), grads, jax.tree.leaves(state), w)
+        assert (found is not None) == fit
+
+
+@built
+def test_numbers_that_are_no_float32():
+    """XLA multiplies by float64 and rounds once."""
+    with jax.enable_x64(True):
+        params, grads = tree(0), tree(1)
+        for rate, fits in (jnp.asarray(1 / 3, "float32"), True), (jnp.asarray(1 / 3, "float64"), False):
+            tx = fo.sgd(rate)
+            args = params, tx.init(params), grads
+            assert uses_kernel(stepper(tx), *args) == fits
+            assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 0)
+
+
 @built
 def test_codes_of_an_empty_leaf():
     sizes = {"big": (64, 512), "none": (0, 3)}
@@ -149,12 +175,12 @@ def kernels_that_jax_ignores(patch, _):
 
 LOADS = {
     another_ffi: "and the installed jaxlib has 0.99; rebuild with `pip install --no-build-isolation",
-    no_header: "cannot be told",
+    no_header: "cannot be determined",
     no_registration: "incompatible",
     other_sources: "other C++ sources",
     another_operation: "numbers differ",
     another_product: "numbers differ",
-    kernels_that_jax_ignores: "does not take them",
+    kernels_that_jax_ignores: "does not use them",
 }
 
 

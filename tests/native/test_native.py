@@ -56,7 +56,7 @@ def assert_close(ours, pure, ulps):
 
 def test_a_compiler_is_enough():
     if sys.platform == "linux" and (shutil.which("g++") or shutil.which("clang++")):
-        assert native.available(), "build it: python setup.py build_ext --inplace"
+        assert native.available(), "build it: pip install --editable ."
 
 
 CHAINS = {  # and how many units in the last place it may differ
@@ -183,6 +183,36 @@ def test_nan_stays_in_its_leaf_and_an_infinite_norm_gives_zeros():
 
 
 @built
+@pytest.mark.parametrize("tx", [fo.chain(fo.clip(0.5), fo.sgd(0.1)), fo.lion(1e-2)], ids=["clip", "lion"])
+def test_nan_stays_where_it_is(tx):
+    params, grads = tree(0), tree(1)
+    args = params, tx.init(params), grads | {"odd": grads["odd"].at[3].set(jnp.nan)}
+    assert uses_kernel(stepper(tx), *args)
+    new, _ = jax.jit(stepper(tx))(*args)
+    assert np.flatnonzero(jnp.isnan(new["odd"])).tolist() == [3]
+    assert not jnp.isnan(new["big"]).any()
+
+
+@built
+@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+def test_adagrad_with_nothing_seen_stands_still(eps_in_sqrt):
+    tx, params = fo.chain(fo.scale_by_rss(0.0, 0.0, eps_in_sqrt), fo.scale(-0.1)), tree(0)
+    args = params, tx.init(params), tree(1) | {"odd": jnp.zeros(17)}
+    assert uses_kernel(stepper(tx), *args)
+    assert_close(jax.jit(stepper(tx))(*args)[0]["odd"], params["odd"], 0)
+
+
+@built
+def test_an_epsilon_is_not_corrected():
+    """In the first step v̂ = g², whatever eps is."""
+    tx, params, grads = fo.rmsprop(1.0, eps=0.25, bias_correction=True), tree(0), tree(1)
+    args = params, tx.init(params), grads
+    assert uses_kernel(stepper(tx), *args)
+    expected = jax.tree.map(lambda w, g: w - g / jnp.sqrt(g * g + 0.25), params, grads)
+    assert_close(jax.jit(stepper(tx))(*args)[0], expected, 8)
+
+
+@built
 @pytest.mark.parametrize("bits", [32, 8])
 def test_updates_may_be_used_for_anything(bits):
     """Kernels give them where state is stored as codes; XLA makes them as fast otherwise."""
@@ -300,6 +330,8 @@ def test_left_to_xla():
         ("a link without a kernel", fo.chain(fo.clip_by_block_rms(1.0), fo.scale_by_adam()), params, grads),
         ("an update of one's own", fo.chain(mine(), fo.scale(-0.1)), params, grads),
         ("complex", adam, params | {"odd": params["odd"] + 0j}, grads | {"odd": grads["odd"] * 1j}),
+        ("params of another 16 bits", fo.sgd(0.1), tree(0, "float16"), grads),
+        ("gradients of another 16 bits", fo.sgd(0.1), params, tree(1, "float16")),
         ("several devices", adam, jax.device_put(params, mesh), jax.device_put(grads, mesh)),
     ):
         assert not uses_kernel(stepper(tx), p, tx.init(p), g), why

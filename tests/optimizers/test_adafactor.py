@@ -34,6 +34,16 @@ def test_the_last_axes_are_not_the_largest():
     assert fo.scale_by_factored_rms(min_dim_size_to_factor=1).init(g).v_row.shape == (2, 3)
 
 
+def test_rows_behind_the_columns():
+    """The longest axis is the first one here, the second longest the middle one."""
+    g = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3, 2)), "float32")
+    tx = fo.scale_by_factored_rms(min_dim_size_to_factor=1)
+    u, state = tx.update(g, tx.init(g))
+    r, c = np.mean(g**2, axis=0, keepdims=True), np.mean(g**2, axis=1, keepdims=True)
+    np.testing.assert_allclose(u, g / np.sqrt(r * c / np.mean(r, axis=1, keepdims=True)), rtol=1e-5)
+    assert (state.v_row.shape, state.v_col.shape) == ((3, 2), (5, 2))
+
+
 def test_a_matrix_of_one_zero_row_and_column_stays_finite():
     g = jnp.ones((3, 3)).at[0].set(0.0).at[:, 0].set(0.0)
     tx = fo.scale_by_factored_rms(min_dim_size_to_factor=1)

@@ -28,7 +28,7 @@ def test_blocks_by_shape_and_by_rule():
 
 def test_a_block_has_the_mean_of_its_squares():
     g = np.arange(24.0).reshape(4, 6)
-    tx = fo.scale_by_adam_mini(b2=0.0, eps=0.0, block=fo.paths.PathRules({"w": (2, 3)}))
+    tx = fo.scale_by_adam_mini(b2=0.0, eps=0.0, block=fo.PathRules({"w": (2, 3)}))
     u, state = tx.update({"w": jnp.asarray(g)}, tx.init({"w": jnp.zeros((4, 6))}))
     means = np.array([[np.mean(g[i : i + 2, j : j + 2] ** 2) for j in (0, 2, 4)] for i in (0, 2)])
     np.testing.assert_allclose(state.nu["w"], means, rtol=1e-6)

@@ -28,7 +28,7 @@ def test_a_group_decays_whatever_the_mask_says():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="rule 'c' matches no leaf"):
-        fo.stable_adamw(1.0, mask=fo.paths.PathRules({"c": False})).init({"w": jnp.ones(2)})
+        fo.stable_adamw(1.0, mask=fo.PathRules({"c": False})).init({"w": jnp.ones(2)})
     tx = fo.scale_by_stable_adamw(weight_decay=0.1)
     with pytest.raises(ValueError, match="scale_by_stable_adamw needs the params"):
         tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))

@@ -1,22 +1,22 @@
-"""Adam, AdamW, Adamax and Nadam: of each its arguments, its slots, and the transformation it stands for."""
+"""Adam, AdamW, Adamax and Nadam: their arguments, slots and transformations."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from ...core.schedule import Schedule
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.adamax import scale_by_adamax
 from ...optimizers.amsgrad import scale_by_amsgrad
 from ...optimizers.nadam import scale_by_nadam
-from ...schedules import Schedule
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale_by_learning_rate
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from .base import EPSILON, Optimizer
 from .configs import as_arguments
 from .schedules import LearningRateSchedule
 
 
 class TwoMoments(Optimizer):
-    """What Adam and its kin take: a learning rate, the decay of two running means, and an epsilon."""
+    """Base of Adam and its relatives: takes a learning rate, the decay of two running means, and an epsilon."""
 
     settings = ("epsilon",)
 
@@ -42,7 +42,7 @@ class Adam(TwoMoments):
         learning_rate: a number, a schedule, or a callable.
         beta_1, beta_2: decay of the means, in [0, 1).
         epsilon: ε, which is Kingma & Ba's ε̂; 0 or None means 1e-7.
-        amsgrad: whether v̂ = max(v̂, v) stands in place of v.
+        amsgrad: whether v̂ = max(v̂, v) is used in place of v.
         name, kwargs: as in `Optimizer`.
 
     Slots: m, v, vhat (with amsgrad). Kingma & Ba 2014, arXiv:1412.6980; Reddi et al. 2018, arXiv:1904.09237.
@@ -54,7 +54,7 @@ class Adam(TwoMoments):
     0.9
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"}, {"vhat": "nu_max"})
+    slots = ({"m": "mu"}, {"v": "nu"}, {"vhat": "nu_max"})
     keras3_slots = ({"momentum": "mu", "velocity": "nu"}, {"velocity_hat": "nu_max"})
     settings = ("epsilon", "amsgrad")
 
@@ -80,12 +80,12 @@ class Adam(TwoMoments):
         return chain(rule, scale_by_learning_rate(hyper.learning_rate))
 
     def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
-        n = (len(self.weights) - 1) // 2  # Keras 1 kept a third slot, unused, of each variable
+        n = (len(self.weights) - 1) // 2  # Keras 1 kept a third, unused slot for each variable
         return weights[: 2 * n + 1] if not self.amsgrad and len(weights) == 3 * n + 1 else weights
 
 
 class AdamW(Adam):
-    """Adam with p ← p − weight_decay · learning_rate · p before each update. Only in Keras 3, whose dialect it has.
+    """Adam with p ← p − weight_decay · learning_rate · p before each update. Keras 3 only ("keras3" dialect).
 
     Args:
         learning_rate: a number, a schedule, or a callable.
@@ -137,7 +137,7 @@ class Adamax(TwoMoments):
     0.9
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"})
+    slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "norm": "nu"},)
     row_mode = "touched"
 
@@ -147,14 +147,14 @@ class Adamax(TwoMoments):
 
 
 class Nadam(TwoMoments):
-    """Adam with Nesterov's momentum and a warm-up of it: see `scale_by_nadam`, of which this is the rule.
+    """Adam with Nesterov's momentum, which is warmed up. See `scale_by_nadam` for the rule.
 
     Args:
         learning_rate: a number or a callable; a schedule only in the "keras3" dialect.
         beta_1, beta_2: decay of the means, in [0, 1).
         epsilon: ε; 0 or None means 1e-7.
-        name, kwargs: as in `Optimizer`. In the "keras2" dialect `schedule_decay`, 0.004 if not given, is how
-            fast the momentum warms up; a `decay` that is passed is overwritten by it, as in Keras.
+        name, kwargs: as in `Optimizer`. In the "keras2" dialect `schedule_decay`, by default 0.004, sets how
+            fast the momentum warms up. It overwrites a `decay` that is passed, as in Keras.
 
     Slots: m, v. Dozat 2016, Incorporating Nesterov Momentum into Adam.
 
@@ -165,7 +165,7 @@ class Nadam(TwoMoments):
     0.894
     """
 
-    keras2_slots = ({"m": "mu"}, {"v": "nu"})
+    slots = ({"m": "mu"}, {"v": "nu"})
     keras3_slots = ({"momentum": "mu", "velocity": "nu"},)
     row_mode = "slots_all"
     scalars = {"momentum_cache": "momentum_product"}
@@ -182,7 +182,7 @@ class Nadam(TwoMoments):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """As in `Optimizer`; the `decay` of a config is the momentum's, which Keras loses."""
+        """Returns the optimizer, as in `Optimizer`. Reads `decay` as the momentum's, which Keras loses."""
         config = as_arguments(cls, config)
         if config.get("dialect", cls.default_dialect) == "keras2" and "decay" in config:
             config["schedule_decay"] = config.pop("decay")

@@ -1,76 +1,76 @@
-"""Optimizer: Keras's stateful API over a pure transformation. It knows no algorithm."""
+"""Optimizer: Keras's stateful API over a pure transformation. It contains no algorithm."""
 
 import functools
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ...base import GradientTransformation
-from ...transforms.chain import chain
-from ...transforms.clip import clip, clip_by_global_norm, clip_by_norm
-from ...value import unread
+from ...core.ranges import unread
+from ...core.transformation import GradientTransformation
+from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
+from ...transforms.combining.chain import chain
 from ..variable import Variable
 from . import schedules
 from .configs import as_arguments, within
 from .custom import Custom
+from .graph_mode import users_level
 from .hyper import not_negative, present
 from .imperative import imperative
-from .relics import users_level
 from .replicas import AxisName
 from .rows import RowMode
-from .step import Numbers, Plan, decayed
+from .step import OptimizerStep, StepInputs, decayed
 from .stepping import GradsAndVars
 
 NO_RATE: Any = object()
-"""The learning rate of an optimizer that has none."""
+"""Stands for the learning rate of an optimizer without one."""
 Dialect = Literal["keras2", "keras3"]
 CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
 NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
 EPSILON = 1e-7
-"""What Keras divides by at least, and what an epsilon of 0 or None means."""
+"""Keras's default epsilon, also used if epsilon is 0 or None."""
 
 
 class Optimizer(Custom):
-    """Updates variables in place, as Keras's optimizers do: `minimize`, or gradients and `apply_gradients`.
+    """Updates variables in place, as Keras's optimizers do, by `minimize` or `apply_gradients`.
 
-    A class makes its hyperparameters with `_set_hyper` and says in `transform` which gradient
-    transformation they stand for; everything else is here. One compiled program does a step of all
-    variables. Numbers, schedules and callables can be reassigned without recompiling it.
+    A subclass makes its hyperparameters with `_set_hyper` and returns a gradient transformation from
+    `transform`; this class does everything else. One compiled program updates all variables. Numbers,
+    schedules and callables can be reassigned without recompiling it.
 
     Args:
-        name: of the optimizer and its weights; by its class if None.
-        gradient_aggregator: a function from the list of (gradient, variable) pairs to such a list; it runs
-            first, and is where gradients of several replicas are summed.
-        gradient_transformers: functions from such a list to such a list, run in order after it.
-        learning_rate: a number, a schedule or a callable; a class without one leaves it out.
-        clipvalue, clipnorm, global_clipnorm: bounds on each element, on the norm of each gradient, on the
-            norm of all. The last two exclude each other; any of them excludes gradient_transformers.
+        name: the optimizer's name, also used in the names of its weights; derived from its class if None.
+        gradient_aggregator: a function that takes a list of (gradient, variable) pairs and returns such a
+            list. It runs first; this is where to sum the gradients of several replicas.
+        gradient_transformers: functions of the same kind, which run in order after the aggregator.
+        learning_rate: a number, a schedule or a callable; a class without a learning rate omits it.
+        clipvalue, clipnorm, global_clipnorm: bounds on each element, on the norm of each gradient, and on the
+            norm of all gradients. The last two exclude each other; any of them excludes gradient_transformers.
         decay: the learning rate is divided by 1 + decay · iterations.
-        lr: an old name of learning_rate, which wins over it.
-        weight_decay: before an update p ← p − weight_decay · learning_rate · p.
-        use_ema, ema_momentum, ema_overwrite_frequency: whether running means of the variables are kept
-            (a ← ema_momentum · a + (1 − ema_momentum) · p), and after how many steps, if any, they become the
-            values. `finalize_variable_values` puts them in place at the end.
-        loss_scale_factor: what the loss was multiplied by (`scale_loss`), and gradients are divided by.
-        gradient_accumulation_steps: how many gradients, at least 2, make one update, with their mean.
-        axis_name: of replicas, in `jax.shard_map`, `jax.pmap` or `jax.vmap`: gradients are summed over it before
-            anything else, unless a gradient_aggregator does. Gradients that shard_map knows to be the
-            same everywhere are sums already.
-        dialect: "keras2" for the numbers and the order of weights of tf.keras's OptimizerV2, "keras3" for
-            those of Keras 3, where the two differ.
+        lr: the old name of learning_rate; it takes precedence if both are given.
+        weight_decay: before each update, p ← p − weight_decay · learning_rate · p.
+        use_ema, ema_momentum, ema_overwrite_frequency: whether to keep running means of the variables
+            (a ← ema_momentum · a + (1 − ema_momentum) · p), and the number of steps, if any, after which the
+            means replace the values. `finalize_variable_values` replaces them at the end.
+        loss_scale_factor: the factor that `scale_loss` multiplies the loss by, and that gradients are divided by.
+        gradient_accumulation_steps: the number of gradients, at least 2, whose mean makes one update.
+        axis_name: the axis of the replicas in `jax.shard_map`, `jax.pmap` or `jax.vmap`. Gradients are summed
+            over it before anything else, unless a gradient_aggregator is given. Gradients that shard_map
+            knows to be equal on all devices are sums already.
+        dialect: where the two differ, "keras2" gives the results and the order of weights of tf.keras's
+            OptimizerV2, "keras3" those of Keras 3.
 
-    Raises TypeError for another keyword, ValueError for a value out of range.
+    Raises TypeError for an unknown keyword, ValueError for a value out of range.
 
-    Differs from Keras 3 in the "keras2" dialect: running means are taken after the constraints, and under
-    accumulation they and schedules advance once an update, not with every gradient.
+    Differs from Keras 3 in the "keras2" dialect: running means are taken after the constraints; with
+    accumulation, they and schedules advance once per update, not with every gradient.
     """
 
     row_mode: RowMode = "all"
-    """What a sparse gradient does: see `rows`."""
+    """The way sparse gradients are applied: see `rows`."""
     settings: tuple[str, ...] = ()
-    """The constructor's arguments that are plain attributes, for `get_config`."""
+    """The constructor arguments that are plain attributes; `get_config` includes them."""
     default_dialect: Dialect = "keras2"
 
     def __init__(
@@ -139,10 +139,10 @@ class Optimizer(Custom):
                 raise ValueError(f"Cannot accept both `clipnorm` and `global_clipnorm`, received {given}")
         super().__setattr__(name, x)
 
-    # What a class says of itself
+    # What a subclass defines
 
     def transform(self, hyper: Any) -> GradientTransformation:
-        """The transformation for the hyperparameters as they are: `hyper.learning_rate` is an array or a schedule."""
+        """Returns the transformation for these hyperparameters: `hyper.learning_rate` is an array or a schedule."""
         if self._is_custom:
             known = vars(_blank())
             plain = int | float | str | None
@@ -153,10 +153,10 @@ class Optimizer(Custom):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds the optimizer from, state apart: plain JSON.
+        """Returns the config, as plain JSON, from which `from_config` rebuilds the optimizer without its state.
 
-        Name, hyperparameters, `settings`, and the arguments of `Optimizer` that are set (in the "keras3"
-        dialect all of Keras 3's).
+        It has the name, the hyperparameters, `settings`, and the arguments of `Optimizer` that are set (in the
+        "keras3" dialect, all that Keras 3 has).
         """
         own = {name: getattr(self, name) for name in self.settings}
         own |= {name: self._serialize_hyperparameter(name) for name in self._hyper}
@@ -171,9 +171,9 @@ class Optimizer(Custom):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None):
-        """The optimizer that `get_config` described, in its state before the first step.
+        """Returns the optimizer that a config from `get_config` describes, in its state before the first step.
 
-        Raises TypeError or ValueError naming the entry that the class cannot have.
+        Raises TypeError or ValueError, naming the entry, for an entry that the class does not accept.
         """
         config = as_arguments(cls, config)
         if "lr" in config:
@@ -183,30 +183,31 @@ class Optimizer(Custom):
                 config["learning_rate"] = schedules.deserialize(rate, custom_objects)
         optimizer = cls(**config)
         if cls.__module__.startswith(__package__ or ""):
-            optimizer._numbers()  # whose transformation has ranges for what the constructor only keeps
+            optimizer._numbers()  # the transformation checks values that the constructor only stores
         return optimizer
 
     @staticmethod
     def from_transformation(tx: Any, name: str = "Optimizer", **kwargs: Any) -> "Optimizer":
-        """An optimizer from any gradient transformation. See `FromTransformation`."""
-        from .from_transformation import FromTransformation
+        """Returns an optimizer over any gradient transformation. See `FromTransformation`."""
+        return Optimizer._over_transformation(tx, name, **kwargs)
 
-        return FromTransformation(tx, name, **kwargs)
+    _over_transformation: ClassVar[Callable[..., "Optimizer"]]
+    """The subclass that `from_transformation` makes; `from_transformation.py` sets it."""
 
-    # What a step is made of
+    # The parts of a step
 
     def _clips(self) -> list[tuple[Callable, Any]]:
         return [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
 
-    def _numbers(self) -> Numbers:
-        """The transformations and other numbers of a step, with hyperparameters as they now are."""
+    def _numbers(self) -> StepInputs:
+        """Returns the inputs of a step: transformations and numbers, with the present hyperparameters."""
         hyper = {name: present(x) for name, x in self._hyper.items()}
         if "learning_rate" in hyper and self._decays:
             hyper["learning_rate"] = decayed(hyper["learning_rate"], hyper["decay"])
-        with unread():  # checked when they were assigned; the host must not wait for them at every step
+        with unread():  # they were checked when assigned; checking them here would make the host wait at every step
             clips = chain(*(make(bound) for make, bound in self._clips() if bound is not None))
             rule = self.transform(SimpleNamespace(**hyper))
-        return Numbers(
+        return StepInputs(
             clips=clips,
             rule=rule,
             learning_rate=hyper.get("learning_rate"),
@@ -220,11 +221,11 @@ class Optimizer(Custom):
         decay = self._hyper["decay"]
         return callable(decay) or float(decay) != 0
 
-    def _plan(self, variables: Sequence[Variable]) -> Plan:
-        """What a step of these variables is compiled for."""
+    def _plan(self, variables: Sequence[Variable]) -> OptimizerStep:
+        """Returns the step of these variables, as the program is compiled for it."""
         key = lambda v: self._keys[id(v)]  # noqa: E731
         shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
-        return Plan(
+        return OptimizerStep(
             constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
             decayed=tuple(shrunk),
             rows="as they are" if self._is_custom else self.row_mode,
@@ -242,7 +243,7 @@ class Optimizer(Custom):
 
 @functools.cache
 def _blank() -> Optimizer:
-    """One with the attributes that all have."""
+    """Returns an optimizer that has only the attributes common to all."""
     return Optimizer("blank")
 
 
@@ -257,11 +258,11 @@ SHARED: dict[str, Any] = {
     "loss_scale_factor": None,
     "gradient_accumulation_steps": None,
 }
-"""The arguments that are plain attributes, and their defaults, in the order of Keras 3's config."""
+"""The shared arguments that are plain attributes, and their defaults, in the order of Keras 3's config."""
 
 
 def _default_name(cls: str, dialect: Dialect) -> str:
-    """Keras 2 takes the name of the class, Keras 3 puts it in snake case."""
+    """Returns the name of the class as it is for Keras 2, in snake case for Keras 3."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
 
 

@@ -1,15 +1,15 @@
-"""What an optimizer keeps for its variables: pytrees with a dict by variable wherever params would stand."""
+"""The state of an optimizer: pytrees with a dict keyed by variable in each place of the params."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...base import GradientTransformation, zero_count
+from ...core.transformation import GradientTransformation, zero_count
 
 
 class ByVariable(dict):
-    """A dict keyed by a variable's path: what marks, in any state, the parts that belong to variables."""
+    """A dict keyed by variable path. It marks the parts of a state that are kept per variable."""
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -25,15 +25,16 @@ def is_by_variable(x: Any) -> bool:
 
 
 def field_name(path: tuple) -> str:
-    """The name of the field or key that a path ends with; empty if it has none."""
+    """Returns the name of the field or key that a path ends with; empty if it has none."""
     return str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
 
 
 class State(NamedTuple):
-    """`inner`: the state of the transformation. `counted`: the steps that the counts in it stand for.
+    """The state of an optimizer.
 
-    `average` and `accumulated`: by variable, running means of the values and gradients gathered so far;
-    empty where the optimizer keeps none.
+    `inner` is the state of the transformation, and `counted` the number of steps that the counts in it stand for.
+    `average` and `accumulated` hold, by variable, running means of the values and the gradients accumulated so
+    far. They are empty if the optimizer keeps none.
     """
 
     inner: Any
@@ -42,10 +43,10 @@ class State(NamedTuple):
     accumulated: ByVariable
 
 
-def grow(
+def extend_state(
     tx: GradientTransformation, state: State | None, values: ByVariable, *, average: bool, accumulate: bool
 ) -> State:
-    """The state for all of `values`: what `state` has there, else as at the start."""
+    """Returns the state for all of `values`: entries of `state` where it has them, initial ones elsewhere."""
     state = State(None, zero_count(), ByVariable(), ByVariable()) if state is None else state
     old = dict(jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable))
 
@@ -65,7 +66,7 @@ def grow(
 
 
 def shift_counts(inner: Any, by: jax.Array) -> Any:
-    """The state with `by` more in every field called count; those of inner states may lag behind the others."""
+    """Adds `by` to every field called count. The counts of inner states may lag behind the others."""
 
     def leaf(path, x):
         is_count = field_name(path) == "count" and not is_by_variable(x)
@@ -74,8 +75,8 @@ def shift_counts(inner: Any, by: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, inner, is_leaf=is_by_variable)
 
 
-def keep(keys: Any, old: Any, new: Any) -> Any:
-    """The new state, but the old one of some variables."""
+def keep_variables(keys: Any, old: Any, new: Any) -> Any:
+    """Returns the new state, with the old entries for the variables in `keys`."""
 
     def leaf(old, new):
         return ByVariable((k, old[k] if k in keys else x) for k, x in new.items()) if is_by_variable(new) else new

@@ -1,4 +1,4 @@
-"""Muon and ScheduleFreeAdamW, which are made of other rules and which only Keras 3 has."""
+"""Muon and ScheduleFreeAdamW, which combine other rules and exist only in Keras 3."""
 
 import re
 from collections.abc import Sequence
@@ -6,18 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...base import GradientTransformation
+from ...core.checks import Static
+from ...core.ranges import PositiveInt
+from ...core.schedule import Rate, Schedule, rate_at
+from ...core.transformation import GradientTransformation
+from ...core.value import value
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.rmsprop import scale_by_rms
 from ...optimizers.schedule_free import schedule_free, schedule_free_eval_params
-from ...schedules import Rate, Schedule
-from ...schedules.base import rate_at
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
-from ...transforms.orthogonalize import orthogonalize, scale_by_shape
-from ...transforms.select import partition
-from ...value import PositiveInt, Static, value
+from ...transforms.combining.chain import chain
+from ...transforms.combining.select import partition
+from ...transforms.matrices.orthogonalize import orthogonalize, scale_by_shape
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from ..foreign import all_ours
 from .base import EPSILON, Optimizer
 from .by_variable import ByVariable
@@ -28,14 +29,15 @@ class Muon(Optimizer):
 
     Args:
         learning_rate: a number, a schedule, or a callable.
-        adam_beta_1, adam_beta_2, epsilon, adam_weight_decay: of the variables that Adam takes.
-        weight_decay: of the matrices.
-        exclude_layers: patterns; a variable whose path one of them is found in goes to Adam.
-        exclude_embeddings: whether variables with "embedding" in their path do.
-        muon_a, muon_b, muon_c, ns_steps: the polynomial of the orthogonalization, and how often it is applied.
-        adam_lr_ratio: what Adam's learning rate is multiplied by.
-        momentum, nesterov: of the matrices' trace.
-        rms_rate: the root mean square of an update per unit of learning rate; None leaves it as it comes.
+        adam_beta_1, adam_beta_2, epsilon, adam_weight_decay: for the variables that Adam updates.
+        weight_decay: for the matrices.
+        exclude_layers: regular expressions; Adam updates a variable if one is found in its path.
+        exclude_embeddings: whether Adam also updates variables with "embedding" in their path.
+        muon_a, muon_b, muon_c, ns_steps: the polynomial of the orthogonalization, and the number of times it is
+            applied.
+        adam_lr_ratio: a factor on Adam's learning rate.
+        momentum, nesterov: for the matrices' trace.
+        rms_rate: the root mean square of an update per unit of learning rate; None leaves updates unscaled.
         name, kwargs: as in `Optimizer`.
 
     Slots: momentum; velocity (of Adam's variables). Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
@@ -49,7 +51,7 @@ class Muon(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": ("trace", "mu"), "velocity": "nu"},)
+    slots = ({"momentum": ("trace", "mu"), "velocity": "nu"},)
     settings = (
         *("adam_beta_1", "adam_beta_2", "epsilon", "exclude_layers", "muon_a", "muon_b", "muon_c", "adam_lr_ratio"),
         *("momentum", "ns_steps", "nesterov", "exclude_embeddings", "adam_weight_decay", "rms_rate"),
@@ -85,7 +87,7 @@ class Muon(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     def routing(self) -> dict[str, str]:
-        """Which variable went where: "muon" or "adam", by path; of those that the optimizer has slots for."""
+        """Returns "muon" or "adam" by path, for each variable that the optimizer has slots for."""
         return dict(self._labels()(self._variables))
 
     def _labels(self) -> "_muon_or_adam":
@@ -115,7 +117,7 @@ class Muon(Optimizer):
 
 @value
 class _muon_or_adam:
-    """Labels by path and shape: "adam" for what is no matrix or has one of the patterns in its path."""
+    """Labels by path and shape: "muon" for matrices whose path contains none of the patterns, else "adam"."""
 
     patterns: Static[tuple[str, ...]] = ()
 
@@ -128,14 +130,14 @@ class _muon_or_adam:
 
 
 class ScheduleFreeAdamW(Optimizer):
-    """Adam whose averaging takes the place of a schedule. See `schedule_free`, of which this is a case.
+    """Adam with averaging instead of a schedule. A case of `schedule_free`; see there for the rule.
 
     Args:
         learning_rate: a number, a schedule, or a callable.
-        beta_1: the share of the average in the variables' values, in [0, 1).
+        beta_1: the weight of the average in the variables' values, in [0, 1).
         beta_2: decay of the second moment, in [0, 1).
         epsilon: added outside the root; 0 or None means 1e-8.
-        warmup_steps: steps over which the learning rate grows from 1/warmup_steps of it.
+        warmup_steps: steps over which the learning rate grows from 1/warmup_steps of its value.
         name, kwargs: as in `Optimizer`.
 
     Slots: momentum (z, the variables without averaging), velocity. Defazio et al. 2024, arXiv:2405.15682.
@@ -148,7 +150,7 @@ class ScheduleFreeAdamW(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "z", "velocity": "nu"},)
+    slots = ({"momentum": "z", "velocity": "nu"},)
     settings = ("epsilon", "warmup_steps")
 
     def __init__(
@@ -167,7 +169,7 @@ class ScheduleFreeAdamW(Optimizer):
         self.epsilon, self.warmup_steps = epsilon or 1e-8, warmup_steps
 
     def averaged_params(self, var_list=None):
-        """x, which the gradients are not taken at, and which is to be evaluated."""
+        """Returns the averages x, to evaluate with. The gradients are taken at other values."""
         given = list(self._variables.values()) if var_list is None else all_ours(var_list)
         if self._state is None:
             return [v._value for v in given]

@@ -1,4 +1,4 @@
-"""Configs as arguments: what stands in one is held to what the constructor of the class takes, or refused by name."""
+"""Turns configs into constructor arguments; an entry that the constructor does not take raises, by name."""
 
 import contextlib
 import functools
@@ -12,16 +12,16 @@ import numpy as np
 
 from ...config.depth import refuse_depth
 from ...config.words import short
-from ...value import number
+from ...core.ranges import number
 
 PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", NoneType: "None"}
 
 
 def as_arguments(cls: type, config: Any, *needed: str) -> dict[str, Any]:
-    """A copy of a config, whose entries are of the types that the library's constructors have for them.
+    """Returns a copy of a config, after checking its entries against the types in the library's constructors.
 
-    Raises TypeError or ValueError, naming the entry, for what is no dict with names for keys, for another type, for
-    a missing one of those `needed`, and for a config that is nested too deeply.
+    Raises TypeError if the config is not a dict with strings as keys, or if an entry has another type; ValueError if
+    an entry in `needed` is missing or the config is nested too deeply. Both name the entry.
     """
     name = cls.__name__
     if not isinstance(config, dict) or not all(isinstance(k, str) for k in config):
@@ -38,7 +38,7 @@ def as_arguments(cls: type, config: Any, *needed: str) -> dict[str, Any]:
 
 
 def class_of(config: Any, known: dict[str, type], what: str) -> tuple[str, Any, Any]:
-    """The name, the class if it is known, and the config of what `serialize` gave."""
+    """Returns the name, the class (None if it is unknown) and the inner config, from the result of `serialize`."""
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise TypeError(f"config must be a dict with a class_name, that of {what}, got {short(config)}")
     refuse_depth("config", config)
@@ -49,7 +49,7 @@ def class_of(config: Any, known: dict[str, type], what: str) -> tuple[str, Any, 
 
 @contextlib.contextmanager
 def within(name: str) -> Iterator[None]:
-    """Puts the place within a config before an error."""
+    """Prefixes an error with the name of the entry of the config that it is about."""
     try:
         yield
     except (TypeError, ValueError) as e:
@@ -58,7 +58,7 @@ def within(name: str) -> Iterator[None]:
 
 @functools.cache
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    """The types of the arguments that are plain, by name, as far as the library's own constructors take them."""
+    """Returns, by name, the types of arguments that are plain, as the library's own constructors declare them."""
     kinds: dict[str, tuple[type, ...]] = {}
     seen: set[str] = set()
     for c in cls.__mro__:
@@ -66,7 +66,7 @@ def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
             continue
         hints = typing.get_type_hints(init) if init.__module__.startswith("functional_opt.") else {}
         for p in inspect.signature(init).parameters.values():
-            # TF1's constructors have no annotations
+            # the default's type, as TF1's constructors have no annotations
             hint = hints.get(p.name, type(p.default) if isinstance(p.default, bool | str) else Any)
             found = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
             if p.name not in seen and all(kind in PLAIN for kind in found):

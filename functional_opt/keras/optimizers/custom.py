@@ -1,7 +1,7 @@
-"""Optimizers written as code that assigns: OptimizerV2's `_resource_apply_dense` and Keras 3's `update_step`.
+"""Optimizers whose code assigns to variables: OptimizerV2's `_resource_apply_dense`, Keras 3's `update_step`.
 
-Such code is run once, while the step is traced, with tracers in the variables, the slots, the iteration and
-the hyperparameters; what it assigns becomes the result. So it is compiled like everything else.
+Such code runs once, while the step is traced, with tracers in the variables, the slots, the iteration and the
+hyperparameters. The values that it assigns become the result. So it is compiled like everything else.
 """
 
 import inspect
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...schedules import Schedule
-from ..foreign import ours
+from ...core.schedule import Schedule
+from ..foreign import as_variable
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 from .by_variable import ByVariable
@@ -22,11 +22,11 @@ from .schedules import LearningRateSchedule
 
 
 class Custom(Keras3Methods, Hyperparameters):
-    """What an optimizer that assigns to its variables may override, and what it calls."""
+    """Methods that an optimizer which assigns to its variables can override or call."""
 
-    _traced_hyper: dict[str, Any] | None  # while the user's code is traced
-    _making: dict[str, ByVariable] | None  # while it makes slots
-    _resource_apply_dense: Any  # these three are there only where a subclass has them
+    _traced_hyper: dict[str, Any] | None  # not None while the user's code is traced
+    _making: dict[str, ByVariable] | None  # not None while slots are made
+    _resource_apply_dense: Any  # these three exist only if a subclass defines them
     _resource_apply_sparse: Any
     update_step: Any
 
@@ -41,17 +41,17 @@ class Custom(Keras3Methods, Hyperparameters):
     # OptimizerV2
 
     def _create_slots(self, var_list: list[Variable]) -> None:
-        """To be overridden: `add_slot` for each variable."""
+        """Makes the slots. Override it to call `add_slot` for each variable."""
 
     def _prepare(self, var_list: list[Variable]) -> dict:
-        """To be extended: what is computed once for a step; `_prepare_local` for each dtype."""
+        """Returns values computed once per step: calls `_prepare_local` for each dtype. May be extended."""
         apply_state: dict = {(v.device, v.dtype): {} for v in var_list}
         for device, dtype in apply_state:
             self._prepare_local(device, dtype, apply_state)
         return apply_state
 
     def _prepare_local(self, var_device: str, var_dtype: Any, apply_state: dict) -> None:
-        """To be extended: puts into `apply_state[var_device, var_dtype]` what is computed once for a dtype."""
+        """Puts values computed once per dtype into `apply_state[var_device, var_dtype]`. May be extended."""
         if "learning_rate" in self._hyper:
             apply_state[var_device, var_dtype]["lr_t"] = self._decayed_lr(var_dtype)
 
@@ -61,7 +61,7 @@ class Custom(Keras3Methods, Hyperparameters):
         return apply_state[var_device, var_dtype]
 
     def _decayed_lr(self, var_dtype: Any) -> jax.Array:
-        """The learning rate of this step, `decay` and schedules included, in a dtype."""
+        """Returns the learning rate of this step in a dtype, with `decay` and schedules applied."""
         if self._traced_hyper is not None:
             return jnp.asarray(self._traced_hyper["learning_rate"], var_dtype)
         return jnp.asarray(self.current_learning_rate(), var_dtype)
@@ -70,7 +70,7 @@ class Custom(Keras3Methods, Hyperparameters):
         x = super().__getattr__(name)
         if self.__dict__.get("_traced_hyper") is None or isinstance(x, Variable | Schedule | LearningRateSchedule):
             return x
-        return self._get_hyper("learning_rate" if name == "lr" else name)  # of a function, what it returned
+        return self._get_hyper("learning_rate" if name == "lr" else name)  # for a function, the value it returned
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         if self._traced_hyper is not None:
@@ -81,17 +81,17 @@ class Custom(Keras3Methods, Hyperparameters):
     def add_slot(
         self, var: Variable, slot_name: str, initializer: Any = "zeros", shape: tuple[int, ...] | None = None
     ) -> Variable:
-        """A slot of a variable, made if it is not there.
+        """Returns a slot of a variable, and makes it if it does not exist.
 
         Args:
             initializer: "zeros", "ones", an array, or a function of `(shape, dtype)`.
-            shape: that of the variable if None.
+            shape: the shape of the slot; that of the variable if None.
 
-        Raises RuntimeError in an optimizer that assigns to no variables itself.
+        Raises RuntimeError if the optimizer's code assigns to no variables: its slots come from `transform`.
         """
         if not self._is_custom:
             raise RuntimeError(f"{type(self).__name__} has the slots of its transformation; none can be added")
-        key = self._keys[id(ours(var))]
+        key = self._keys[id(as_variable(var))]
         if self._making is not None:
             slots = self._making
         else:
@@ -111,18 +111,18 @@ class Custom(Keras3Methods, Hyperparameters):
         synchronization: Any = "auto",
         aggregation: Any = "none",
     ) -> Weight:
-        """A variable of the optimizer's own, which its code may assign to.
+        """Makes a variable that belongs to the optimizer and that its code may assign to.
 
-        It is not in `weights`, nor in what `stateless_apply` returns, unless it is appended to `self._weights`.
+        It is not in `weights`, nor in the result of `stateless_apply`, unless it is appended to `self._weights`.
 
         Args:
-            shape, dtype: float32 if None.
+            shape, dtype: of the variable; a dtype of None means float32.
             initializer: as in `add_slot`.
-            trainable: whether it is among those that `minimize` finds by itself; no, if None.
+            trainable: whether `minimize` trains it if no `var_list` is given; None means False.
             synchronization: "auto", "none", "on_write" or "on_read": see `Weight`.
-            aggregation: "none", "sum", "mean" or "only_first_replica": of what replicas assign to it.
+            aggregation: "none", "sum", "mean" or "only_first_replica": how to combine what replicas assign.
 
-        Raises ValueError for an unknown mode, and for one that is trainable and synchronized when read.
+        Raises ValueError for an unknown mode, and for a trainable variable with synchronization "on_read".
         """
         synchronization = mode(synchronization, SYNCHRONIZATIONS, "synchronization")
         aggregation = mode(aggregation, AGGREGATIONS, "aggregation")
@@ -149,9 +149,9 @@ class Custom(Keras3Methods, Hyperparameters):
         return x.scatter_update(IndexedSlices(v, i))
 
     def _resource_apply_sparse_duplicate_indices(self, grad: Any, handle: Variable, indices: Any, **kwargs: Any):
-        """May be overridden by code that wants rows as they come: by default, those named twice are summed first.
+        """Sums rows with the same index, then applies them. Override it to apply the rows without summing.
 
-        The list keeps its length; what is left over has the index `len(handle)`, which assignments drop.
+        The list keeps its length: entries left over have the index `len(handle)`, which assignments drop.
         """
         rows, values = IndexedSlices(grad, indices).summed(len(handle._value))
         return self._resource_apply_sparse(values, handle, rows, **kwargs)
@@ -167,7 +167,7 @@ class Custom(Keras3Methods, Hyperparameters):
         layout: None = None,
         name: str = "variable",
     ) -> Weight:
-        """Keras 3's `add_weight`, which is in `variables`."""
+        """Makes a variable as `add_weight` does, in Keras 3's form, and adds it to `variables`."""
         weight = self.add_weight(name, shape, dtype, initializer, aggregation=aggregation)
         self._weights.append(weight)
         return weight
@@ -175,7 +175,7 @@ class Custom(Keras3Methods, Hyperparameters):
     def add_variable_from_reference(
         self, reference_variable: Variable, name: str = "variable", initializer: Any = "zeros"
     ) -> Variable:
-        """Keras 3's `add_slot`."""
+        """Returns a slot as `add_slot` does, in Keras 3's form."""
         return self.add_slot(reference_variable, name, initializer)
 
     def _get_variable_index(self, variable: Variable) -> int:
@@ -190,7 +190,7 @@ class Custom(Keras3Methods, Hyperparameters):
     def assign_sub(self, variable: Variable, value: Any) -> None:
         variable.assign_sub(value)
 
-    # How they are run
+    # Running the user's code
 
     def _groups(self):
         if not self._is_custom:
@@ -208,7 +208,7 @@ class Custom(Keras3Methods, Hyperparameters):
             self._making = None
 
     def _apply_all(self, pairs: list[tuple[Any, Variable]]) -> None:
-        """The user's code for each variable, while the step is traced."""
+        """Runs the user's code for each variable, while the step is traced."""
         if hasattr(self, "update_step"):
             for g, v in pairs:
                 self.update_step(_dense(g, v), v, self._decayed_lr(v.dtype))
@@ -249,7 +249,7 @@ def _initial(initializer: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def _takes(fn: Any, apply_state: dict) -> dict[str, Any]:
-    """`apply_state` for a function that takes it."""
+    """Returns `apply_state` as a keyword argument if the function takes it."""
     parameters = inspect.signature(fn).parameters.values()
     taken = any(p.name == "apply_state" or p.kind is p.VAR_KEYWORD for p in parameters)
     return {"apply_state": apply_state} if taken else {}

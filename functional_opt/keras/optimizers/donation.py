@@ -1,4 +1,4 @@
-"""Memory that a step may reuse: arrays that nobody but their variable holds."""
+"""Finds memory that a step may reuse: arrays that only their variable holds."""
 
 import sys
 from typing import Any
@@ -11,14 +11,15 @@ def _references(arrays: list[Any]) -> list[int]:
     return list(map(sys.getrefcount, arrays))
 
 
-# what `_references` counts for an array held by one owner and the list
+# the count of `_references` for an array held only by one owner and the list
 _OWNED = _references([*(_owner := [object()])])[0]
 
 
 def to_donate(arrays: list[Any]) -> list[Any]:
-    """The arrays of a list whose one other owner will replace them; a copy of each that someone else holds too.
+    """Returns arrays that a step may reuse, with a copy in place of each that is held elsewhere too.
 
-    That makes variables copy-on-write: what a user took out of one stays valid.
+    Apart from the list, each array is expected to have one owner, which will replace it. This makes variables
+    copy-on-write: an array that a user took from one stays valid.
     """
     counts = _references(arrays)
     if max(counts, default=0) <= _OWNED:
@@ -27,6 +28,6 @@ def to_donate(arrays: list[Any]) -> list[Any]:
 
 
 def donated_tree(tree: Any) -> Any:
-    """`to_donate` for the leaves of a tree."""
+    """Applies `to_donate` to the leaves of a tree."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(to_donate(leaves))

@@ -1,26 +1,27 @@
-"""FromTransformation: the facade over any chain."""
+"""FromTransformation: Keras's API over any chain."""
 
 from typing import Any
 
-from ...base import as_transformation
-from ...transforms.chain import chain
-from ...transforms.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
+from ...core.transformation import as_transformation
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
 from .base import NO_RATE, Optimizer
 from .views import fields
 
 
 class FromTransformation(Optimizer):
-    """An optimizer over a gradient transformation, of this library or of Optax.
+    """An optimizer over a gradient transformation of this library or of Optax.
 
     Args:
         tx: the transformation.
-        name: of the optimizer.
-        learning_rate: if given, `scale_by_learning_rate` of it becomes the last link. If not, and `tx` has
-            exactly one such link, that one's rate is `learning_rate`; otherwise there is no such attribute.
+        name: the optimizer's name.
+        learning_rate: if given, `scale_by_learning_rate(learning_rate)` becomes the last link. If not, and `tx`
+            has exactly one such link, `learning_rate` is the rate of that link; otherwise the attribute does
+            not exist.
         kwargs: as in `Optimizer`.
 
-    Slots are named as the fields of the state are. Path rules see the variables' paths.
-    Raises ValueError for a learning rate where `tx` has one.
+    Slots have the names of the fields of the state. Path rules see the variables' paths.
+    Raises ValueError if a learning rate is given and `tx` already has one.
 
     >>> from functional_opt import keras, lion
     >>> opt = keras.optimizers.Optimizer.from_transformation(lion(0.1, weight_decay=0.0))
@@ -43,7 +44,7 @@ class FromTransformation(Optimizer):
 
     def __setattr__(self, name, x):
         if name in ("lr", "learning_rate") and "learning_rate" not in self._hyper:
-            raise AttributeError(f"there is no one learning rate to assign in {self._tx!r}")
+            raise AttributeError(f"learning_rate cannot be assigned: {self._tx!r} has no rate, or several")
         super().__setattr__(name, x)
 
     def transform(self, hyper):
@@ -54,3 +55,6 @@ class FromTransformation(Optimizer):
 
     def get_config(self):
         raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")
+
+
+Optimizer._over_transformation = FromTransformation

@@ -1,4 +1,4 @@
-"""SGD, RMSprop, Adagrad, Adadelta, Ftrl: of each its arguments, its slots, and the transformation it stands for."""
+"""SGD, RMSprop, Adagrad, Adadelta and Ftrl: their arguments, slots and transformations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,21 @@ from ...optimizers.adadelta import scale_by_adadelta
 from ...optimizers.adagrad import scale_by_rss
 from ...optimizers.ftrl import ftrl
 from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from .base import EPSILON, Optimizer
 
 
 def _has_momentum(momentum: Any) -> bool:
-    """Whether there is a slot for momentum. How much of it there is can change later; this cannot."""
+    """Returns whether to keep a slot for momentum. This is fixed, while the momentum's value can change later."""
     if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must be between [0, 1]. Received: momentum={momentum}")
     return not isinstance(momentum, int | float) or momentum > 0
 
 
 class _MayLackIteration(Optimizer):
-    """Takes `set_weights` lists of Keras 1, which began with the slots."""
+    """Base of optimizers whose `set_weights` also accepts the lists of Keras 1, which began with the slots."""
 
     def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
         return [np.array(0), *weights] if len(weights) == len(self.weights) - 1 else weights
@@ -35,10 +35,10 @@ class SGD(Optimizer):
     Args:
         learning_rate: a number, a schedule, or a callable.
         momentum: in [0, 1]; 0 keeps no slot.
-        nesterov: whether to look one step ahead; without momentum it changes nothing.
+        nesterov: whether to look one step ahead; without momentum it has no effect.
         name, kwargs: as in `Optimizer`.
 
-    Slots: momentum (if there is any), which has the learning rate inside.
+    Slots: momentum (unless it is 0), which includes the learning rate.
 
     >>> from functional_opt import keras
     >>> v = keras.Variable(1.0, name="v")
@@ -47,7 +47,7 @@ class SGD(Optimizer):
     0.9
     """
 
-    keras2_slots = ({"momentum": "trace"},)
+    slots = ({"momentum": "trace"},)
     row_mode = "touched"
     settings = ("nesterov",)
 
@@ -72,8 +72,8 @@ class SGD(Optimizer):
 class RMSprop(_MayLackIteration):
     """p ← p − learning_rate · g / (√(rms − mg²) + ε), rms and (if centered) mg running means of g² and g.
 
-    With momentum: mom ← momentum·mom + learning_rate · g / √(rms − mg² + ε); p ← p − mom. Note where ε
-    stands; in the "keras3" dialect it is always inside the root.
+    With momentum: mom ← momentum·mom + learning_rate · g / √(rms − mg² + ε); p ← p − mom. Note the
+    place of ε; in the "keras3" dialect it is always inside the root.
 
     Args:
         learning_rate: a number, a schedule, or a callable.
@@ -92,7 +92,7 @@ class RMSprop(_MayLackIteration):
     0.684
     """
 
-    keras2_slots = ({"rms": "nu"}, {"momentum": "trace"}, {"mg": "mu"})
+    slots = ({"rms": "nu"}, {"momentum": "trace"}, {"mg": "mu"})
     keras3_slots = ({"velocity": "nu"}, {"momentum": "trace"}, {"average_gradient": "mu"})
     settings = ("epsilon", "centered")
 
@@ -129,7 +129,7 @@ class Adagrad(_MayLackIteration):
 
     Args:
         learning_rate: a number, a schedule, or a callable.
-        initial_accumulator_value: what acc starts with, ≥ 0.
+        initial_accumulator_value: the initial value of acc, ≥ 0.
         epsilon: ε; 0 or None means 1e-7.
         name, kwargs: as in `Optimizer`.
 
@@ -142,7 +142,7 @@ class Adagrad(_MayLackIteration):
     0.9
     """
 
-    keras2_slots = ({"accumulator": "sum_of_squares"},)
+    slots = ({"accumulator": "sum_of_squares"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "epsilon")
 
@@ -170,7 +170,7 @@ class Adadelta(_MayLackIteration):
     """p ← p − learning_rate · u with u = √(accum_var + ε) / √(accum_grad + ε) · g: running means of u² and g².
 
     Args:
-        learning_rate: a number, a schedule, or a callable; 1.0 is the paper's.
+        learning_rate: a number, a schedule, or a callable; the paper uses 1.0.
         rho: decay of the means, in [0, 1).
         epsilon: ε; 0 or None means 1e-7.
         name, kwargs: as in `Optimizer`.
@@ -184,7 +184,7 @@ class Adadelta(_MayLackIteration):
     0.99968
     """
 
-    keras2_slots = ({"accum_grad": "e_g"}, {"accum_var": "e_x"})
+    slots = ({"accum_grad": "e_g"}, {"accum_var": "e_x"})
     keras3_slots = ({"accumulated_grad": "e_g", "accumulated_delta_var": "e_x"},)
     row_mode = "touched"
     settings = ("epsilon",)
@@ -206,15 +206,15 @@ class Adadelta(_MayLackIteration):
 
 
 class Ftrl(Optimizer):
-    """Follow the regularized leader: p is what minimizes a sum of the gradients so far and the penalties. See `ftrl`.
+    """Follow the regularized leader: p minimizes a sum of the gradients so far and the penalties. See `ftrl`.
 
     Args:
         learning_rate: a number, a schedule, or a callable.
-        learning_rate_power: ≤ 0; how the rate falls with the accumulator, 0 for a rate that does not.
-        initial_accumulator_value: what the accumulator starts with, ≥ 0.
+        learning_rate_power: ≤ 0; how fast the rate falls as the accumulator grows; 0 for a constant rate.
+        initial_accumulator_value: the initial value of the accumulator, ≥ 0.
         l1_regularization_strength, l2_regularization_strength: ≥ 0.
         name: as in `Optimizer`.
-        l2_shrinkage_regularization_strength: ≥ 0; an l2 penalty on the present p alone.
+        l2_shrinkage_regularization_strength: ≥ 0; an l2 penalty on the present p only.
         beta: ≥ 0; adds beta / (2 · learning_rate) to the l2 penalty.
         kwargs: as in `Optimizer`.
 
@@ -227,7 +227,7 @@ class Ftrl(Optimizer):
     0.0
     """
 
-    keras2_slots = ({"accumulator": "accumulator", "linear": "linear"},)
+    slots = ({"accumulator": "accumulator", "linear": "linear"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "l2_shrinkage_regularization_strength")
 

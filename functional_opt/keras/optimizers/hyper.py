@@ -8,23 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...schedules import Schedule, as_schedule
-from ...value import Range, described, number
+from ...core.ranges import Range, described, number
+from ...core.schedule import Schedule, as_schedule
 from ..variable import Variable
 from .schedules import LearningRateSchedule, serialize
-from .step import of_step
+from .step import ScheduledValue
 
 RANGES = {
     **{name: Range("[0, inf)") for name in ("learning_rate", "decay")},
     **{name: Range("[0, 1)") for name in ("beta_1", "beta_2", "rho")},
     "momentum": Range("[0, 1]"),
 }
-"""What a number of that name must lie in, whichever class it is of."""
+"""The range of each hyperparameter by name, in every class."""
 ANY = Range("(-inf, inf)")
 
 
 class Hyperparameters:
-    """Gives a class attributes that are numbers, schedules or callables: made by `_set_hyper`, then plain to assign.
+    """Gives a class hyperparameters: numbers, schedules or callables, made by `_set_hyper`, set as attributes.
 
     A number is kept in a float32 `Variable`, as Keras does, so that `opt.learning_rate.assign(x)` works too.
     """
@@ -35,9 +35,8 @@ class Hyperparameters:
     def _set_hyper(self, name: str, x: Any) -> None:
         """Makes or reassigns a hyperparameter.
 
-        Raises TypeError for what cannot be one: text, a bool, a complex number, an array that has a shape, a class;
-        ValueError for an infinite number or NaN, a negative learning rate or decay, and for a decay of a running mean
-        outside [0, 1).
+        Raises TypeError for a string, a bool, a complex number, an array that is not a scalar, or a class; ValueError
+        for an infinite number or NaN, a negative learning rate or decay, or a decay of a running mean outside [0, 1).
         """
         if isinstance(x, type):
             raise TypeError(f"{name} must be a number, a schedule or a callable, got the class {x.__name__}; call it")
@@ -57,7 +56,7 @@ class Hyperparameters:
             known[name] = Variable(x, trainable=False, dtype=jnp.float32, name=f"{self._name}/{name}")
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
-        """A schedule as it is, anything else as its present value."""
+        """Returns a schedule as it is, and anything else as its present value."""
         x = self._hyper[name]
         if isinstance(x, LearningRateSchedule | Schedule):
             return x
@@ -65,7 +64,7 @@ class Hyperparameters:
         return x if dtype is None else jnp.asarray(x, dtype)
 
     def _serialize_hyperparameter(self, name: str) -> Any:
-        """Plain JSON: a number, or a schedule as its config."""
+        """Returns a hyperparameter as plain JSON: a number, or the config of a schedule."""
         x = self._hyper[name]
         if isinstance(x, LearningRateSchedule):
             return serialize(x)
@@ -73,7 +72,7 @@ class Hyperparameters:
             raise TypeError(
                 f"{name} is {x!r}; a config takes a schedule of functional_opt.keras.optimizers.schedules"
             )
-        # the shortest number that float32 tells apart: 0.01, not 0.009999999776482582
+        # the shortest number that rounds to this float32: 0.01, not 0.009999999776482582
         return float(np.format_float_scientific(np.float32(self._get_hyper(name))))
 
     def __getattr__(self, name: str) -> Any:
@@ -81,7 +80,7 @@ class Hyperparameters:
         if name in self.__dict__.get("_hyper", {}):
             x = self._hyper[name]
             numeric = isinstance(x, Variable | LearningRateSchedule | Schedule)
-            return x if numeric or not _takes_nothing(x) else x()  # as Keras: what a function says now
+            return x if numeric or not _takes_nothing(x) else x()  # as in Keras: a function's present value
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, x: Any) -> None:
@@ -96,19 +95,19 @@ class Hyperparameters:
 
 
 def present(x: Any) -> Any:
-    """What to compute with: a float32 array, or a schedule of the core where it depends on the step."""
+    """Returns the value to compute with: a float32 array, or a core schedule if it depends on the step."""
     if isinstance(x, Variable):
         return x.value if x.dtype == jnp.float32 else x.value.astype(jnp.float32)
     if isinstance(x, LearningRateSchedule):
-        # its numbers are float32 too, as in Keras, also for float64 variables
-        return of_step(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
+        # numbers in a schedule are float32 too, as in Keras, even for float64 variables
+        return ScheduledValue(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
     if isinstance(x, Schedule):
-        return of_step(x)
-    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else of_step(as_schedule("", x))
+        return ScheduledValue(x)
+    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else ScheduledValue(as_schedule("", x))
 
 
 def _takes_nothing(fn: Callable) -> bool:
-    """Whether it is called without arguments, as a Keras hyperparameter is; if not, it takes the step."""
+    """Returns whether `fn` is called without arguments, as Keras does; if not, it takes the step."""
     try:
         inspect.signature(fn).bind()
     except TypeError:
@@ -117,7 +116,7 @@ def _takes_nothing(fn: Callable) -> bool:
 
 
 def not_negative(name: str, x: Any) -> None:
-    """TypeError for what is no number, ValueError for a negative one; None and a callable pass."""
+    """Raises TypeError for a value that is not a number, ValueError if it is negative. None and callables pass."""
     if x is None or callable(x):
         return
     known = number(_as_array(x))
@@ -129,6 +128,6 @@ def not_negative(name: str, x: Any) -> None:
 
 
 def _as_array(x: Any) -> Any:
-    """A tensor of another library as an array of NumPy; anything else as it is."""
+    """Returns another library's tensor as a NumPy array, and anything else as it is."""
     ours = isinstance(x, Variable | jax.Array | np.ndarray | np.generic)
     return np.asarray(x) if not ours and hasattr(x, "__array__") else x

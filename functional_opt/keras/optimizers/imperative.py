@@ -1,26 +1,26 @@
-"""imperative: the transformation that an optimizer written as code that assigns stands for."""
+"""imperative: the transformation of an optimizer whose code assigns to variables."""
 
 from typing import Any
 
 import jax
 
-from ...base import GradientTransformation, increment, needs_params, transformation, zero_count
-from ...value import Static
+from ...core.checks import Static
+from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 from .. import tracing
 from ..variable import Variable
 from .by_variable import ByVariable, State
-from .views import Slot
+from .views import SlotView
 
 
 @transformation
 class imperative(GradientTransformation):
-    """The transformation of an optimizer that assigns to its variables; `hyper` are its hyperparameters by name.
+    """Runs the code of an optimizer that assigns to its variables; `hyper` holds its hyperparameters by name.
 
     The state is a dict: `count`, `slots` by name and variable, and `weights`, the optimizer's own variables.
     """
 
     optimizer: Static[Any]
-    constants: Static[tuple]  # the optimizer's attributes that are plain: the code may read them
+    constants: Static[tuple]  # the optimizer's plain attributes, which the code may read
     hyper: dict[str, Any]
 
     def init(self, params):
@@ -50,7 +50,7 @@ class imperative(GradientTransformation):
             done = tracing.call(run, *zip(*inputs.values(), strict=True))
         finally:
             opt._state, opt._traced_hyper = before
-        if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, Slot)]:
+        if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, SlotView)]:
             raise RuntimeError(f"{type(opt).__name__} assigns to {lost}, which it has not made with add_weight")
         new, slots, weights = done.out
         moved = {key: new[key] - params[key] for key in variables}

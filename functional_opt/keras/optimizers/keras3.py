@@ -1,4 +1,4 @@
-"""What Keras 3 added to the methods of an optimizer."""
+"""Methods that Keras 3 added to optimizers."""
 
 import re
 from collections.abc import Iterable, MutableMapping, Sequence
@@ -11,29 +11,29 @@ import numpy as np
 from ..foreign import all_ours
 from ..variable import Variable
 from .hyper import present
-from .step import at, decayed
+from .step import decayed, resolve_schedules
 from .training import Training
 
 
 class Keras3Methods(Training):
-    """Keras 3's ways to apply gradients and to keep, save and read what an optimizer has."""
+    """Keras 3's methods to apply gradients, and to read, average, save and load variables."""
 
     loss_scale_factor: float | None
     _undecayed: list[tuple[dict[int, Variable], list[str]]]
 
     @property
     def _decays(self) -> bool:
-        """Whether the learning rate is divided by 1 + decay · iterations."""
+        """True if the learning rate is divided by 1 + decay · iterations."""
         raise NotImplementedError
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """`apply_gradients` in Keras 3's form: gradients and variables side by side.
+        """Applies gradients, in Keras 3's form: gradients and variables are separate lists.
 
         Args:
-            grads: one for each variable, None for one that stays.
-            trainable_variables: those that `build` was given if None.
+            grads: one for each variable; None leaves a variable unchanged.
+            trainable_variables: the variables; those given to `build` if None.
 
-        Raises ValueError if there are not as many gradients as variables.
+        Raises ValueError if the numbers of gradients and variables differ.
         """
         variables = list(self._variables.values() if trainable_variables is None else trainable_variables)
         grads = list(grads)
@@ -44,14 +44,14 @@ class Keras3Methods(Training):
     def stateless_apply(
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
     ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """`apply` as a pure function, for use inside `jax.jit`: new values of both kinds of variables.
+        """Applies gradients as a pure function, for use in `jax.jit`. Returns new values of both kinds of variables.
 
         Args:
             optimizer_variables: values in the order of `variables`.
-            grads: one for each variable that `build` was given, in that order; None for one that stays.
+            grads: one for each variable given to `build`, in that order; None leaves a variable unchanged.
             trainable_variables: the values of these variables.
 
-        Raises ValueError if the optimizer is not built, or for lists of another length.
+        Raises ValueError if the optimizer is not built, or if a list has the wrong length.
         """
         own, variables = self.variables, list(self._variables.values())
         if not self.built:
@@ -80,12 +80,12 @@ class Keras3Methods(Training):
             self._restore(before)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
-        """Keeps variables from `weight_decay`: those of a list, and those whose name a pattern is found in."""
+        """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
         variables = all_ours(var_list or ())
         self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Variables that do not decay are known by their paths to what is made from a pickle."""
+        """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
         undecayed = [
             ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())])
             for variables, names in self._undecayed
@@ -93,40 +93,43 @@ class Keras3Methods(Training):
         return super().__getstate__() | {"_undecayed": undecayed}
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
-        """Puts the running means in the place of the variables' values, where `use_ema` keeps any."""
+        """Replaces the variables' values by their running means, if `use_ema` keeps any."""
         for v in all_ours(var_list):
             key = self._keys.get(id(v))
             if self._state is not None and key in self._state.average:
                 v.assign(self._state.average[key])
 
     def averaged_params(self, var_list: Iterable[Any] | None = None) -> list[jax.Array]:
-        """What to evaluate with: the running means where `use_ema` keeps any, else the values; of all if None."""
+        """Returns the values to evaluate with: the running means if `use_ema` keeps any, else the present values.
+
+        None means all variables.
+        """
         given = list(self._variables.values()) if var_list is None else all_ours(var_list)
         means = self._state.average if self._state is not None else {}
         return [means.get(self._keys.get(id(v)), v._value) for v in given]
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss times `loss_scale_factor`, if there is one, that gradients are divided by.
+        """Multiplies the loss by `loss_scale_factor`, if set. Gradients are divided by it in the step.
 
-        For gradients that are computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
+        Only needed for gradients computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
         """
         return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
 
     def _loss_scale(self, numbers: Any, state: Any) -> Any:
-        """The factor among what a step is given."""
+        """Returns the loss scale among the inputs of a step."""
         return numbers.loss_scale
 
     def current_learning_rate(self) -> Any:
-        """The rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
+        """Returns the rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
         rate = present(self._hyper["learning_rate"])
         rate = decayed(rate, present(self._hyper["decay"])) if self._decays else rate
-        return at(self._iterations.value, rate)
+        return resolve_schedules(self._iterations.value, rate)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Puts the values of `variables` into a dict-like store as "0", "1" ..."""
+        """Writes the values of `variables` to a dict-like store, under the keys "0", "1" ..."""
         for i, v in enumerate(self.variables):
             store[str(i)] = v.numpy()
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Reads back what `save_own_variables` put; ValueError if it does not fit. Nothing is changed then."""
+        """Loads what `save_own_variables` wrote. Raises ValueError, and changes nothing, if it does not fit."""
         self.set_weights([np.asarray(store[str(i)]) for i in range(len(store))])

@@ -1,41 +1,41 @@
-"""TF1's optimizers, tf.compat.v1.train's; constructors are TF1's to the letter, unannotated so that it is seen.
+"""TF1's optimizers, from tf.compat.v1.train. Constructors match TF1's exactly, so they have no annotations.
 
-`keras.optimizers.legacy` is also where later versions of TensorFlow keep OptimizerV2's classes, so they are here too.
+Later versions of TensorFlow keep OptimizerV2's classes in `keras.optimizers.legacy`, so they are here too.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.adagrad import scale_by_rss
 from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
-from ...transforms.chain import chain
-from ...transforms.learning_rate import scale, scale_by_learning_rate
-from ...transforms.moments import trace
-from ...value import Range
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
+from ...transforms.scaling.moments import trace
 from .adam import Adam
 from .adam import Adamax as Adamax
 from .adam import Nadam as Nadam
 from .base import Optimizer
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
-from .relics import GATE_OP
-from .views import Slot
+from .graph_mode import GATE_OP
+from .views import SlotView
 
 
 class TF1(Optimizer):
-    """What TF1's optimizers share: stands before a Keras class, whose hyperparameters they have.
+    """Base of TF1's optimizers. It comes before a Keras class in the bases, and uses its hyperparameters.
 
     Args:
-        learning_rate: a number, a schedule, or a callable; as attribute it may be reassigned.
-        use_locking: accepted, and without meaning here: an update is atomic, done whole or not at all.
-        name: of the optimizer, not empty; slots are called `variable/name`, `variable/name_1` ..., as in TF1.
-        args, kwargs: of the Keras class. Those that all Keras optimizers take are not among TF1's.
+        learning_rate: a number, a schedule, or a callable; the attribute can be reassigned.
+        use_locking: accepted but without effect here: an update is atomic, done completely or not at all.
+        name: the optimizer's name, not empty; slots are called `variable/name`, `variable/name_1` ..., as in TF1.
+        args, kwargs: as in the Keras class. TF1 has none of the arguments common to all Keras optimizers.
 
-    Differs from TF1 in that `get_slot` raises KeyError for a slot that is not there, and in having a config.
+    Differs from TF1 in that `get_slot` raises KeyError for a slot that does not exist, and in having a config.
     """
 
     renamed: dict[str, str] = {}
-    """From the names that arguments have in the Keras class to those they have here."""
-    _decays = property(lambda self: False)  # the learning rate does not: `decay` is another thing in TF1
+    """Maps the names of arguments in the Keras class to their names here."""
+    _decays = property(lambda self: False)  # the learning rate does not decay: `decay` has another meaning in TF1
 
     def __init__(self, *args: Any, use_locking: bool, name: str, **kwargs: Any):
         if not name:
@@ -45,7 +45,7 @@ class TF1(Optimizer):
         del self._hyper["decay"]
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds the optimizer from, under the names of the constructor's arguments."""
+        """Returns the config for `from_config`, under the names of the constructor's arguments."""
         config = super().get_config() | {"use_locking": self.use_locking}
         return {self.renamed.get(name, name): x for name, x in config.items()}
 
@@ -60,7 +60,7 @@ class TF1(Optimizer):
         name: str | None = None,
         grad_loss: Any = None,
     ):
-        """`Optimizer.minimize` with TF1's order of arguments."""
+        """Takes one step, as `Optimizer.minimize`, with TF1's order of arguments."""
         how = _how(gate_gradients, aggregation_method, colocate_gradients_with_ops)
         return super().minimize(loss, var_list, grad_loss, name, global_step=global_step, **how)
 
@@ -73,22 +73,25 @@ class TF1(Optimizer):
         colocate_gradients_with_ops: bool = False,
         grad_loss: Any = None,
     ):
-        """`Optimizer.compute_gradients` with TF1's order of arguments."""
+        """Returns the gradients, as `Optimizer.compute_gradients`, with TF1's order of arguments."""
         how = _how(gate_gradients, aggregation_method, colocate_gradients_with_ops)
         return super().compute_gradients(loss, var_list, grad_loss, **how)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple], global_step: Any = None, name: str | None = None):
-        """`Optimizer.apply_gradients` with TF1's order of arguments. Raises ValueError also for an empty list."""
+        """Updates the variables, as `Optimizer.apply_gradients`, with TF1's order of arguments.
+
+        Also raises ValueError for an empty list.
+        """
         if not (pairs := list(grads_and_vars)):
             raise ValueError("No variables provided.")
         return super().apply_gradients(pairs, name, global_step=global_step)
 
     def get_name(self) -> str:
-        """The name, as `name`."""
+        """Returns the name, as `name` does."""
         return self._name
 
     def _slot(self, table, key, slot_name):
-        return Slot(self, table, key, f"{key}/{self._suffix(slot_name)}")
+        return SlotView(self, table, key, f"{key}/{self._suffix(slot_name)}")
 
     def _suffix(self, slot_name: str) -> str:
         n = [*self.get_slot_names(), slot_name].index(slot_name)
@@ -96,7 +99,7 @@ class TF1(Optimizer):
 
 
 def _how(gate: int, aggregation: int | None, colocate: bool) -> dict[str, Any]:
-    """How gradients are computed, as `Optimizer.compute_gradients` takes it."""
+    """Returns the keyword arguments of `Optimizer.compute_gradients` for these settings."""
     return {"gate_gradients": gate, "aggregation_method": aggregation, "colocate_gradients_with_ops": colocate}
 
 
@@ -124,11 +127,11 @@ class MomentumOptimizer(TF1, SGD):
 
     Args:
         learning_rate, use_locking, name: as in `TF1`.
-        momentum: in [0, 1]; there is a slot for it even at 0.
-        use_nesterov: whether to look one step ahead; as attribute nesterov.
+        momentum: in [0, 1]; it has a slot even at 0.
+        use_nesterov: whether to look one step ahead; the attribute is called nesterov.
 
-    Slots: momentum. Polyak 1964; Sutskever et al. 2013, ICML. Differs from Keras's `SGD`, which has the learning
-    rate inside the slot: here a new rate takes effect at once, there as the slot decays.
+    Slots: momentum. Polyak 1964; Sutskever et al. 2013, ICML. Differs from Keras's `SGD`, whose slot includes the
+    learning rate: here a new rate takes effect at once, there only as the slot decays.
 
     >>> from functional_opt.keras import Variable
     >>> v, opt = Variable(1.0, name="v"), MomentumOptimizer(0.1, 0.9)
@@ -151,7 +154,7 @@ class AdagradOptimizer(TF1, Adagrad):
 
     Args:
         learning_rate, use_locking, name: as in `TF1`.
-        initial_accumulator_value: what acc starts with, > 0.
+        initial_accumulator_value: the initial value of acc, > 0.
 
     Slots: accumulator. Duchi, Hazan & Singer 2011, JMLR 12.
 
@@ -177,11 +180,11 @@ class AdadeltaOptimizer(TF1, Adadelta):
     """p ← p − learning_rate · u, u = √(accum_update + ε) / √(accum + ε) · g: running means of u² and g².
 
     Args:
-        learning_rate, use_locking, name: as in `TF1`; a rate of 1.0 is the paper's.
+        learning_rate, use_locking, name: as in `TF1`; the paper uses a rate of 1.0.
         rho: decay of the means, in [0, 1).
         epsilon: ε > 0.
 
-    Slots: accum, accum_update. Zeiler 2012, arXiv:1212.5701. Keras's `Adadelta` but for slots and ε's default.
+    Slots: accum, accum_update. Zeiler 2012, arXiv:1212.5701. Like Keras's `Adadelta`, but for slots and ε's default.
 
     >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
@@ -190,7 +193,7 @@ class AdadeltaOptimizer(TF1, Adadelta):
     0.1056
     """
 
-    keras2_slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
+    slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
 
     def __init__(self, learning_rate=0.001, rho=0.95, epsilon=1e-8, use_locking=False, name="Adadelta"):
         Range("(0, inf]").check("epsilon", epsilon)
@@ -202,10 +205,10 @@ class AdamOptimizer(TF1, Adam):
 
     Args:
         learning_rate, use_locking, name: as in `TF1`.
-        beta1, beta2: decay of the means, in [0, 1); as attributes beta_1 and beta_2.
+        beta1, beta2: decay of the means, in [0, 1); the attributes are called beta_1 and beta_2.
         epsilon: ε ≥ 0, which is Kingma & Ba's ε̂.
 
-    Slots: m, v. Kingma & Ba 2014, arXiv:1412.6980. Keras's `Adam` but for ε's default, and 0 is 0.
+    Slots: m, v. Kingma & Ba 2014, arXiv:1412.6980. Like Keras's `Adam`, but for ε's default; 0 stays 0.
 
     >>> from functional_opt.keras import Variable
     >>> v, opt = Variable(1.0, name="v"), AdamOptimizer(0.1)
@@ -227,13 +230,14 @@ class RMSPropOptimizer(TF1, RMSprop):
 
     Args:
         learning_rate, use_locking, name: as in `TF1`.
-        decay: of the means, in [0, 1); as attribute rho.
-        momentum: in [0, 1]; there is a slot for it even at 0.
+        decay: decay of the means, in [0, 1); the attribute is called rho.
+        momentum: in [0, 1]; it has a slot even at 0.
         epsilon: ε ≥ 0.
         centered: whether mg is subtracted.
 
     Slots: rms, which starts at 1; mg (if centered); momentum. Hinton 2012, lecture 6e; Graves 2013, arXiv:1308.0850.
-    Differs from Keras's `RMSprop`, where rms starts at 0 and ε and sparse rows depend on whether there is momentum.
+    Differs from Keras's `RMSprop`, where rms starts at 0, and where the place of ε and the treatment of sparse rows
+    depend on whether momentum is used.
 
     >>> from functional_opt.keras import Variable
     >>> v = Variable(1.0)
@@ -242,7 +246,7 @@ class RMSPropOptimizer(TF1, RMSprop):
     0.9
     """
 
-    keras2_slots = ({"rms": "nu"}, {"mg": "mu"}, {"momentum": "trace"})
+    slots = ({"rms": "nu"}, {"mg": "mu"}, {"momentum": "trace"})
     renamed = {"rho": "decay"}
 
     def __init__(
@@ -266,8 +270,8 @@ class FtrlOptimizer(TF1, Ftrl):
 
     Args:
         learning_rate, use_locking, name: as in `TF1`.
-        accum_name, linear_name: what follows the variable in the names of its slots; `name` and `name_1` if None.
-        beta: as in `Ftrl`; None for 0.
+        accum_name, linear_name: the suffixes in the names of a variable's slots; `name` and `name_1` if None.
+        beta: as in `Ftrl`; None means 0.
         learning_rate_power, initial_accumulator_value and the strengths: as in `Ftrl`.
 
     Slots: accum, linear, whatever accum_name and linear_name are. McMahan et al. 2013, KDD.
@@ -279,7 +283,7 @@ class FtrlOptimizer(TF1, Ftrl):
     0.0
     """
 
-    keras2_slots = ({"accum": "accumulator", "linear": "linear"},)
+    slots = ({"accum": "accumulator", "linear": "linear"},)
     settings = (*Ftrl.settings, "accum_name", "linear_name")
 
     def __init__(

@@ -1,4 +1,4 @@
-"""LossScaleOptimizer: training in float16 with a loss scale that finds its own size."""
+"""LossScaleOptimizer: training in float16 with a dynamic loss scale."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...transforms.loss_scale import next_scale
+from ...transforms.wrapping.loss_scale import next_scale
 from ..variable import Variable
 from .base import SHARED, Optimizer
 from .configs import within
+from .serialization import deserialize, serialize
 from .step import Step
-from .wrapper import Wrapper, divided, needed, refuse_loss_scale
+from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 
 class Scaling(NamedTuple):
-    """`scale`: of the loss. `counter`: steps since it was changed."""
+    """The loss scale (`scale`), and the number of steps since it was changed (`counter`)."""
 
     counter: jax.Array
     scale: jax.Array
@@ -23,7 +24,7 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class Scaled(Step):
-    """A step that is only done where all gradients are finite; the state has a `Scaling` before it."""
+    """A step that is skipped unless all gradients are finite. Its state is a `Scaling`, then the inner state."""
 
     inner: Step
     growth_steps: int
@@ -47,20 +48,20 @@ class Scaled(Step):
 
 
 class LossScaleOptimizer(Wrapper):
-    """Multiplies the loss and divides the gradients, so that small ones do not vanish in float16.
+    """Multiplies the loss and divides the gradients, so that small gradients do not vanish in float16.
 
-    g ← g / s; where all g are finite the inner optimizer takes its step, and s doubles after
-    `dynamic_growth_steps` of them; where one is not, the step is left out and s is halved.
-    `minimize`, `compute_gradients` and `make_train_step` scale the loss themselves; gradients from elsewhere
-    that are given to `apply` or `apply_gradients` must be those of `scale_loss(loss)`.
+    g ← g / s. If all g are finite, the inner optimizer takes its step, and s doubles after
+    `dynamic_growth_steps` such steps in a row. If not, the step is skipped and s is halved.
+    `minimize`, `compute_gradients` and `make_train_step` scale the loss themselves. Gradients that are computed
+    elsewhere and given to `apply` or `apply_gradients` must be those of `scale_loss(loss)`.
 
     Args:
-        inner_optimizer: an `Optimizer`, with all clipping, decay and averaging that there is to be.
-        initial_scale: of the loss, at first.
-        dynamic_growth_steps: steps with finite gradients after which the scale doubles, at least 1.
+        inner_optimizer: an `Optimizer`, which does all clipping, decay and averaging.
+        initial_scale: the loss scale at the start.
+        dynamic_growth_steps: steps in a row with finite gradients after which the scale doubles, at least 1.
         name, axis_name: as in `Optimizer`.
 
-    Raises TypeError for what is no optimizer, ValueError for an argument that belongs to the inner one.
+    Raises TypeError unless `inner_optimizer` is an optimizer, ValueError for an argument that belongs to it.
     Micikevicius et al. 2017, arXiv:1710.03740. Differs from Keras on JAX, where only `stateless_apply` works.
 
     >>> from functional_opt import keras
@@ -100,11 +101,11 @@ class LossScaleOptimizer(Wrapper):
     def _part_of(self, variable):
         return 0
 
-    # The inner optimizer's, seen from outside
+    # Attributes of the inner optimizer
 
     @property
     def iterations(self) -> Variable:
-        """Those of the inner optimizer: steps that were not left out."""
+        """The iterations of the inner optimizer: steps that were not skipped."""
         return self.inner_optimizer.iterations
 
     @iterations.setter
@@ -113,7 +114,7 @@ class LossScaleOptimizer(Wrapper):
 
     @property
     def learning_rate(self) -> Any:
-        """That of the inner optimizer."""
+        """The learning rate of the inner optimizer."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -126,7 +127,7 @@ class LossScaleOptimizer(Wrapper):
     # The scale
 
     def scale_loss(self, loss):
-        """The loss times the scale as it is now."""
+        """Multiplies the loss by the present scale."""
         return loss * self.dynamic_scale.value
 
     def _loss_scale(self, numbers, state):
@@ -136,7 +137,7 @@ class LossScaleOptimizer(Wrapper):
         inner = self.inner_optimizer
         if not (inner.gradient_aggregator or inner.gradient_transformers):
             return super()._gradients(pairs, variables, aggregate)
-        # functions of the user's own are given gradients of the loss, not of the scaled one
+        # the user's functions get gradients of the loss itself
         s = self.dynamic_scale.value
         grads = super()._gradients([(divided(g, s), v) for g, v in pairs], variables, aggregate)
         return [divided(g, 1 / s) for g in grads]
@@ -156,7 +157,7 @@ class LossScaleOptimizer(Wrapper):
 
     def _store(self, state, clock):
         (self.step_counter._value, self.dynamic_scale._value), inner = state
-        super()._store(inner, (self._iterations._value, *clock[1:]))  # Keras's outer iteration stays where it is
+        super()._store(inner, (self._iterations._value, *clock[1:]))  # Keras's outer iteration does not advance
 
     def _counters(self):
         return [*super()._counters(), self.step_counter, self.dynamic_scale]
@@ -164,8 +165,6 @@ class LossScaleOptimizer(Wrapper):
     # Configs
 
     def get_config(self):
-        from .serialization import serialize
-
         return {
             "name": self._name,
             "inner_optimizer": serialize(self.inner_optimizer),
@@ -175,9 +174,7 @@ class LossScaleOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        from .serialization import deserialize
-
-        inner, rest = needed(cls, "inner_optimizer", config)
+        inner, rest = required_entry(cls, "inner_optimizer", config)
         with within("inner_optimizer"):
             inner = deserialize(inner, custom_objects)
         return cls(inner, **rest)

@@ -1,4 +1,4 @@
-"""Lion, Lamb and Adafactor, which only Keras 3 has: arguments, slots, and the transformation they stand for."""
+"""Lion, Lamb and Adafactor, which exist only in Keras 3: their arguments, slots and transformations."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from ...optimizers.adafactor import relative_step, scale_by_factored_rms
 from ...optimizers.adam import scale_by_adam
 from ...optimizers.lion import scale_by_lion
-from ...transforms.chain import chain
-from ...transforms.clip import clip_by_block_rms
-from ...transforms.learning_rate import scale_by_learning_rate
-from ...transforms.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
+from ...transforms.clipping.clip import clip_by_block_rms
+from ...transforms.combining.chain import chain
+from ...transforms.scaling.learning_rate import scale_by_learning_rate
+from ...transforms.scaling.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
 from .adam import TwoMoments
 from .base import Optimizer
 from .views import Derived
@@ -36,7 +36,7 @@ class Lion(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "mu"},)
+    slots = ({"momentum": "mu"},)
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class Lion(Optimizer):
 
 
 class Lamb(TwoMoments):
-    """p ← p − learning_rate · ‖p‖ / ‖u‖ · u, u Adam's direction; the ratio is 1 where one of the norms is 0.
+    """p ← p − learning_rate · ‖p‖ / ‖u‖ · u, u Adam's direction; the ratio is 1 if one of the norms is 0.
 
     Args:
         learning_rate: a number, a schedule, or a callable.
         beta_1, beta_2: decay of the means, in [0, 1).
         epsilon: added outside the root; 0 or None means 1e-7.
-        name, kwargs: as in `Optimizer`; `weight_decay` stands outside the ratio.
+        name, kwargs: as in `Optimizer`; `weight_decay` is applied outside the ratio.
 
     Slots: momentum, velocity. You et al. 2019, arXiv:1904.00962.
 
@@ -75,7 +75,7 @@ class Lamb(TwoMoments):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"momentum": "mu", "velocity": "nu"},)
+    slots = ({"momentum": "mu", "velocity": "nu"},)
 
     def transform(self, hyper):
         adam = scale_by_adam(hyper.beta_1, hyper.beta_2, self.epsilon)
@@ -89,14 +89,14 @@ class Adafactor(Optimizer):
         learning_rate: a number, a schedule, or a callable.
         beta_2_decay: the exponent with which the decay of V tends to 1, ≤ 0.
         epsilon_1: added to g².
-        epsilon_2: the least root mean square that p counts with.
-        clip_threshold: the largest root mean square of u.
-        relative_step: whether ρ is min(learning_rate, 1/√t), else learning_rate.
+        epsilon_2: the lower bound on the root mean square of p.
+        clip_threshold: the upper bound on the root mean square of u.
+        relative_step: whether ρ is min(learning_rate, 1/√t) rather than learning_rate.
         name, kwargs: as in `Optimizer`.
 
-    Slots: r, c (means over the last two axes, of variables that have them), v (of the others).
-    Shazeer & Stern 2018, arXiv:1804.04235. Keras keeps all three for every variable; in the list of weights they
-    are there, with v = r·c / mean(r) computed where Keras stores it, and 0 for an r or c that is not used.
+    Slots: r, c (means over the last two axes, for variables that have them), v (for the others).
+    Shazeer & Stern 2018, arXiv:1804.04235. Keras keeps all three for every variable. The list of weights includes
+    all three: v = r·c / mean(r) is computed where Keras stores it, and an r or c that is not used is 0.
 
     >>> from functional_opt import keras
     >>> v = keras.Variable([3.0, 4.0], name="v")
@@ -106,7 +106,7 @@ class Adafactor(Optimizer):
     """
 
     default_dialect = "keras3"
-    keras2_slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
+    slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
     settings = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
 
     def __init__(
@@ -127,7 +127,7 @@ class Adafactor(Optimizer):
     def _weights_of(self, key, group):
         variable = self._variables[key]
         r, c, v = (self.get_slot(variable, name) for name in "rcv")
-        r._name = c._name = f"{self._name}/{key}"  # as Keras has it
+        r._name = c._name = f"{self._name}/{key}"  # as in Keras
         v._name = f"{self._name}/{key}_velocity"
 
         def reconstructed() -> jax.Array:

@@ -6,23 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.words import short
-from ..foreign import theirs
+from ..foreign import unwrap
 from ..variable import Variable
 from .base import Optimizer
 from .configs import as_arguments, class_of, within
+from .serialization import deserialize, serialize
 from .step import Step
-from .wrapper import Wrapper, divided, needed, refuse_loss_scale
+from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 
 class OptimizerMap(MutableMapping):
-    """Optimizers by a pattern of the variables' paths, and one for all the others.
+    """Maps patterns of variable paths to optimizers, with a default for all other paths.
 
     Args:
-        default_optimizer: of variables that no pattern matches.
+        default_optimizer: for variables that no pattern matches.
         optimizer_map: optimizers by path, or by regular expression, which must match the whole path.
 
-    Raises TypeError for what is no optimizer, ValueError for a pattern that is there already, and where the
-    optimizer of a path is asked for that two patterns match.
+    Raises TypeError for a value that is not an optimizer, ValueError for a pattern that is already in the map, or on
+    looking up a path that several patterns match.
 
     >>> from functional_opt.keras.optimizers import SGD, Adam
     >>> optimizers = OptimizerMap(SGD(), {"encoder/.*": Adam()})
@@ -64,13 +65,11 @@ class OptimizerMap(MutableMapping):
         return len(self._by_pattern)
 
     def optimizers(self) -> list[Optimizer]:
-        """Each once, the default one last."""
+        """Returns each optimizer once, the default one last."""
         found = [*self._by_pattern.values(), self.default_optimizer]
         return list({id(o): o for o in found}.values())
 
     def get_config(self) -> dict[str, Any]:
-        from .serialization import serialize
-
         return {
             "default_optimizer": serialize(self.default_optimizer),
             "optimizer_map": {pattern: serialize(o) for pattern, o in self._by_pattern.items()},
@@ -78,8 +77,6 @@ class OptimizerMap(MutableMapping):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> "OptimizerMap":
-        from .serialization import deserialize
-
         config = as_arguments(cls, config, "default_optimizer", "optimizer_map")
         if not isinstance(config["optimizer_map"], dict):
             raise TypeError(
@@ -94,17 +91,17 @@ class OptimizerMap(MutableMapping):
 
 
 class MultiOptimizer(Wrapper):
-    """Hands each variable to an optimizer of its own; one call does the step of all.
+    """Updates different variables with different optimizers, all in one step.
 
-    An optimizer none of whose variables has a gradient takes no step.
+    An optimizer takes no step if none of its variables has a gradient.
 
     Args:
-        optimizer_map: an `OptimizerMap`, or a function from a variable to its optimizer, which is called once for
-            each.
-        loss_scale_factor: as in `Optimizer`, for all.
+        optimizer_map: an `OptimizerMap`, or a function that takes a variable and returns its optimizer. It is called
+            once for each variable.
+        loss_scale_factor: as in `Optimizer`, for all optimizers.
         name, axis_name: as in `Optimizer`.
 
-    There is no `learning_rate`: each of `optimizers` has one. Raises TypeError for what is no optimizer.
+    It has no `learning_rate`: each of `optimizers` has one. Raises TypeError for a value that is not an optimizer.
 
     >>> from functional_opt import keras
     >>> kernel, bias = keras.Variable(1.0, name="kernel"), keras.Variable(1.0, name="bias")
@@ -127,11 +124,11 @@ class MultiOptimizer(Wrapper):
         self._optimizer_map = optimizer_map
         self._parts = optimizer_map.optimizers() if isinstance(optimizer_map, OptimizerMap) else []
         self._where: dict[int, int] = {}  # the part of each variable, by id
-        self._left: dict[str, int] = {}  # by path, of variables that stayed behind when this was pickled
+        self._left: dict[str, int] = {}  # the same by path, for the variables of a pickled optimizer
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """All of them; of those that a function returns, those that were asked for until now."""
+        """All optimizers; if `optimizer_map` is a function, those that it has returned so far."""
         return list(self._parts)
 
     def __getattr__(self, name):
@@ -145,7 +142,7 @@ class MultiOptimizer(Wrapper):
     def _part_of(self, variable: Variable) -> int:
         where = self._where.get(id(variable), self._left.get(variable.path))
         if where is None:
-            optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(theirs(variable)))
+            optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(unwrap(variable)))
             known = [id(part) for part in self._parts]
             if id(optimizer) not in known:
                 self._parts.append(optimizer)
@@ -173,8 +170,6 @@ class MultiOptimizer(Wrapper):
     # Configs
 
     def get_config(self):
-        from .serialization import serialize
-
         if not isinstance(self._optimizer_map, OptimizerMap):
             raise NotImplementedError("a MultiOptimizer has a config only if it was made from an OptimizerMap")
         return {
@@ -185,7 +180,7 @@ class MultiOptimizer(Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        inner, rest = needed(cls, "optimizer_map", config)
+        inner, rest = required_entry(cls, "optimizer_map", config)
         with within("optimizer_map"):
             _, _, config = class_of(inner, {}, "an OptimizerMap")
             inner = OptimizerMap.from_config(config, custom_objects)
@@ -194,7 +189,10 @@ class MultiOptimizer(Wrapper):
 
 @dataclass(frozen=True)
 class Unscaled(Step):
-    """A step whose gradients are divided by a loss scale; the numbers have it before them, None for none."""
+    """A step that first divides the gradients by a loss scale.
+
+    `numbers` is a pair: the scale, or None if there is no scale, and the numbers of the inner step.
+    """
 
     inner: Step
 

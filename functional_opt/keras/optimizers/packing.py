@@ -1,6 +1,6 @@
-"""Packing: an eager step that is given few arrays. JAX takes its time by the array passed, not by its size.
+"""Packing: passes fewer arrays to an eager step, because JAX's overhead depends on their number, not their size.
 
-So the trees of a step are passed as lists, and small arrays of the state are kept several to one array.
+The trees of a step are passed as lists, and small arrays of the state are joined, several in one array.
 """
 
 import functools
@@ -19,20 +19,20 @@ from .by_variable import ByVariable
 from .step import Step
 
 SMALL = 1 << 14
-"""Elements of the largest array that is packed: to copy more takes longer than to pass it."""
+"""The largest number of elements in an array that is packed: copying more takes longer than passing it."""
 TOGETHER = 8
-"""Arrays in one; more take longer to compile, and save little."""
+"""The number of arrays in a pack; more would take longer to compile and save little."""
 ENOUGH = 32
-"""Arrays at least that make it worth the while."""
+"""The least number of similar arrays that is worth packing."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the leaves of a tree are kept: packs of small ones first, then the others."""
+    """The way the leaves of a tree are stored: packs of small ones first, then the others."""
 
     treedef: Any
     kinds: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of all leaves
-    packs: tuple[tuple[int, ...], ...]  # the leaves in each
+    packs: tuple[tuple[int, ...], ...]  # the leaves in each pack
     others: tuple[int, ...]
 
     @staticmethod
@@ -51,11 +51,11 @@ class Packing:
         return Packing(treedef, _kinds(leaves), tuple(packs), tuple(sorted(others)))
 
     def packed(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-        """New arrays for the packs; the others are as they are."""
+        """Returns new arrays for the packs, and the other leaves as they are."""
         return [*(_join([leaves[i] for i in pack]) for pack in self.packs), *(leaves[i] for i in self.others)]
 
     def unpacked(self, arrays: Sequence[jax.Array]) -> Any:
-        """The tree."""
+        """Returns the tree."""
         found = dict(zip(self.others, arrays[len(self.packs) :], strict=True))
         for pack, x in zip(self.packs, arrays, strict=False):
             shapes = tuple(self.kinds[i][0] for i in pack)
@@ -63,7 +63,7 @@ class Packing:
         return self.treedef.unflatten([found[i] for i in range(len(found))])
 
     def repacked(self, tree: Any) -> list[jax.Array]:
-        """The arrays for another tree of the same structure. TypeError if it is not."""
+        """Returns the arrays for another tree. Raises TypeError unless it has the same structure."""
         leaves, treedef = jax.tree.flatten(tree)
         if treedef != self.treedef or _kinds(leaves) != self.kinds:
             raise TypeError(f"a step changed the structure of the state from {self.treedef} to {treedef}")
@@ -87,7 +87,7 @@ def _split(joined: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.A
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the lists of arrays stand for; its hash is computed once."""
+    """Describes the lists of arrays; its hash is computed once."""
 
     keys: tuple[str, ...]  # of all variables that the state knows, in its order
     moving: tuple[str, ...]  # of those that have values and gradients
@@ -106,7 +106,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed(Step):
-    """A step that takes and returns lists of arrays for `ByVariable`s, and a packed state."""
+    """A step that takes and returns lists of arrays in place of `ByVariable`s, and a packed state."""
 
     step: Step
     layout: Layout
@@ -122,7 +122,7 @@ class Packed(Step):
 
 
 class Group:
-    """The variables of a step, in the order of the state, and what is known of them until others come."""
+    """The variables of a step, in the order of the state, with data that the next step of the same ones reuses."""
 
     def __init__(self, known: dict[str, Variable], keys: dict[int, str], variables: Sequence[Variable]):
         self.ids, self.shapes = tuple(map(id, variables)), [v.shape for v in variables]

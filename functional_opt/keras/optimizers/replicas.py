@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...leaves import varying
+from ...core.sharding import varying_axes
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
 
@@ -16,7 +16,7 @@ SYNCHRONIZATIONS = "auto", "none", "on_write", "on_read"
 
 
 def is_bound(axis_name: AxisName) -> bool:
-    """Whether this code runs once for each device of the axis."""
+    """Returns whether this code runs once for each device of the axis."""
     try:
         jax.lax.axis_index(axis_name)
     except NameError:
@@ -25,10 +25,10 @@ def is_bound(axis_name: AxisName) -> bool:
 
 
 def summed(grads: Sequence[Any], axis_name: AxisName) -> list[Any]:
-    """The sums over the replicas; of sparse gradients the rows of all.
+    """Sums gradients over the replicas; for sparse gradients, collects the rows of all replicas.
 
-    What `shard_map` knows to be the same everywhere is the sum already: it sums the gradients of replicated
-    variables itself. Raises RuntimeError where the axis is not bound.
+    A gradient that `shard_map` knows to be equal on all devices is already the sum: `shard_map` itself sums the
+    gradients of replicated variables. Raises RuntimeError if the axis is not bound.
     """
     if not is_bound(axis_name):
         raise RuntimeError(
@@ -46,23 +46,23 @@ def _sum(g: Any, axis_name: AxisName) -> Any:
     return g if _is_same(g, axis_name) else jax.lax.psum(g, axis_name)
 
 
-def apart(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """The value as each replica's own, so that `shard_map` leaves the sum of its gradients to `summed`."""
+def vary_over(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Marks a value as each replica's own, so that `shard_map` leaves the sum of its gradients to `summed`."""
     if axis_name is None or not is_bound(axis_name) or not _is_same(x, axis_name):
         return x
     return jax.lax.pcast(x, axis_name, to="varying")
 
 
 def _is_same(x: Any, axis_name: AxisName) -> bool:
-    """Whether `shard_map` knows an array to be the same along the axis; it may not keep track."""
-    return bool(varying(jax.lax.axis_index(axis_name)) - varying(jnp.asarray(x)))
+    """Returns whether `shard_map` knows an array to be the same along the axis. False if it does not keep track."""
+    return bool(varying_axes(jax.lax.axis_index(axis_name)) - varying_axes(jnp.asarray(x)))
 
 
 class Weight(Variable):
-    """A variable of an optimizer, as `add_weight` makes it.
+    """A variable that belongs to an optimizer, made by `add_weight`.
 
-    In replicas, what is assigned to it is aggregated over `axis_name`: the sum, the mean, or what the first
-    one says; with synchronization "on_read" what is read with `read_value` is.
+    In replicas, a value assigned to it is aggregated over `axis_name`: it becomes the sum, the mean, or the value of
+    the first replica. With synchronization "on_read", this is done when `read_value` is called instead.
     """
 
     def __init__(self, *args: Any, axis_name: AxisName | None, synchronization: str, aggregation: str, **kwargs: Any):
@@ -78,7 +78,7 @@ class Weight(Variable):
     def _aggregated(self, value: Any) -> Any:
         if self.aggregation == "none" or self._axis_name is None or not is_bound(self._axis_name):
             return value
-        value = apart(jnp.asarray(value, self.dtype), self._axis_name)
+        value = vary_over(jnp.asarray(value, self.dtype), self._axis_name)
         if self.aggregation == "sum":
             return jax.lax.psum(value, self._axis_name)
         if self.aggregation == "mean":
@@ -88,7 +88,7 @@ class Weight(Variable):
 
 
 def mode(given: Any, known: tuple[str, ...], argument: str) -> str:
-    """A mode by its name, or by a member of TensorFlow's enumeration of that name. ValueError for an unknown one."""
+    """Returns a mode from its name or TensorFlow's enumeration member. Raises ValueError for an unknown one."""
     name = str(getattr(given, "name", given)).lower()
     if name not in known:
         raise ValueError(f"{argument} must be one of {[n.upper() for n in known]}, got {given!r}")

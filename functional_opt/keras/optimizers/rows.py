@@ -1,13 +1,13 @@
 """Sparse gradients: the dense rule of an optimizer, applied to the rows that have a gradient.
 
-A class names one of three modes; none needs code of its own.
+A class names one of three modes and needs no code of its own.
 
 - `all`: the gradient is made dense; all rows of slots and variable move.
 - `touched`: the named rows of slots and variable are gathered, the rule is applied to them, and they are put
   back. No array of the variable's size is made.
 - `slots_all`: the slots see the dense gradient, but only the named rows of the variable move.
 
-`as they are` leaves them to the rule: an optimizer of the user's own, that may have code for them.
+`as they are` passes them to the rule, for a user's optimizer that may have code for them.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from .by_variable import ByVariable, is_by_variable
 
 RowMode = Literal["all", "touched", "slots_all", "as they are"]
 Rule = Callable[[Any, ByVariable, ByVariable], tuple[ByVariable, Any]]
-"""From state, values and dense gradients to new values and state."""
+"""Takes state, values and dense gradients; returns new values and state."""
 
 
 def by_rows(rule: Rule, mode: RowMode, state: Any, values: ByVariable, grads: ByVariable) -> tuple[ByVariable, Any]:
-    """`rule(state, values, grads)` where some gradients are IndexedSlices."""
+    """Returns `rule(state, values, grads)`, where some gradients may be IndexedSlices."""
     sparse = {key: g for key, g in grads.items() if isinstance(g, IndexedSlices)}
     if mode == "as they are":
         return rule(state, values, grads)
@@ -58,12 +58,12 @@ def _take(key: str, table: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
 
 
 def _put(table: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
-    """The table with these rows replaced; a row past its end, which pads the list, is dropped."""
+    """Returns the table with these rows replaced. Rows past its end, which pad the list, are dropped."""
     return table.at[rows].set(new, mode="drop", indices_are_sorted=True)
 
 
 def _map(fn: Callable, state: Any, keys: Any, *rest: Any) -> Any:
-    """Maps a function of key and arrays over what states keep for some variables."""
+    """Maps a function of key and arrays over the entries of states for the variables in `keys`."""
 
     def leaf(x, *others):
         if not is_by_variable(x):
@@ -75,7 +75,7 @@ def _map(fn: Callable, state: Any, keys: Any, *rest: Any) -> Any:
 
 
 def on_values(fn: Callable[[Any], Any], grads: ByVariable) -> ByVariable:
-    """A function of a tree of gradients, of sparse ones their values, before rows named twice are summed."""
+    """Applies a function to a tree of gradients: to the values of sparse ones, before duplicate rows are summed."""
     plain = {key: g.values if isinstance(g, IndexedSlices) else g for key, g in grads.items()}
     new = fn(ByVariable(plain))
     return ByVariable(

@@ -1,4 +1,4 @@
-"""Keras's learning-rate schedules, in its words, over those of the core."""
+"""Keras's learning-rate schedules, with Keras's names, built on those of the core."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from ... import schedules as core
 from ...config.words import short
-from ...value import Positive, Real, value
+from ...core.ranges import Positive, Real
+from ...core.value import value
 from .configs import as_arguments, class_of, within
 
 
 class LearningRateSchedule:
     """A learning rate that depends on the step. Subclass it with `__call__(step)` and `get_config()`.
 
-    Constructor arguments are attributes of the same names, which is what `get_config` reads.
+    Constructor arguments are stored as attributes of the same names, which `get_config` reads.
     """
 
     def __call__(self, step: Any) -> jax.Array:
@@ -24,11 +25,11 @@ class LearningRateSchedule:
         return self.core()(step)
 
     def core(self) -> core.Schedule:
-        """The schedule of the core that this one is."""
+        """Returns the equivalent schedule of the core."""
         return core.as_schedule(type(self).__name__, self.__call__)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as plain JSON."""
+        """Returns the constructor's arguments, as plain JSON."""
         return dict(self.__dict__)
 
     @classmethod
@@ -37,7 +38,7 @@ class LearningRateSchedule:
 
 
 class _ByRate(LearningRateSchedule):
-    """What ExponentialDecay and InverseTimeDecay take: a rate that acts once every `decay_steps`."""
+    """Base of ExponentialDecay and InverseTimeDecay: a decay rate that acts once every `decay_steps`."""
 
     formula: Callable[..., core.Schedule]
 
@@ -80,7 +81,7 @@ class InverseTimeDecay(_ByRate):
 class PiecewiseConstantDecay(LearningRateSchedule):
     """values[i] while step ≤ boundaries[i], the last value after that.
 
-    Raises ValueError unless there is one value more than boundaries.
+    Raises ValueError unless there is one more value than boundaries.
 
     >>> [round(float(PiecewiseConstantDecay([2], [0.1, 0.01])(t)), 3) for t in (2, 3)]
     [0.1, 0.01]
@@ -104,7 +105,7 @@ class PiecewiseConstantDecay(LearningRateSchedule):
 class PolynomialDecay(LearningRateSchedule):
     """(initial_learning_rate − end_learning_rate) · (1 − step/decay_steps)^power + end_learning_rate.
 
-    After decay_steps it stays at the end; with cycle, decay_steps grows to its next multiple instead.
+    After decay_steps it stays at end_learning_rate; with cycle, decay_steps grows to its next multiple instead.
 
     >>> round(float(PolynomialDecay(0.1, 10, 0.0)(5)), 3)
     0.05
@@ -145,8 +146,8 @@ class _cycle(core.Schedule):
 class CosineDecay(LearningRateSchedule):
     """Half a cosine from initial_learning_rate to alpha times it over decay_steps.
 
-    With warmup_target, first a line from initial_learning_rate to warmup_target over warmup_steps, then the
-    cosine down from there. Loshchilov & Hutter 2016, arXiv:1608.03983.
+    With warmup_target, the rate first rises linearly from initial_learning_rate to warmup_target over
+    warmup_steps, then follows the cosine down from there. Loshchilov & Hutter 2016, arXiv:1608.03983.
 
     >>> round(float(CosineDecay(0.1, 10)(5)), 3)
     0.05
@@ -214,7 +215,7 @@ _CLASSES: dict[str, type[LearningRateSchedule]] = {
 
 
 def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
-    """A schedule as plain JSON, in Keras's format: module, class_name, config, registered_name."""
+    """Returns a schedule as plain JSON, in Keras's format: module, class_name, config, registered_name."""
     kind, config = type(schedule), schedule.get_config()
     if kind.__name__ in _CLASSES:
         return {"module": MODULE, "class_name": kind.__name__, "config": config, "registered_name": None}
@@ -222,10 +223,10 @@ def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
 
 
 def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> LearningRateSchedule:
-    """The schedule that `serialize` described, or one of the older `{class_name, config}` format.
+    """Returns the schedule that `serialize` described. Also reads the older `{class_name, config}` format.
 
     Raises ValueError for a class that is neither Keras's nor in `custom_objects`, a dict by name; TypeError or
-    ValueError, naming the entry, for a config that the class cannot have.
+    ValueError, naming the entry, for a config that the class does not accept.
 
     >>> rate = deserialize(serialize(ExponentialDecay(0.1, 10, 0.5)))
     >>> type(rate).__name__, rate.decay_steps
@@ -241,5 +242,5 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, type] | None =
     with within(name):
         schedule = cls.from_config(as_arguments(cls, inner))
         if _CLASSES.get(name) is cls:
-            schedule.core()  # whose constructor looks at the numbers
+            schedule.core()  # the core's constructor checks the numbers
         return schedule

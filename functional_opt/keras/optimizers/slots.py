@@ -1,4 +1,4 @@
-"""Slots and weights: what an optimizer keeps, seen as variables."""
+"""Slots and weights: the state of an optimizer, presented as variables."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -8,64 +8,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foreign import ours
+from ..foreign import as_variable
 from ..variable import Variable
 from .by_variable import State
 from .donation import to_donate
+from .graph_mode import Operation
 from .packing import Group, Packing
-from .relics import Operation
-from .views import Fields, Scalar, Slot, find
+from .views import Fields, Scalar, SlotView, find
 
 Groups = tuple[dict[str, Fields], ...]
-"""Slot names and the field of the state that they are views of, or the fields of which a variable has one.
+"""Maps slot names to the field of the state that they are views of, or to fields of which a variable has one.
 
-In the order of the weights: group by group, and within a group variable by variable.
+The groups are in the order of the weights: group by group, and within a group variable by variable.
 """
 
 
 class Variables(list):
-    """A list that may also be called, as `variables` was a method once."""
+    """A list that can also be called, because `variables` used to be a method."""
 
     def __call__(self) -> list:
         return self
 
 
-class Slots:
-    """The part of an optimizer that shows its state as variables."""
+class SlotMethods:
+    """The part of an optimizer that presents its state as variables."""
 
-    keras2_slots: Groups = ()
-    """Of the "keras2" dialect, or of both where `keras3_slots` is empty."""
+    slots: Groups = ()
+    """The slots in the "keras2" dialect, or in both dialects if `keras3_slots` is empty."""
     keras3_slots: Groups = ()
     scalars: dict[str, str] = {}
-    """Weights that are kept once, not by variable, and the fields of the state that they are views of."""
+    """Weights that are kept once per optimizer, and the fields of the state that they are views of."""
 
     dialect: str
     _name: str
     _hyper: dict[str, Any]
 
     def _start(self) -> None:
-        """Nothing kept yet."""
-        self._variables: dict[str, Variable] = {}  # by the key under which the state has them
-        self._keys: dict[int, str] = {}  # of each variable, by id
-        self._together: list[list[str]] = []  # the keys of variables whose slots were made at one time
-        self._orphans: set[str] = set()  # keys whose variables stayed behind when this was pickled
+        """Sets up an optimizer without state."""
+        self._variables: dict[str, Variable] = {}  # by their keys in the state
+        self._keys: dict[int, str] = {}  # the key of each variable, by id
+        self._together: list[list[str]] = []  # keys of variables, in groups whose slots were made together
+        self._orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
         self._state = None
         self._last: Group | None = None  # the variables of the last step, if it was packed
-        self._structure: Any = None  # of the transformation that the state belongs to
+        self._structure: Any = None  # of the transformation that made the state
         self._pending_weights: list[np.ndarray] | None = None
         name = "iteration" if self.dialect == "keras3" else "iter"
         self._iterations = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/{name}")
         self._own_weights: list[Variable] = []  # made by `add_weight`
-        self._weights: list[Variable] = []  # those of them, or others, that are among `weights`
+        self._weights: list[Variable] = []  # own weights or other variables that are listed in `weights`
 
     @property
     def built(self) -> bool:
-        """Whether `build` was called, or a step done."""
+        """True once `build` was called or a step was taken."""
         return self._nested is not None or self._flat is not None
 
     @property
     def _state(self) -> State | None:
-        """The state. Between eager steps it is kept packed, as `_flat`; this unpacks it when somebody looks."""
+        """The state. Between eager steps it is kept packed, as `_flat`; reading it here unpacks it."""
         if self._flat is not None:
             arrays, packing = self._flat
             self._nested, self._flat = packing.unpacked(arrays), None
@@ -77,7 +77,7 @@ class Slots:
         self._flat: tuple[list[jax.Array], Packing] | None = None
 
     def _packed_state(self) -> tuple[list[jax.Array], Packing]:
-        """Arrays that a step may reuse, and what they stand for: copies of those that are held elsewhere too."""
+        """Returns arrays that a step may reuse, and their packing. Arrays that are held elsewhere too are copied."""
         if self._flat is not None:
             return self._flat
         leaves, treedef = jax.tree.flatten(self._nested)
@@ -88,7 +88,7 @@ class Slots:
         self._nested, self._flat = None, (arrays, packing)
 
     def _detach(self) -> None:
-        """Makes the state a copy, which slots can write to without changing the one that was there."""
+        """Replaces the state by a copy, so that writing to slots does not change the original."""
         self._state = jax.tree.map(lambda x: x, self._state)
 
     @property
@@ -96,7 +96,7 @@ class Slots:
         return Operation(self.iterations)
 
     def __deepcopy__(self, memo: dict) -> Self:
-        """A twin with a state of its own, for the same variables."""
+        """Returns a copy with its own state, for the same variables."""
         self._state, self._last = self._state, None
         twin = object.__new__(type(self))
         memo[id(self)] = twin
@@ -110,14 +110,14 @@ class Slots:
         return self.__dict__ | {"_keys": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """All as it was; a variable that comes later takes over what one of the same path left."""
+        """Restores everything. A variable that comes later takes over the slots of the pickled one with its path."""
         self.__dict__.update(state)
         self._keys.update((id(v), key) for key, v in self._variables.items())
         self._orphans = set(self._variables)
 
     @property
     def iterations(self) -> Variable:
-        """Steps done: an int32 `Variable` of shape (). Bias corrections and schedules follow it."""
+        """The number of steps taken: an int32 `Variable` of shape (). Bias corrections and schedules follow it."""
         return self._iterations
 
     @iterations.setter
@@ -136,10 +136,10 @@ class Slots:
     # Slots
 
     def _groups(self) -> Groups:
-        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.keras2_slots
+        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.slots
 
     def get_slot_names(self) -> list[str]:
-        """The names of the slots there are; none before the first step."""
+        """Returns the names of the slots that exist; none before the first step."""
         return [
             name
             for group in (self._groups() if self._state else ())
@@ -148,16 +148,16 @@ class Slots:
         ]
 
     def get_slot(self, var: Any, slot_name: str) -> Variable:
-        """A variable's slot, a view that can be assigned to. Raises KeyError for what is not there."""
+        """Returns a variable's slot, a view that can be assigned to. Raises KeyError if it does not exist."""
         named = {name: field for group in self._groups() for name, field in group.items()}
-        key, field = self._keys.get(id(ours(var))), named.get(slot_name)
+        key, field = self._keys.get(id(as_variable(var))), named.get(slot_name)
         if key is None or field is None or not self._has(field, key):
             raise KeyError(f"there is no slot {slot_name!r} of {var!r}; slots are {self.get_slot_names()}")
         return self._slot(lambda state: find(state, field, key), key, slot_name)
 
-    def _slot(self, table: Callable[[State], dict], key: str, slot_name: str) -> Slot:
+    def _slot(self, table: Callable[[State], dict], key: str, slot_name: str) -> SlotView:
         joint = "_" if self.dialect == "keras3" else "/"
-        return Slot(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
+        return SlotView(self, table, key, f"{self._name}/{key}{joint}{slot_name}")
 
     def _has(self, field: Fields, key: str) -> bool:
         try:
@@ -170,11 +170,11 @@ class Slots:
 
     @property
     def variables(self) -> Variables:
-        """All that the optimizer keeps, in the order of its dialect; may also be called.
+        """All variables that the optimizer keeps, in the order of its dialect. The list can also be called.
 
-        `iterations`, in the "keras3" dialect then a learning rate that is a number; running means and
-        accumulated gradients, if there are any; the slots. What is kept once is second in the "keras2"
-        dialect, last in the other.
+        First `iterations`, then (in the "keras3" dialect) the learning rate if it is a number, then running means
+        and accumulated gradients, if any, then the slots. In the "keras2" dialect, values kept once per optimizer
+        come second; in the other dialect they come last.
         """
         scalars = [Scalar(self, field, f"{self._name}/{name}") for name, field in self.scalars.items() if self._state]
         if self.dialect == "keras2":
@@ -182,7 +182,7 @@ class Slots:
         return Variables([*self._counters(), *self._weights, *self._kept(), *scalars])
 
     def _counters(self) -> list[Variable]:
-        """`iterations`, and a learning rate that is a number: variables that are no views of the state."""
+        """Returns the variables that are not views of the state: `iterations`, and the learning rate if a number."""
         rate = self._hyper.get("learning_rate")
         return [self._iterations, *([rate] if isinstance(rate, Variable) else [])]
 
@@ -204,19 +204,19 @@ class Slots:
                     yield from self._weights_of(key, group)
 
     def _weights_of(self, key: str, group: dict[str, Fields]) -> Iterator[Variable]:
-        """The slots of a variable that are among the weights, of one group."""
+        """Yields the slots of a variable in one group, as they appear in the weights."""
         for name, field in group.items():
             if self._has(field, key):
                 yield self.get_slot(self._variables[key], name)
 
     def get_weights(self) -> list[np.ndarray]:
-        """The values of `weights`."""
+        """Returns the values of `weights`."""
         return [w.numpy() for w in self.weights]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Assigns `weights`; kept until the slots are made where they are not yet.
+        """Assigns `weights`. If the slots do not exist yet, the values are kept until they are made.
 
-        Raises ValueError for another length or a shape that differs; nothing is changed then.
+        Raises ValueError, and changes nothing, if the length or a shape differs.
         """
         shapes = [np.shape(w) for w in weights]
         if self.built or shapes == [w.shape for w in self.weights]:
@@ -239,5 +239,5 @@ class Slots:
             w.assign(x)
 
     def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
-        """The weights in the present form, where a class knows an older one."""
+        """Converts weights to the present form, if the class knows an older one."""
         return weights

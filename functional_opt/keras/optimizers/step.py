@@ -1,7 +1,7 @@
-"""The compiled step that all optimizers share: pure, and fed with whatever may change.
+"""The compiled step that all optimizers share: a pure function, whose arguments include all that may change.
 
-Transformations are arguments, their hyperparameters leaves, so that none of them recompiles it. The order is
-Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
+Transformations are arguments and their hyperparameters are leaves, so changing these does not recompile it. The order
+is Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
 """
 
 import functools
@@ -12,19 +12,20 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ...base import GradientTransformation, apply_updates, increment
-from ...schedules import Schedule
-from ...transforms.chain import chain
-from ...value import value
+from ...core.apply import apply_updates
+from ...core.schedule import Schedule
+from ...core.transformation import GradientTransformation, increment
+from ...core.value import value
+from ...transforms.combining.chain import chain
 from ..indexed_slices import IndexedSlices
-from .by_variable import ByVariable, State, is_by_variable, keep, shift_counts
+from .by_variable import ByVariable, State, is_by_variable, keep_variables, shift_counts
 from .rows import RowMode, by_rows, on_values
 
 Constraints = tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...]
 
 
-class Numbers(NamedTuple):
-    """What may change from step to step without compiling again. None is left out."""
+class StepInputs(NamedTuple):
+    """Inputs that may change from step to step without recompiling. None means that a part is not used."""
 
     clips: GradientTransformation
     rule: GradientTransformation
@@ -35,29 +36,29 @@ class Numbers(NamedTuple):
 
 
 class Step(Protocol):
-    """What a step is compiled for: hashable, and itself the step, a pure function."""
+    """A step as a pure function. It is hashable, as it is the static argument that a program is compiled for."""
 
     def __call__(
         self, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
     ) -> tuple[Any, Any, Any]:
-        """New values, state and clock: `iterations`, or several of them.
+        """Returns new values, state and clock. The clock is `iterations`, or several of them.
 
-        Variables without a gradient (None) keep their slots as they are. Some or all of these are in `idle`
-        rather than in `values`. Gradients may be IndexedSlices.
+        Variables without a gradient (None) keep their slots unchanged. Some or all of these variables are in
+        `idle` rather than in `values`. Gradients may be IndexedSlices.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Plan(Step):
+class OptimizerStep(Step):
     """The step of one optimizer."""
 
     constraints: Constraints = ()
     decayed: tuple[str, ...] = ()  # the variables that `weight_decay` shrinks
     rows: RowMode = "all"
-    accumulate: int | None = None  # steps whose gradients make one update
-    ema_overwrite: int | None = None  # steps after which the running means become the values
-    overwritten: tuple[str, ...] = ()  # the variables that are assigned their gradients
+    accumulate: int | None = None  # the number of gradients that make one update
+    ema_overwrite: int | None = None  # steps after which the running means replace the values
+    overwritten: tuple[str, ...] = ()  # the variables whose values are replaced by their gradients
     keras3: bool = False
 
     def __call__(self, numbers, values, state, clock, idle, grads):
@@ -66,10 +67,10 @@ class Plan(Step):
 
 
 @value
-class of_step(Schedule):
-    """A hyperparameter that depends on the step; the step puts its value in its place.
+class ScheduledValue(Schedule):
+    """A hyperparameter that depends on the step, which replaces it by its value.
 
-    It is computed in float32, as Keras does, also for float64 variables.
+    It is computed in float32, as in Keras, even for float64 variables.
     """
 
     schedule: Schedule
@@ -81,7 +82,7 @@ class of_step(Schedule):
 
 @value
 class decayed(Schedule):
-    """A learning rate over 1 + decay · count: Keras's `decay`, which composes with any schedule."""
+    """A learning rate divided by 1 + decay · count: Keras's `decay`, which composes with any schedule."""
 
     learning_rate: Any
     decay: Any
@@ -90,13 +91,13 @@ class decayed(Schedule):
         return self.learning_rate / (1 + self.decay * count)
 
 
-def at(step: Any, numbers: Any, in_float64: bool = False) -> Any:
-    """The numbers with schedules replaced by what they are at a step.
+def resolve_schedules(step: Any, numbers: Any, in_float64: bool = False) -> Any:
+    """Replaces schedules by their values at a step.
 
-    Hyperparameters are float32, as Keras keeps them; `in_float64` makes the coefficients that are computed
-    from them float64, which is for variables that are.
+    Hyperparameters are float32, as in Keras. With `in_float64`, which is for float64 variables, the coefficients
+    that are computed from them are float64.
     """
-    numbers = _replaced(of_step, step, numbers)
+    numbers = _replaced(ScheduledValue, step, numbers)
     if in_float64:
         wide = lambda h: jnp.asarray(h, jnp.float64) if jnp.result_type(h) == jnp.float32 else h  # noqa: E731
         numbers = jax.tree.map(wide, numbers)
@@ -110,8 +111,8 @@ def _replaced(kind: type[Schedule], step: Any, numbers: Any) -> Any:
 
 
 def _step(
-    plan: Plan,
-    numbers: Numbers,
+    plan: OptimizerStep,
+    numbers: StepInputs,
     values: ByVariable,
     state: State,
     idle: ByVariable,
@@ -123,8 +124,8 @@ def _step(
         grads = ByVariable(grads | dict.fromkeys(plan.overwritten))
     updates_done = iterations // plan.accumulate if plan.accumulate else iterations
     in_float64 = any(x.dtype == jnp.float64 for x in jax.tree.leaves(values))
-    # Keras 3 advances schedules with every gradient, also where several make one update
-    numbers = at(iterations if plan.keras3 else updates_done, numbers, in_float64)
+    # Keras 3 advances schedules with every gradient, even if several make one update
+    numbers = resolve_schedules(iterations if plan.keras3 else updates_done, numbers, in_float64)
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:
         grads = on_values(lambda tree: jax.tree.map(lambda g: g / numbers.loss_scale, tree), grads)
@@ -140,7 +141,7 @@ def _step(
     else:
         new, inner = _update(plan, numbers, inner, values, idle, grads)
     average = state.average
-    if plan.keras3:  # where means are taken before the constraints, at every gradient
+    if plan.keras3:  # Keras 3 takes means before the constraints, at every gradient
         new, average = _average(plan, numbers, average, new, updates_done, True)
         new = _constrain(plan, new, grads, True)
     else:
@@ -151,12 +152,12 @@ def _step(
 
 
 def _update(
-    plan: Plan, numbers: Numbers, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
+    plan: OptimizerStep, numbers: StepInputs, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
 ) -> tuple[ByVariable, Any]:
     tx, clips = numbers.rule, numbers.clips.init(values)
     if plan.rows == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
         grads = on_values(lambda tree: numbers.clips.update(tree, clips)[0], grads)
-    else:  # one chain, which a kernel can do at once
+    else:  # one chain, which one kernel can do
         tx, inner = chain(numbers.clips, tx), (clips, inner)
     if numbers.weight_decay is not None:
         values = ByVariable(values)
@@ -165,12 +166,12 @@ def _update(
                 rate = numbers.weight_decay[key] if isinstance(numbers.weight_decay, dict) else numbers.weight_decay
                 values[key] = values[key] - (values[key] * rate * numbers.learning_rate).astype(values[key].dtype)
     still = {key: idle[key] if values[key] is None else values[key] for key, g in grads.items() if g is None}
-    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation knows None
+    zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation accepts None
 
     def rule(inner, values, grads):
         updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
         updates = ByVariable((key, None if key in still else u) for key, u in updates.items())
-        return apply_updates(values, updates), keep(still, inner, new)
+        return apply_updates(values, updates), keep_variables(still, inner, new)
 
     new, inner = by_rows(rule, plan.rows, inner, values, grads)
     return new, inner if tx is numbers.rule else inner[1]
@@ -179,7 +180,7 @@ def _update(
 def _accumulate(
     n: int, update_now: jax.Array, accumulated: ByVariable, values: ByVariable, grads: ByVariable
 ) -> tuple[ByVariable, ByVariable]:
-    """The mean over the last n gradients, of use only at an update, and what is carried on."""
+    """Returns the mean of the last n gradients, valid only at an update, and the sums to carry on."""
     total = dict(accumulated)
     for key, g in grads.items():
         if isinstance(g, IndexedSlices):
@@ -187,15 +188,23 @@ def _accumulate(
         elif g is not None:
             total[key] = accumulated[key] + g.astype(accumulated[key].dtype)
     mean = ByVariable((key, None if g is None else total[key] / n) for key, g in grads.items())
-    # what a variable gathered that has no gradient now is kept for the next update
+    # a variable without a gradient now keeps its sum for the next update
     kept = {key: jnp.where(update_now, 0, total[key]) for key, g in grads.items() if g is not None}
     return mean, ByVariable(total | kept)
 
 
 def _average(
-    plan: Plan, numbers: Numbers, average: ByVariable, values: ByVariable, updates_done: jax.Array, now: Any
+    plan: OptimizerStep,
+    numbers: StepInputs,
+    average: ByVariable,
+    values: ByVariable,
+    updates_done: jax.Array,
+    now: Any,
 ) -> tuple[ByVariable, ByVariable]:
-    """Running means of the values: a ← m·a + (1 − m)·v, starting with the first v; and the values, or these means."""
+    """Returns new values and running means of the values: a ← m·a + (1 − m)·v, starting with the first v.
+
+    The new values are the old ones, or the means that overwrite them.
+    """
     if numbers.ema_momentum is None:
         return values, average
     m = jnp.where(updates_done == 0, 0.0, numbers.ema_momentum)
@@ -209,7 +218,7 @@ def _average(
     return values, average
 
 
-def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> ByVariable:
+def _constrain(plan: OptimizerStep, values: ByVariable, grads: ByVariable, now: Any) -> ByVariable:
     values = ByVariable(values)
     for key, constraint in plan.constraints:
         if grads[key] is not None:
@@ -220,10 +229,10 @@ def _constrain(plan: Plan, values: ByVariable, grads: ByVariable, now: Any) -> B
 
 @dataclass(frozen=True)
 class Rounds(Step):
-    """Steps one after the other that count as one, for variables that are listed more than once.
+    """Several steps in sequence that count as one, for variables that are listed more than once.
 
-    `grads` is a tuple with the gradients of each round; values that have none in a round are idle in it. Numbers
-    that are kept once, not by variable, are in every round what they were before the first.
+    `grads` is a tuple with the gradients of each round; variables without a gradient in a round are idle in it. State
+    that is not kept per variable is restored before each round.
     """
 
     steps: tuple[Step, ...]
@@ -256,9 +265,9 @@ def _map(fn: Callable, *trees: Any) -> Any:
 def jitted_step(
     step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
 ) -> tuple[Any, Any, Any]:
-    """A step, compiled once for all optimizers of the same structure; its values and state are donated.
+    """Runs a step, compiled once for all optimizers of the same structure. Its values and state are donated.
 
-    They come in the order in which they are returned: buffers go from one to the other in order, and what would
-    have to change places would be copied.
+    Values and state are passed in the order in which they are returned: donated buffers are matched to results in
+    order, and one that had to change places would be copied.
     """
     return step(numbers, values, state, clock, idle, grads)

@@ -1,6 +1,6 @@
-"""Stepping: what an optimizer gives to its compiled step, and where it puts what comes back.
+"""Stepping: prepares the inputs of the compiled step of an optimizer, and stores its results.
 
-An optimizer that stands for several others overrides most of it: see `wrapper`.
+An optimizer that wraps others overrides most of it: see `wrapper`.
 """
 
 import logging
@@ -12,25 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...base import EmptyState
-from ...transforms.clip import clip_by_global_norm
-from ..foreign import is_variable, ours, theirs
+from ...core.transformation import EmptyState
+from ...transforms.clipping.clip import clip_by_global_norm
+from ..foreign import as_variable, is_variable, unwrap
 from ..indexed_slices import IndexedSlices
 from ..variable import Variable
-from .by_variable import ByVariable, State, grow
+from .by_variable import ByVariable, State, extend_state
 from .donation import donated_tree, to_donate
 from .packing import Group, Packed
 from .replicas import AxisName, summed
-from .slots import Slots
-from .step import Numbers, Rounds, Step, at, jitted_step
+from .slots import SlotMethods
+from .step import Rounds, Step, StepInputs, jitted_step, resolve_schedules
 
 log = logging.getLogger(__name__)
-_ARRAY = type(jnp.zeros(()))  # `isinstance(x, jax.Array)` takes thirty times as long
+_ARRAY = type(jnp.zeros(()))  # comparing types, as `isinstance(x, jax.Array)` takes thirty times as long
 
 GradsAndVars = Sequence[tuple[Any, Any]]
 
 
-class Stepping(Slots):
+class Stepping(SlotMethods):
     """The part of an optimizer that runs steps."""
 
     gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None
@@ -41,27 +41,27 @@ class Stepping(Slots):
     gradient_accumulation_steps: int | None
     use_ema: bool
 
-    def _numbers(self) -> Numbers:
-        """The transformations and other numbers of a step, with hyperparameters as they now are."""
+    def _numbers(self) -> StepInputs:
+        """Returns the inputs of a step: transformations and numbers, with the present hyperparameters."""
         raise NotImplementedError
 
     def _plan(self, variables: Sequence[Variable]) -> Step:
-        """What a step of these variables is compiled for."""
+        """Returns the step of these variables, as the program is compiled for it."""
         raise NotImplementedError
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the slots of the variables now, rather than at the first step."""
         with self._undone_on_error():
-            self._ready([ours(v) for v in var_list])
+            self._ready([as_variable(v) for v in var_list])
 
     def _build_once(self, variables: Sequence[Variable]) -> None:
-        """Calls a `build` of the user's own before the first step, as Keras 3 does."""
+        """Calls `build` before the first step if the user overrides it, as Keras 3 does."""
         if not self.built and type(self).build is not Stepping.build:
-            self.build([theirs(v) for v in variables])
+            self.build([unwrap(v) for v in variables])
 
     def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
-        """The gradients after the user's own functions, one for each variable, None where there is none."""
-        present = [(g, theirs(v)) for g, v in pairs if g is not None]
+        """Returns the gradients after the user's functions, one for each variable, None for a missing one."""
+        present = [(g, unwrap(v)) for g, v in pairs if g is not None]
         if not present:
             raise ValueError(f"No gradients provided for any variable: {[v.name for v in variables]}.")
         if missing := [v.name for g, v in pairs if g is None]:
@@ -89,7 +89,7 @@ class Stepping(Slots):
         return [queues[id(v)].pop(0) if queues.get(id(v)) else None for v in variables]
 
     def _apply(self, grads: Sequence[Any], variables: Sequence[Variable]) -> None:
-        """One compiled step; a variable that is listed more than once takes part in several rounds of it."""
+        """Runs one compiled step. A variable that is listed more than once takes part in several rounds of it."""
         rounds = _rounds([(g, v) for g, v in zip(grads, variables, strict=True) if g is not None])
         if not rounds:
             return
@@ -122,7 +122,10 @@ class Stepping(Slots):
             v._value = x
 
     def _repeat(self, pairs: list[Any], aggregate: bool) -> bool:
-        """Does the step if it is one like the last: dense gradients that fit, for the same variables."""
+        """Runs the step if it is like the last one, else returns False.
+
+        That is: dense gradients of the same shapes for the same variables.
+        """
         last = self._last
         if (
             last is None
@@ -145,7 +148,7 @@ class Stepping(Slots):
         self._packed_step(last, numbers, grads)
         return True
 
-    def _packed_step(self, group: Group, numbers: Numbers, grads: Sequence[Any]) -> None:
+    def _packed_step(self, group: Group, numbers: StepInputs, grads: Sequence[Any]) -> None:
         arrays, packing = self._packed_state()
         values, arrays, self._iterations._value = jitted_step(
             Packed(self._plan(group.variables), group.layout(packing)),
@@ -161,49 +164,49 @@ class Stepping(Slots):
         for v, x in zip(group.variables, values, strict=True):
             v._value = x
 
-    # What goes in and comes out
+    # Inputs and results of a step
 
     @property
     def _packs(self) -> bool:
-        """Whether an eager step may be given lists and a packed state."""
+        """True if an eager step can take lists and a packed state."""
         return not self._averages_all
 
     @property
     def _averages_all(self) -> bool:
-        """Whether a step moves the running means also of variables that have no gradient, as Keras 3 does."""
+        """True if a step also moves the running means of variables that have no gradient, as Keras 3 does."""
         return self.use_ema and self.dialect == "keras3"
 
     def _ready(self, variables: Sequence[Variable]) -> Any:
-        """Makes the slots of these variables that are missing. Returns the numbers of a step as they are now.
+        """Makes the missing slots of these variables. Returns the present inputs of a step.
 
-        To be called where what it changes is undone if the step fails.
+        Call it where its changes are undone if the step fails.
         """
         new = [v for v in variables if id(v) not in self._keys]
         self._register(new)
         numbers = self._numbers()
-        rule = at(0, numbers.rule)
-        structure = jax.tree.structure(rule)  # what was reassigned may be another transformation, with other slots
+        rule = resolve_schedules(0, numbers.rule)
+        structure = jax.tree.structure(rule)  # a reassigned hyperparameter may mean another transformation and slots
         if new or not self.built or structure != self._structure:
             self._structure = structure
             known = list(self._variables.values())
             everything = self._by_variable(known, [v._value for v in known])
             accumulate = self.gradient_accumulation_steps is not None
-            self._state = grow(rule, self._state, everything, average=self.use_ema, accumulate=accumulate)
+            self._state = extend_state(rule, self._state, everything, average=self.use_ema, accumulate=accumulate)
             if self._pending_weights is not None:
                 self._assign_weights(self._pending_weights)
                 self._pending_weights = None
         return numbers
 
     def _clock(self) -> Any:
-        """What counts steps."""
+        """Returns what counts the steps: `iterations`, or several of them."""
         return self._iterations._value
 
     def _store(self, state: State, clock: Any) -> None:
-        """Keeps what came out of a step."""
+        """Stores the results of a step."""
         self._state, self._iterations._value = state, clock
 
     def _register(self, new: Sequence[Variable]) -> None:
-        """Gives each variable the key under which the state has it: its path, after a number if that is taken."""
+        """Gives each variable its key in the state: its path, prefixed by a number if that is taken."""
         made = []
         for v in new:
             key, n = v.path, 1
@@ -220,24 +223,24 @@ class Stepping(Slots):
             self._together.append(made)
 
     def _by_variable(self, variables: Sequence[Variable], values: Sequence[Any]) -> Any:
-        """Values of some variables as a step takes them, with None for all others that the state knows."""
+        """Returns the values of some variables as a step takes them, with None for all others in the state."""
         given = {self._keys[id(v)]: x for v, x in zip(variables, values, strict=True)}
         return ByVariable((key, given.get(key)) for key in self._variables)
 
     def _listed(self, variables: Sequence[Variable], values: Any) -> list[Any]:
-        """The other way round: from what a step returns to a list."""
+        """Returns values from a step as a list: the inverse of `_by_variable`."""
         return [values[self._keys[id(v)]] for v in variables]
 
     def _idle(self, variables: Sequence[Variable]) -> Any:
-        """The values of all variables but these."""
+        """Returns the values of all variables but these."""
         busy = {id(v) for v in variables}
         return ByVariable((key, v._value) for key, v in self._variables.items() if id(v) not in busy)
 
-    # Undone when it fails
+    # Undoing a failed step
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
-        """A step is done whole or not at all: variables that are new to it are forgotten if it fails."""
+        """Restores the optimizer if the step fails; variables that were new to it are forgotten."""
         before = self._snapshot()
         try:
             yield
@@ -246,7 +249,7 @@ class Stepping(Slots):
             raise
 
     def _snapshot(self) -> Any:
-        """All that a step changes but the variables."""
+        """Returns everything that a step changes, except for the variables."""
         known = dict(self._variables), dict(self._keys), list(self._together), set(self._orphans)
         values = [(v, v._value) for v in (*self._counters(), *self._own_weights, *self._weights)]
         return known, self._structure, self._pending_weights, self._nested, self._flat, values
@@ -260,12 +263,12 @@ class Stepping(Slots):
 
 
 def _are_pairs(pairs: list[Any]) -> bool:
-    """Whether all are tuples of two: in one go, as an eager step has no time to look at each."""
+    """Returns whether all are tuples of length two. It avoids a Python loop, which would slow an eager step."""
     return set(map(type, pairs)) == {tuple} and set(map(len, pairs)) == {2}
 
 
 def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
-    """(gradient, variable) pairs, with other libraries' variables seen as ours. TypeError for what is none."""
+    """Returns (gradient, variable) pairs, with other libraries' variables wrapped. Raises TypeError for non-pairs."""
     pairs = list(grads_and_vars)
     if not _are_pairs(pairs):
         for pair in pairs:
@@ -276,11 +279,11 @@ def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
     for _, v in pairs:
         if not is_variable(v):
             raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
-    return [(g, ours(v)) for g, v in pairs]
+    return [(g, as_variable(v)) for g, v in pairs]
 
 
 def _rounds(pairs: list[tuple]) -> list[list[tuple]]:
-    """The pairs, those of a variable that was listed before in a round of their own; the first has all variables."""
+    """Splits pairs into rounds that list each variable at most once. The first round has all variables."""
     rounds: list[list[tuple]] = []
     times: dict[int, int] = {}
     for g, v in pairs:
@@ -292,7 +295,7 @@ def _rounds(pairs: list[tuple]) -> list[list[tuple]]:
 
 
 def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:
-    """For a variable that is listed twice: steps one after the other would each see a part of the norm."""
+    """Clips by the joint norm if a variable is listed twice, as each round would only see a part of it."""
     values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
     clipped, _ = clip_by_global_norm(bound).update(values, EmptyState())
     return [

@@ -12,14 +12,14 @@ from .donation import donated_tree, to_donate
 
 
 class TrainStep:
-    """A function of the batch that trains: made by `Optimizer.make_train_step`, which says what it does."""
+    """A function of the batch that does one training step. See `Optimizer.make_train_step`, which makes it."""
 
     def __init__(self, optimizer: Any, loss_fn: Callable, var_list: Any, has_aux: bool, mesh: Mesh | None):
         axis = optimizer.axis_name
         if mesh is not None and not (isinstance(axis, str) and axis in mesh.axis_names):
             raise ValueError(f"mesh must have the optimizer's axis_name, which is {axis!r}, among {mesh.axis_names}")
         self._optimizer, self._loss_fn, self._var_list, self._has_aux = optimizer, loss_fn, var_list, has_aux
-        # of any kind of axes: arrays come as they are, and jax.jit moves them
+        # without axis types, so that arrays with any sharding are accepted, and jax.jit moves them
         self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
         self._plans: dict[Any, _Plan] = {}
 
@@ -36,13 +36,13 @@ class TrainStep:
         return out
 
     def lower(self, *batch: Any) -> jax.stages.Lowered:
-        """The program for such a batch, not run: as `jax.jit(...).lower`, to look at its code, cost and memory."""
+        """Lowers the program for such a batch, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
         plan = self._plan_of(batch)
         self._optimizer.build(plan.trained)
         return plan.program.lower(*self._arguments(plan), *batch)
 
     def _plan_of(self, batch: tuple) -> "_Plan":
-        # what the loss reads may depend on the shapes of the batch, as its compilation does
+        # the variables that the loss reads may depend on the shapes of the batch, as its compilation does
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
         signature = jax.tree.structure(batch), shapes
         plan = self._plans.get(signature)
@@ -53,12 +53,12 @@ class TrainStep:
     def _arguments(self, plan: "_Plan") -> tuple[Any, ...]:
         opt, trained = self._optimizer, plan.trained
         numbers = opt._ready(trained)
-        others = [v._value for v in plan.others]  # before anything is donated: they may be views of the state
+        others = [v._value for v in plan.others]  # read before anything is donated: they may be views of the state
         values = opt._by_variable(trained, to_donate([v._value for v in trained]))
         return numbers, values, donated_tree(opt._state), opt._clock(), opt._idle(trained), others
 
     def _plan(self, *batch: Any) -> "_Plan":
-        """Runs the loss once without computing, to see which variables it reads and assigns."""
+        """Traces the loss once, without computing it, to find which variables it reads and assigns."""
         found: dict[str, Any] = {}
 
         def dry_run(*batch):
@@ -84,7 +84,7 @@ class TrainStep:
         return out[0] if self._has_aux else out
 
     def _on_devices(self, fn: Callable, out_specs: Any, replicated: int = 0) -> Callable:
-        """The function on all devices of the mesh; its arguments after the replicated ones are parts of a batch."""
+        """Returns the function mapped over the mesh. Arguments after the replicated ones are split as a batch."""
         if self._mesh is None:
             return fn
         split = PartitionSpec(self._optimizer.axis_name)
@@ -98,7 +98,7 @@ class TrainStep:
 
 
 class _Plan:
-    """For batches of one signature: the variables that take part, and the compiled program."""
+    """The variables that take part, and the compiled program, for batches of one signature."""
 
     def __init__(self, step: TrainStep, trained: list, others: list, written: list, shapes: dict, donate: bool):
         self.trained, self.others, self.written = trained, others, written
@@ -131,7 +131,7 @@ class _Plan:
 
 
 def _calls_back(jaxpr: Any) -> bool:
-    """Whether a program calls Python while it runs, where an exception would leave donated variables empty."""
+    """Returns whether a program calls Python, where an exception would leave donated variables empty."""
     inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
     called = any("callback" in eqn.primitive.name for eqn in jaxpr.eqns)
     return called or any(_calls_back(getattr(x, "jaxpr", x)) for x in inner if _is_jaxpr(x))

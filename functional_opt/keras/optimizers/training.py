@@ -1,4 +1,4 @@
-"""Training: minimize, gradients, and what applies them."""
+"""Training: methods to minimize a loss, and to compute and apply gradients."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import jax
 
 from .. import gradients
-from ..foreign import all_ours, is_variable, ours, theirs
+from ..foreign import all_ours, as_variable, is_variable, unwrap
 from ..variable import Variable, trainable_variables
-from . import relics
-from .replicas import apart
+from . import graph_mode
+from .replicas import vary_over
 from .stepping import Stepping, as_pairs
 from .train_step import TrainStep
 
 
 class Training(Stepping):
-    """The part of an optimizer that takes losses and gradients."""
+    """The part of an optimizer that handles losses and gradients."""
 
-    GATE_NONE, GATE_OP, GATE_GRAPH = relics.GATE_NONE, relics.GATE_OP, relics.GATE_GRAPH
+    GATE_NONE, GATE_OP, GATE_GRAPH = graph_mode.GATE_NONE, graph_mode.GATE_OP, graph_mode.GATE_GRAPH
 
     def minimize(
         self,
@@ -29,23 +29,23 @@ class Training(Stepping):
         *,
         global_step: Any = None,
         **how: Any,
-    ) -> relics.Operation:
-        """One step downhill: `compute_gradients`, then `apply_gradients`, whose result it returns.
+    ) -> graph_mode.Operation:
+        """Takes one step: calls `compute_gradients`, then `apply_gradients`, whose result it returns.
 
         Args:
             loss: a function of no arguments that reads the variables and returns an array; its sum, times the
-                loss scale if there is one, is minimized. It may assign to variables that are not trained (running
-                means). It is called once, but again where it makes the variables itself, or reads rows of other
-                shapes than before.
-            var_list: variables, or a function of no arguments that returns them, called after the loss;
-                the trainable ones that the loss reads if None.
+                loss scale if there is one, is minimized. It may assign to variables that are not trained (such as
+                running means). It is called once, and again if it makes the variables itself or reads rows of
+                other shapes than before.
+            var_list: variables, or a function of no arguments that returns them, called after the loss. If
+                None, the trainable variables that the loss reads.
             grad_loss: the cotangent of the loss, of its shape; ones if None.
             name: a name for the operations in profiles.
             tape: must be None: JAX differentiates functions.
             global_step: as in `apply_gradients`.
             how: gate_gradients, aggregation_method, colocate_gradients_with_ops, as in `compute_gradients`.
 
-        Raises RuntimeError for a loss that is an array already, ValueError for what is no variable.
+        Raises RuntimeError if the loss is already an array, ValueError if `var_list` holds anything but variables.
         """
         if tape is not None:
             raise TypeError("tape must be None: JAX has no tapes; give the loss as a function of no arguments")
@@ -61,11 +61,11 @@ class Training(Stepping):
         var_list: Any = None,
         grad_loss: Any = None,
         *,
-        gate_gradients: int = relics.GATE_OP,
+        gate_gradients: int = graph_mode.GATE_OP,
         aggregation_method: int | None = None,
         colocate_gradients_with_ops: bool = False,
     ) -> list[tuple]:
-        """The (gradient, variable) pairs, None for a variable that is not read; IndexedSlices after a `sparse_read`.
+        """Returns (gradient, variable) pairs: None for a variable not read, IndexedSlices after a `sparse_read`.
 
         Args:
             loss, var_list, grad_loss: as in `minimize`.
@@ -89,7 +89,7 @@ class Training(Stepping):
         return pairs
 
     def get_gradients(self, loss: Callable[[], Any], params: Any) -> list[Any]:
-        """The gradients alone. Raises ValueError for a variable that is not read, TypeError for an array."""
+        """Returns only the gradients. Raises ValueError for a variable not read, TypeError if loss is an array."""
         if not callable(loss):
             raise TypeError(
                 f"loss must be a function of no arguments that reads the variables, got {type(loss).__name__}"
@@ -97,14 +97,18 @@ class Training(Stepping):
         pairs = self.compute_gradients(loss, jax.tree.leaves(params, is_leaf=is_variable))
         for g, v in pairs:
             if g is None:
+                name = as_variable(v).name
                 raise ValueError(
-                    f"Variable {ours(v).name} has `None` for gradient. Please make sure that the loss reads it, and "
+                    f"Variable {name} has `None` for gradient. Please make sure that the loss reads it, and "
                     "that all of its operations have a gradient (argmax and round have none)."
                 )
         return [g for g, _ in pairs]
 
-    def get_updates(self, loss: Callable[[], Any], params: Any) -> list[relics.Operation]:
-        """One step, as `minimize`: a list of what `apply_gradients` returns. Raises what `get_gradients` does."""
+    def get_updates(self, loss: Callable[[], Any], params: Any) -> list[graph_mode.Operation]:
+        """Takes one step, as `minimize` does. Returns a list with the result of `apply_gradients`.
+
+        Raises what `get_gradients` does.
+        """
         variables = jax.tree.leaves(params, is_leaf=is_variable)
         return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
 
@@ -113,12 +117,12 @@ class Training(Stepping):
         loss: Callable[[], Any],
         var_list: Any,
         grad_loss: Any,
-        gate_gradients: int = relics.GATE_OP,
+        gate_gradients: int = graph_mode.GATE_OP,
         aggregation_method: int | None = None,
         colocate_gradients_with_ops: bool = False,
     ) -> tuple[list, list]:
-        """The pairs, and what the loss assigns to variables that are not trained: (variable, value)."""
-        relics.check(gate_gradients, aggregation_method)
+        """Returns the pairs, and (variable, value) for the loss's assignments to variables that are not trained."""
+        graph_mode.check(gate_gradients, aggregation_method)
         if not callable(loss):
             raise RuntimeError(
                 "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
@@ -126,7 +130,7 @@ class Training(Stepping):
             )
         named = None if var_list is None or callable(var_list) else self._resolve(var_list, {})
         tried = trainable_variables() if named is None else named
-        for _ in range(3):  # the loss shows which variables it reads, and which of them by row
+        for _ in range(3):  # running the loss shows which variables it reads, and which by row
             shapes = {id(v): v._row_shapes for v in tried if v._row_shapes}
             values = [self._local(v) for v in tried]
             done = gradients.forward(loss, (), tried, values, shapes, loss_of=self.scale_loss)
@@ -141,10 +145,10 @@ class Training(Stepping):
             raise RuntimeError("the loss reads other variables, or rows of another shape, each time it is called")
         gradients.check_not_trained([v for v, _ in done.written], variables)
         by_id = dict(zip((id(v) for v in tried), done.gradients(grad_loss), strict=True))
-        grads = relics.gated([by_id[id(v)] for v in variables], gate_gradients)
+        grads = graph_mode.gated([by_id[id(v)] for v in variables], gate_gradients)
         if colocate_gradients_with_ops:
-            grads = relics.colocated(grads, variables)
-        return [(g, theirs(v)) for g, v in zip(grads, variables, strict=True)], done.written
+            grads = graph_mode.colocated(grads, variables)
+        return [(g, unwrap(v)) for g, v in zip(grads, variables, strict=True)], done.written
 
     def apply_gradients(
         self,
@@ -153,27 +157,27 @@ class Training(Stepping):
         experimental_aggregate_gradients: bool = True,
         *,
         global_step: Any = None,
-    ) -> relics.Operation:
+    ) -> graph_mode.Operation:
         """Updates the variables with their gradients and increments `iterations`, which it returns.
 
         Args:
-            grads_and_vars: (gradient, variable) pairs. A variable whose gradient is None stays as it is, with
-                a warning; one that is listed twice is updated twice.
+            grads_and_vars: (gradient, variable) pairs. A variable whose gradient is None stays unchanged,
+                with a warning; one that is listed twice is updated twice.
             name: a name for the operations in profiles.
             experimental_aggregate_gradients: whether gradients of several replicas are summed, by
                 `gradient_aggregator` or over `axis_name`.
             global_step: a variable that is incremented too.
 
-        Raises TypeError for what is no pair, ValueError if no gradient is there or one does not have the
-        shape of its variable, RuntimeError outside of the axis. Nothing is changed then.
+        Raises TypeError for an item that is not a pair, ValueError if all gradients are None or one does not
+        have the shape of its variable, RuntimeError outside of the axis `axis_name`. Nothing is changed then.
         """
-        pairs, global_step = list(grads_and_vars), None if global_step is None else ours(global_step)
+        pairs, global_step = list(grads_and_vars), None if global_step is None else as_variable(global_step)
         if not pairs:
             return self._operation
         with jax.named_scope(name or self._name):
             if not self._repeat(pairs, experimental_aggregate_gradients):
                 pairs = as_pairs(pairs)
-                if not self._repeat(pairs, experimental_aggregate_gradients):  # variables of others are ours only now
+                if not self._repeat(pairs, experimental_aggregate_gradients):  # as_pairs wraps other libraries'
                     variables = [v for _, v in pairs]
                     self._apply(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
         if global_step is not None:
@@ -183,33 +187,35 @@ class Training(Stepping):
     def make_train_step(
         self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False, mesh: jax.sharding.Mesh | None = None
     ) -> TrainStep:
-        """A function of the batch that does loss, gradients and update as one compiled program.
+        """Returns a function of the batch that does loss, gradients and update as one compiled program.
 
-        The fast way for a script: `step = opt.make_train_step(loss_fn); loss = step(images, labels)`.
-        The loss function may read any variables, and assign to those that are not trained (running means).
+        This is the fast way for a script: `step = opt.make_train_step(loss_fn); loss = step(images, labels)`.
+        The loss function may read any variables, and assign to those that are not trained
+        (such as running means).
 
         Args:
             loss_fn: a function of the batch that returns the loss, or with `has_aux` the pair of the loss
                 and anything else; the step returns the same.
             var_list: as in `minimize`.
-            mesh: with the axis `axis_name`, over which arrays of the batch are split along their first dimension:
-                each device does the loss of its part, and their gradients are summed. What the step returns
-                then has a first dimension that counts the devices; what the loss assigns becomes the mean.
+            mesh: a mesh with the axis `axis_name`. Arrays of the batch are split over that axis along their first
+                dimension, each device computes the loss of its part, and the gradients are summed. The results
+                then have a first dimension with one entry per device. A variable that the loss assigns to gets
+                the mean over the devices.
 
         Raises ValueError for a mesh without that axis.
         """
         return TrainStep(self, loss_fn, var_list, has_aux, mesh)
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss times the factor, if there is one, that gradients are divided by."""
+        """Multiplies the loss by the factor, if any, that gradients are divided by."""
         raise NotImplementedError
 
     def _local(self, v: Variable) -> jax.Array:
-        """What a gradient is taken by: in replicas, the replica's own value."""
-        return apart(v._value, self.axis_name)
+        """Returns the value to differentiate with respect to: in replicas, the replica's own."""
+        return vary_over(v._value, self.axis_name)
 
     def _resolve(self, var_list: Any, reads: dict[int, Variable]) -> list[Variable]:
-        """The variables of a `var_list`; by default the trainable ones among those that were read."""
+        """Returns the variables of a `var_list`; by default, the trainable ones among those that were read."""
         if var_list is None:
             variables = [v for v in reads.values() if v.trainable]
         else:

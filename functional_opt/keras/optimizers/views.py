@@ -1,19 +1,19 @@
-"""Views: what an optimizer keeps, seen as variables."""
+"""Views: parts of an optimizer's state, presented as variables."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from ... import state as parts
+from ...core import queries as parts
 from ..variable import Variable
 from .by_variable import ByVariable, State, field_name, is_by_variable
 
 Fields = str | tuple[str, ...]
 
 
-class Slot(Variable):
-    """A view of a part of an optimizer's state; to assign to it changes the state."""
+class SlotView(Variable):
+    """A view of a part of an optimizer's state; assigning to it changes the state."""
 
     def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
         self._optimizer, self._table, self._key, self._name = optimizer, table, key, name
@@ -28,8 +28,8 @@ class Slot(Variable):
         self._table(self._optimizer._state)[self._key] = x
 
 
-class Derived(Slot):
-    """A weight that other libraries keep and this one computes, or has no use for; what is assigned is ignored."""
+class Derived(SlotView):
+    """A weight that other libraries keep and this one computes or does not use. Assignments to it are ignored."""
 
     def __init__(self, compute: Callable[[], jax.Array], name: str):
         self._compute, self._name = compute, name
@@ -44,8 +44,8 @@ class Derived(Slot):
         pass
 
 
-class Scalar(Slot):
-    """A view of a number in an optimizer's state that is not kept by variable."""
+class Scalar(SlotView):
+    """A view of a number that an optimizer's state keeps once, not per variable."""
 
     def __init__(self, optimizer: Any, field: str, name: str):
         super().__init__(optimizer, lambda state: {field: parts.get(state.inner, field)}, field, name)
@@ -61,7 +61,7 @@ class Scalar(Slot):
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
-    """The one field of that name that has an array for a variable. Raises KeyError if there is none, or several."""
+    """Returns the only field of that name with an array for a variable. Raises KeyError for none or several."""
     named = (field,) if isinstance(field, str) else field
     found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
@@ -70,7 +70,7 @@ def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
 
 
 def fields(state: State | None) -> list[str]:
-    """The names of the fields that are kept by variable, in order, each once."""
+    """Returns the names of the fields that are kept per variable, in order, each once."""
     return list(dict.fromkeys(name for name, _ in _tables(state) if name))
 
 

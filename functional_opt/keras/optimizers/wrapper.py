@@ -1,4 +1,4 @@
-"""Wrapper: an optimizer that stands for others, each with variables of its own."""
+"""Wrapper: an optimizer that delegates to others, each with its own variables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...base import increment
-from ..foreign import all_ours, ours
+from ...core.transformation import increment
+from ..foreign import all_ours, as_variable
 from ..variable import Variable
 from .base import Optimizer
 from .configs import as_arguments
@@ -20,8 +20,8 @@ from .step import Step
 class Parts(Step):
     """The steps of several optimizers; numbers, states and values are tuples with one part for each.
 
-    The clock has that of the whole before those of the parts. A part that is None has no gradients, and stays
-    as it is.
+    The clock is that of the wrapper, followed by those of the parts. A part whose step is None has no gradients and
+    stays unchanged.
     """
 
     steps: tuple[Step | None, ...]
@@ -39,33 +39,33 @@ class Parts(Step):
 
 
 class Wrapper(Optimizer):
-    """What wraps one optimizer or several: they keep the slots, and it hands each its variables.
+    """Base of optimizers that wrap others. The inner optimizers keep the slots; each one gets its variables.
 
-    A class says in `_part_of` which of `_parts` a variable belongs to.
+    A subclass returns from `_part_of` the index in `_parts` that a variable belongs to.
     """
 
     default_dialect = "keras3"
     _parts: list[Optimizer]
 
     def __init__(self, name: str | None, **kwargs: Any):
-        self._nested = self._flat = None  # the parts have states, not the whole
+        self._nested = self._flat = None  # the parts have states, the wrapper has none
         self._parts = []
         super().__init__(name, **kwargs)
-        self._rate = Variable(0.0, trainable=False, name=f"{self._name}/learning_rate")  # a weight of Keras's, unused
+        self._rate = Variable(0.0, trainable=False, name=f"{self._name}/learning_rate")  # Keras has it, unused
 
     def _part_of(self, variable: Variable) -> int:
         raise NotImplementedError
 
     def transform(self, hyper):
-        raise TypeError(f"{type(self).__name__} has no transformation of its own; the optimizers in it have")
+        raise TypeError(f"{type(self).__name__} has no transformation of its own; use those of its inner optimizers")
 
     def _each(self, variables: Sequence[Variable], *more: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Each part with its variables and what goes with them."""
+        """Yields each part with its variables and the items that belong to them."""
         where = [self._part_of(v) for v in variables]
         for i, part in enumerate(self._parts):
             yield part, *([x for x, at in zip(xs, where, strict=True) if at == i] for xs in (variables, *more))
 
-    # What a step is given
+    # Inputs and results of a step
 
     def _build_once(self, variables):
         for part, own in self._each(variables):
@@ -73,7 +73,7 @@ class Wrapper(Optimizer):
 
     def _gradients(self, pairs, variables, aggregate=True):
         grads = super()._gradients(pairs, variables, aggregate)
-        aggregate = aggregate and self.axis_name is None and self.gradient_aggregator is None  # else it is done
+        aggregate = aggregate and self.axis_name is None and self.gradient_aggregator is None  # else it has been done
         found: dict[int, list] = {}
         for part, own, gs in self._each(variables, grads):
             if any(g is not None for g in gs):
@@ -133,14 +133,14 @@ class Wrapper(Optimizer):
     def _restore(self, snapshot):
         own, parts = snapshot
         super()._restore(own)
-        for part, s in zip(self._parts, parts, strict=False):  # a failed step may have brought in another
+        for part, s in zip(self._parts, parts, strict=False):  # a failed step may have added a part
             part._restore(s)
 
     def _detach(self):
         for part in self._parts:
             part._detach()
 
-    # What is seen of it
+    # The public interface
 
     @property
     def built(self) -> bool:
@@ -148,7 +148,7 @@ class Wrapper(Optimizer):
 
     @property
     def variables(self) -> Variables:
-        """Its own, then those of each inner optimizer."""
+        """The wrapper's own variables, then those of each inner optimizer."""
         return Variables([*self._counters(), *(v for part in self._parts for v in part.variables)])
 
     def _counters(self):
@@ -158,7 +158,7 @@ class Wrapper(Optimizer):
         return list(dict.fromkeys(name for part in self._parts for name in part.get_slot_names()))
 
     def get_slot(self, var, slot_name):
-        return self._parts[self._part_of(ours(var))].get_slot(var, slot_name)
+        return self._parts[self._part_of(as_variable(var))].get_slot(var, slot_name)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         super().exclude_from_weight_decay(var_list, var_names)  # for parts that come later
@@ -175,17 +175,17 @@ class Wrapper(Optimizer):
 
 
 def divided(grads: Any, scale: Any) -> Any:
-    """All gradients by a number; the indices of sparse ones as they are."""
+    """Divides all gradients by a number, but not the indices of sparse ones."""
     return jax.tree.map(lambda g: g if jnp.issubdtype(jnp.result_type(g), jnp.integer) else g / scale, grads)
 
 
 def refuse_loss_scale(argument: str, optimizer: Optimizer) -> None:
-    """ValueError for an optimizer in a wrapper that has a loss scale: it would divide too."""
+    """Raises ValueError if an inner optimizer has a loss scale: it would divide the gradients again."""
     if optimizer.loss_scale_factor is not None or isinstance(optimizer.__dict__.get("dynamic_scale"), Variable):
-        raise ValueError(f"{argument} has a loss scale of its own; give the outermost optimizer the only one")
+        raise ValueError(f"{argument} has a loss scale of its own; set one on the outermost optimizer only")
 
 
-def needed(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """An entry of a config, and the others. TypeError or ValueError as in `as_arguments`."""
+def required_entry(cls: type, key: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns an entry of a config, and the other entries. Raises what `as_arguments` does."""
     config = as_arguments(cls, config, key)
     return config[key], {k: x for k, x in config.items() if k != key}

@@ -66,7 +66,7 @@ INLINE void fused(const Program& program, const Block& block) {
   const float factor = program.factor[0];
   const Rule rule(program.of_rule);
   const Last last(program.decay);
-  const Slots slots{block.slots[0], block.slots[1]};
+  const SlotPointers slots{block.slots[0], block.slots[1]};
   const float *g = block.g, *w = block.w, *base = block.base;
   float* out = block.out;
   VECTORIZE for (int64_t i = 0; i < block.size; ++i) {
@@ -99,7 +99,7 @@ INLINE void add(const float* s, const float* x, const Block& block) {
 template <typename Rule>
 INLINE void apply(const float* s, const float* x, float* u, const Block& block, int slot) {
   const Rule rule(s);
-  Slots slots{};
+  SlotPointers slots{};
   if constexpr (Rule::SLOTS > 0) slots.first = block.slots[slot];
   if constexpr (Rule::SLOTS > 1) slots.second = block.slots[slot + 1];
   const float* w = block.w;

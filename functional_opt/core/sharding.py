@@ -1,0 +1,50 @@
+"""Helpers for arrays whose explicit sharding, or variation inside `shard_map`, is part of their type."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import jax
+
+
+def replicate(x: Any, axis: int | None = None) -> Any:
+    """Replicates an array, or one axis of it, if its type has an explicit sharding that splits it."""
+    spec = jax.typeof(x).sharding.spec
+    kept = [None] * len(spec) if axis is None else [*spec[:axis], None, *spec[axis + 1 :]]
+    return x if [*spec] == kept else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*kept))
+
+
+def reshard_like(x: jax.Array, like: Any) -> jax.Array:
+    """Shards x, which was computed from `replicate(like)`, as `like` is sharded, if that is part of its type."""
+    sharding = jax.typeof(like).sharding
+    return jax.sharding.reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """Returns the axes over which `shard_map` knows that an array differs; none if it does not track them."""
+    return getattr(getattr(_type(x), "manual_axis_type", None), "varying", frozenset())
+
+
+def _type(x: Any) -> Any:
+    """Returns the type of an array; a type as it is."""
+    return x if hasattr(x, "manual_axis_type") else jax.typeof(x)
+
+
+def as_varying(x: jax.Array, axes: Collection[str]) -> jax.Array:
+    """Declares to `shard_map` that an array may differ over axes over which it was the same before."""
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+
+
+def match_type(x: jax.Array, like: Any) -> jax.Array:
+    """Gives an array the explicit sharding of `like`, and makes it vary over the same axes in `shard_map`."""
+    sharding = _type(like).sharding
+    if any(axis is not None for axis in getattr(sharding, "spec", ())):
+        x = jax.sharding.reshard(x, sharding)
+    return as_varying(x, varying_axes(like) - varying_axes(x))
+
+
+def shard_count(x: jax.Array, axis: int) -> int:
+    """Returns into how many parts an explicit sharding splits an axis; 1 if the sharding is not part of the type."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return math.prod(sharding.mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))

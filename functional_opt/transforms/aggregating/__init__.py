@@ -1,0 +1,1 @@
+"""Aggregation of gradients over devices and over examples."""

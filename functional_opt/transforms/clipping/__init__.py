@@ -1,0 +1,1 @@
+"""Gradient clipping: by value, by norm, by quantile, by past norms."""

@@ -1,0 +1,1 @@
+"""Combinations of transformations: in sequence, by leaf, by group, on a condition."""

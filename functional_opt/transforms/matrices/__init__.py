@@ -1,0 +1,1 @@
+"""Leaves as matrices: their axes, orthogonalization, Kronecker factors."""

@@ -1,0 +1,1 @@
+"""Measurements that do not change the updates: metrics, monitors, the noise scale."""

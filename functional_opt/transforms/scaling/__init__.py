@@ -1,0 +1,1 @@
+"""Rescaling: learning rates, weight decay, momentum, norms, trust ratios."""

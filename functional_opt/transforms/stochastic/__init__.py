@@ -1,0 +1,1 @@
+"""Randomness: gradient noise, Hutchinson's estimator of the Hessian's diagonal."""

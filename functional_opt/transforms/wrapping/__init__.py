@@ -1,0 +1,1 @@
+"""Wrappers around an optimizer: micro-steps, averages, guards, injected hyperparameters."""

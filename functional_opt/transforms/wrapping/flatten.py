@@ -1,0 +1,69 @@
+"""flatten: all leaves as one vector."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...core.leaves import Tree, cast_like, is_inexact, is_nothing, zip_leaves
+from ...core.model_trees import visible
+from ...core.sharding import replicate, reshard_like
+from ...core.transformation import GradientTransformation, Transformation, transformation
+
+
+@transformation
+class flatten(GradientTransformation):
+    """Gives the inner transformation all leaves as one vector: fewer and larger operations for many small leaves.
+
+    The vector has the dtype that the leaves' dtypes promote to. A leaf whose gradient is None counts as zeros there,
+    because the vector has no gaps, and gets no update.
+
+    Args:
+        inner: a transformation that treats all elements alike: no masks, and no norms or ranks of single leaves.
+
+    >>> from functional_opt import trace
+    >>> tx = flatten(trace(0.9))
+    >>> tx.init({"a": jnp.ones(2), "b": jnp.ones((1, 2))}).trace.shape
+    (4,)
+    """
+
+    inner: Transformation
+
+    def init(self, params):
+        return self.inner.init(_vector(params, params))
+
+    def update(self, updates, state, params=None, **extra):
+        params = None if params is None else visible(params, updates)
+        like = updates if params is None else params
+        flat = _vector(updates, like)
+        new, state = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
+        return _tree(new, updates, like), state
+
+
+def _vector(tree: Tree, like: Tree) -> Any:
+    """Returns the leaves of `tree` as one vector, with zeros where it has None and `like` has a leaf."""
+    leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+        return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
+    return jnp.concatenate([jnp.ravel(replicate(x)) for x in leaves]) if leaves else jnp.zeros(0)
+
+
+def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
+    parts, start = [], 0
+    _, rows = zip_leaves((updates, like), ("updates", "params"))
+    for x, y in rows:
+        if is_nothing(y) or not is_inexact(y):
+            parts.append(None)
+            continue
+        part = vector[start : start + jnp.size(y)].reshape(jnp.shape(y))
+        start += jnp.size(y)
+        part = cast_like(part if jnp.iscomplexobj(y) else part.real, y)
+        parts.append(None if is_nothing(x) else reshard_like(part, y))
+    return jax.tree.structure(updates, is_leaf=is_nothing).unflatten(parts)
+
+
+def _pairs(tree: Tree, like: Tree) -> list[tuple]:
+    """Pairs the leaves of both trees, without those that `like` lacks and those that cannot have a gradient."""
+    _, rows = zip_leaves((tree, like), ("updates", "params"))
+    return [(x, y) for x, y in rows if not is_nothing(y) and is_inexact(y)]

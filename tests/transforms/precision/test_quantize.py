@@ -1,0 +1,258 @@
+"""quantize_state: the error of codes of blocks, what is never lost, bytes, and training."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx, serialization
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.sharding import PartitionSpec
+
+import functional_opt as fo
+from functional_opt.core.queries import get
+from functional_opt.core.slots import Signed, Unsigned
+
+from ...helpers import assert_close
+
+BLOCK = 4
+SHAPES = [(), (1,), (4,), (7,), (3, 8), (5, 3), (2, 3, 5), (64, 5), (0, 4)]
+each_width = pytest.mark.parametrize("bits", [8, 4])
+
+
+class Slots(NamedTuple):
+    mu: Signed
+    nu: Unsigned
+
+
+@fo.transformation
+class remember(fo.GradientTransformation):
+    """Gives what was stored of the gradient before, and of its absolute value."""
+
+    def init(self, params):
+        return Slots(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(self, updates, state, params=None, **extra):
+        before = {"mu": state.mu["x"], "nu": state.nu["x"]}
+        return before, Slots(updates, jax.tree.map(jnp.abs, updates))
+
+
+@jax.jit
+def twice(tx, x):
+    """What is left of x after it was stored once, and again."""
+    state = tx.update({"x": x}, tx.init({"x": x}))[1]
+    once, _ = tx.update({"x": x}, state)
+    again = [tx.update({"x": y}, tx.update({"x": y}, state)[1])[0] for y in (once["mu"], once["nu"])]
+    return once, {"mu": again[0]["mu"], "nu": again[1]["nu"]}
+
+
+def blocks(x):
+    """Of every element, the largest of its block."""
+    axis = max(x.ndim - 1, 0)
+    while axis > 0 and np.prod(x.shape[axis:]) < BLOCK:
+        axis -= 1
+    rows = x.reshape(-1, int(np.prod(x.shape[axis:])))
+    n = rows.shape[1]
+    size = -(-n // -(-n // BLOCK)) if n else 1
+    parts = [np.abs(rows[:, i : i + size]).max(axis=1, keepdims=True, initial=0) for i in range(0, n, size)]
+    return np.concatenate([np.repeat(p, size, 1) for p in parts], 1)[:, :n].reshape(x.shape) if parts else x
+
+
+numbers = st.builds(lambda n, e: np.float32(n * 10.0**e), st.integers(-99, 99), st.integers(-20, 2))
+
+
+@each_width
+@given(st.sampled_from(SHAPES).flatmap(lambda shape: arrays(np.float32, shape, elements=numbers)))
+def test_the_error_is_a_part_of_the_block(bits, x):
+    once, again = twice(fo.quantize_state(remember(), bits, block_size=BLOCK, min_size=0), x)
+    largest = blocks(x)
+    for name, exact in (("mu", x), ("nu", np.abs(x))):
+        stored = np.asarray(once[name])
+        assert stored.shape == x.shape
+        assert np.all(np.abs(stored - exact) <= largest / (127 if bits == 8 else 7) * (1 + 1e-4))
+        np.testing.assert_array_equal(again[name], stored)
+        assert np.all(stored[largest == 0] == 0)
+    assert np.all(np.asarray(once["nu"])[x != 0] > 0)
+
+
+@each_width
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(bits, bad):
+    x = np.ones((2, 8), np.float32)
+    x[0, 1] = bad
+    once, _ = twice(fo.quantize_state(remember(), bits, block_size=BLOCK, min_size=0), x)
+    for stored in once.values():
+        finite = np.isfinite(stored)
+        assert not finite[0, :4].any() and finite[0, 4:].all() and finite[1].all()
+
+
+def test_bytes():
+    params = {
+        "kernel": jax.ShapeDtypeStruct((1000, 512), "float32"),
+        "odd": jax.ShapeDtypeStruct((64, 257), "float32"),
+    }
+    elements = 1000 * 512 + 64 * 257
+    for bits, most in ((8, 2.1), (4, 1.1)):
+        assert fo.explain(fo.quantize_state(fo.adam(1e-3), bits), params).state_bytes < most * elements
+
+
+def test_small_leaves_and_params_in_the_state_are_left_alone():
+    params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+    tx = fo.quantize_state(fo.schedule_free_adamw(0.1), min_size=32)
+    state = tx.init(params).inner_state
+    assert get(state, "nu")["kernel"].dtype == "uint8"
+    assert get(state, "nu")["bias"].dtype == get(state, "z")["kernel"].dtype == "float32"
+
+
+def test_slots_that_are_not_declared():
+    @fo.transformation
+    class own(fo.GradientTransformation):
+        def init(self, params):
+            return {"mine": params}
+
+        def update(self, updates, state, params=None, **extra):
+            return updates, state
+
+    params = {"w": jnp.ones(8)}
+    for names, dtype in (({}, "float32"), ({"unsigned": ("mine",)}, "uint8"), ({"signed": ("mine",)}, "int8")):
+        tx = fo.quantize_state(own(), min_size=0, **names)
+        assert tx.init(params).inner_state["mine"]["w"].dtype == dtype
+    (note,) = [x for x in fo.explain(fo.quantize_state(own(), min_size=0), params).notes if x.rule == "kept_slots"]
+    assert "['mine']['w'] (not declared)" in note.message
+
+
+def test_another_library_s_slots():
+    tx = fo.quantize_state(optax.adam(0.1), min_size=0, unsigned=("nu",), signed=("mu",))
+    params = {"w": jnp.arange(8.0), "b": None}
+    state = tx.init(params)
+    assert (state.inner_state[0].mu["w"].dtype, state.inner_state[0].nu["w"].dtype) == ("int8", "uint8")
+    updates, _ = tx.update(params, state, params)
+    np.testing.assert_allclose(updates["w"][1:], -0.1, rtol=1e-5)
+    places = fo.tree.map_params(tx, lambda _: "param", state)
+    assert places.scale == ({"w": "param", "b": None},) * 2
+
+
+def test_codes_are_sharded_as_the_params():
+    tx, spec = fo.quantize_state(fo.adam(0.1), min_size=0), PartitionSpec("data")
+    state = fo.tree.map_params(tx, lambda _, s: s, tx.init({"w": jnp.ones((4, 8))}), {"w": spec})
+    assert state.inner_state[0].mu == state.inner_state[0].nu == {"w": spec}
+
+
+def test_trains_as_float32_does():
+    """Logistic regression whose features differ by 10⁴ in size, so that second moments in a block do by 10⁸."""
+    rng = np.random.default_rng(0)
+    sizes = np.logspace(-2, 2, 64)
+    x, y = rng.standard_normal((256, 64)) * sizes, rng.integers(0, 8, 256)
+
+    def loss(w):
+        return jnp.mean(-jax.nn.log_softmax(jnp.asarray(x, "float32") @ w)[jnp.arange(256), y])
+
+    @jax.jit
+    def final(tx):
+        def step(_, carry):
+            w, state = carry
+            updates, state = tx.update(jax.grad(loss)(w), state, w)
+            return fo.apply_updates(w, updates), state
+
+        w = jnp.zeros((64, 8))
+        return loss(jax.lax.fori_loop(0, 300, step, (w, tx.init(w)))[0])
+
+    adam = fo.adam(0.01)
+    exact = final(adam)
+    assert exact < 1.6 < loss(jnp.zeros((64, 8)))
+    for bits, worse in ((8, 1.02), (4, 1.1)):
+        assert final(fo.quantize_state(adam, bits, block_size=256, min_size=0)) < worse * exact
+
+
+@pytest.mark.parametrize("bits", [1, 16])
+def test_refuses_other_widths(bits):
+    with pytest.raises(ValueError, match="bits must be 8 or 4"):
+        fo.quantize_state(fo.adam(0.1), bits)
+
+
+# The state: plain arrays, codes and scales together
+
+
+def stepped(tx, params):
+    return tx.update(params, tx.init(params), params)[1]
+
+
+@each_width
+def test_state_of_nnx_is_the_same(bits):
+    """Also of leaves that are None, small, or so many elements that nnx's containers used to replace the scales."""
+    tx = fo.quantize_state(fo.adam(0.1), bits, min_size=4096)
+    model = nnx.Linear(64, 65, use_bias=False, rngs=nnx.Rngs(0))
+    model.scale = nnx.Param(jnp.ones(3))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(params)
+
+    def loss(model):
+        return 0.05 * (jnp.sum(model.kernel**2) + jnp.sum(model.scale**2))
+
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(lambda x: 0.1 * x, params), state, params)
+        params = fo.apply_updates(params, updates)
+        optimizer.update(model, nnx.grad(loss)(model))
+    assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params, rtol=1e-6)
+
+
+@each_width
+def test_state_survives_maps_and_bytes(bits):
+    params = {"w": jnp.linspace(-1, 1, 5 * 67).reshape(5, 67), "b": jnp.ones(3), "none": None}
+    tx = fo.quantize_state(fo.chain(fo.masked(fo.adam(0.1), {"w": True, "b": False, "none": True})), bits, min_size=9)
+    state = stepped(tx, params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    restored = serialization.from_bytes(tx.init(params), serialization.to_bytes(state))
+    mapped = jax.tree.map(np.asarray, state)
+    for other in (restored, mapped):
+        assert jax.tree.structure(other) == jax.tree.structure(state)
+        assert_close(tx.update(params, other, params), tx.update(params, state, params))
+
+
+def test_encode_and_decode_are_inverse():
+    params = {"w": jnp.linspace(-1, 1, 64), "b": jnp.ones(3)}
+    tx = fo.quantize_state(fo.adamw(0.1), min_size=9)
+    state = stepped(tx, params)
+    floats = tx.decode(state)
+    assert jax.tree.structure(floats) == jax.tree.structure(tx.inner.init(params))
+    assert_close(tx.encode(floats), state)
+
+
+def test_refuses_states_that_are_not_its_own():
+    params = {"w": jnp.linspace(-1, 1, 64)}
+    tx = fo.quantize_state(fo.adam(0.1), min_size=9)
+    state = stepped(tx, params)
+    codes, moments = state.inner_state, tx.decode(state)
+    wide = fo.tree.set(codes, mu={"w": jnp.zeros(64, jnp.int32)})
+    cases = [
+        (moments, "must be a QuantizeState.*got a tuple of 2"),
+        (state._replace(scale=()), r"scales for each of \[0\].mu, \[0\].nu, got 0"),
+        (
+            state._replace(scale=({"w": None}, state.scale[1])),
+            r"\[0\].mu\['w'\] has codes \(int8\) without their scale",
+        ),
+        (state._replace(inner_state=moments), r"\[0\].mu\['w'\]: codes of 8 bits must be int8 .* got float32"),
+        (state._replace(inner_state=wide), "got int32"),
+        (state._replace(scale=({"w": {"scale": 1.0}}, state.scale[1])), "has a dict in place of its scale"),
+        (state._replace(scale=({"x": state.scale[0]["w"]}, state.scale[1])), "mu and its scale are not alike"),
+    ]
+    for other, message in cases:
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, other, params)
+    with pytest.raises(TypeError, match="got a QuantizeState"):
+        tx.encode(state)
+
+
+def test_set_refuses_floats_for_codes():
+    params = {"w": jnp.linspace(-1, 1, 64), "b": jnp.ones(3)}
+    tx = fo.quantize_state(fo.adam(0.1), min_size=9)
+    state = stepped(tx, params)
+    with pytest.raises(ValueError, match=r"mu holds codes \(int8\).*tx.encode"):
+        fo.tree.set(state, mu=params)
+    assert fo.tree.set(state, mu=state.inner_state[0].mu, count=3).inner_state[0].count == 3
+    decoded = tx.decode(tx.encode(fo.tree.set(tx.decode(state), mu=params)))
+    np.testing.assert_allclose(decoded[0].mu["w"], params["w"], atol=1 / 127)
