@@ -108,6 +108,12 @@ def test_importing_brings_in_only_the_dependencies():
     assert ours - third_party("import jax, numpy") == {"functional_opt"}
 
 
+def test_importing_loads_nothing_that_jax_has_not_loaded():
+    """Parts of JAX that are slow to import, such as jax.scipy, wait until they are used."""
+    new = loaded_by("import functional_opt") - loaded_by("import jax, jax.numpy, numpy")
+    assert {module for module in new if module.split(".")[0] != "functional_opt"} == set()
+
+
 def test_importing_the_core_does_not_load_what_is_above():
     ours = {module for module in loaded_by("import functional_opt") if module.startswith("functional_opt.")}
     assert {module for module in ours if layer(module.partition(".")[2]) > LAYERS[""]} == set()
