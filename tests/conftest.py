@@ -14,7 +14,8 @@ settings.register_profile("local", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-VERSIONS = (  # the selection for other Pythons and JAXs: these files,
+CONTRACTS = "tests/conformance/test_contracts.py"
+VERSIONS = (  # the selection for other Pythons and JAXs: these tests,
     "tests/native/",
     "tests/keras/test_goldens",
     "tests/test_examples.py::test_the_main_job",
@@ -26,13 +27,21 @@ A_DOZEN = {  # and the contracts of these
 }
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out files without a test of the selection, if it is asked for: they import peers that are not there."""
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    if config.option.markexpr == "versions" and collection_path.name.startswith("test_"):
+        return not path.startswith((CONTRACTS, *(start.partition("::")[0] for start in VERSIONS))) or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         if case and item.nodeid.startswith("tests/conformance/"):  # one worker compiles what its tests share
             item.add_marker(pytest.mark.xdist_group(repr(case)))
-        contract = item.nodeid.startswith("tests/conformance/test_contracts.py") and repr(case) in A_DOZEN
+        contract = item.nodeid.startswith(CONTRACTS) and repr(case) in A_DOZEN
         if contract or item.nodeid.startswith(VERSIONS):
             item.add_marker(pytest.mark.versions)
 
