@@ -1,7 +1,8 @@
 """Prints the flags with which XLA compiles fastest, as far as the installed jaxlib knows them.
 
-The tests compile thousands of small programs and run each for a moment. An unknown flag ends the process, so each
-is tried in one of its own. tests/native goes without them: it is about the code that XLA makes when it optimizes.
+The tests compile thousands of small programs and run each for a moment. An unknown flag ends the process, so they
+are tried in another one: all together, and one by one if that fails. tests/native goes without them: it is about the
+code that XLA makes when it optimizes.
 """
 
 import os
@@ -16,11 +17,11 @@ FLAGS = (
 )
 
 
-def is_known(flag: str) -> bool:
-    """Returns whether a process starts JAX's CPU backend with the flag."""
-    command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
-    return not subprocess.run(command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True).returncode
+def are_known(*flags: str) -> bool:
+    """Returns whether a process starts JAX's CPU backend with the flags."""
+    command, env = [sys.executable, "-c", "import jax; jax.devices('cpu')"], {"XLA_FLAGS": " ".join(flags)}
+    return not subprocess.run(command, env=os.environ | env, capture_output=True).returncode
 
 
 if __name__ == "__main__":
-    print(*filter(is_known, FLAGS))
+    print(*(FLAGS if are_known(*FLAGS) else filter(are_known, FLAGS)))

@@ -53,9 +53,9 @@ def value(cls: type[T]) -> type[T]:
     shift(3.0)
     """
     dataclasses.dataclass(init=False, eq=False, repr=False)(cls)
-    # read at the first use, so that importing the library does not wait for it
     signature = _Signature.of(cls)
-    read = functools.cache(functools.partial(_Fields.of, cls, signature))  # hints are slow to read: at first use
+    # type hints are read at the first use, so that importing the library does not wait for them
+    read = functools.cache(functools.partial(_Fields.of, cls, signature))
     then = vars(cls).get("__post_init__")
 
     def __init__(self, *args, **kwargs):

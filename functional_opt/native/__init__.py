@@ -5,6 +5,7 @@ Nothing needs to be called: importing the package installs them behind the core'
 does the work instead.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from . import library
 from .switch import disabled as disabled
 
 
+@functools.cache
 def _loaded() -> Any:
     """Returns the code that uses JAX's internal interfaces, imported at the first use because it takes long."""
     from . import loaded

@@ -90,7 +90,10 @@ class scale_by_adam(GradientTransformation):
         b1, b2 = self.b1, self.b2
         eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
         scalars = kernels.AdamScalars(
-            *(b1, 1 - b1, b2, 1 - b2),
+            b1=b1,
+            one_minus_b1=1 - b1,
+            b2=b2,
+            one_minus_b2=1 - b2,
             b1_correction=1 - b1**t,
             b2_correction=1 - b2**t,
             eps_root=self.eps_root,
