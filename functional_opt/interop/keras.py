@@ -14,7 +14,7 @@ from ..config import from_config, to_config
 from ..core.apply import apply_updates
 from ..core.schedule import Schedule
 from ..core.transformation import GradientTransformation, as_transformation
-from ..keras.optimizers.by_variable import ByVariable, keep_variables
+from ..keras.engine.by_variable import ByVariable, keep_variables
 from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
 
 

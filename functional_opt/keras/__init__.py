@@ -1,6 +1,6 @@
 """The stateful facade: Keras's optimizers on JAX. To port a script, change its import."""
 
 from . import optimizers as optimizers
-from .indexed_slices import IndexedSlices as IndexedSlices
+from .variables.indexed_slices import IndexedSlices as IndexedSlices
 from .optimizers import Optimizer as Optimizer
-from .variable import Variable as Variable
+from .variables.variable import Variable as Variable

@@ -6,7 +6,7 @@ from .adam import Adam as Adam
 from .adam import Adamax as Adamax
 from .adam import AdamW as AdamW
 from .adam import Nadam as Nadam
-from .base import Optimizer as Optimizer
+from .optimizer import Optimizer as Optimizer
 from .composite import Muon as Muon
 from .composite import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .from_transformation import FromTransformation as FromTransformation

@@ -10,7 +10,7 @@ from ...optimizers.amsgrad import scale_by_amsgrad
 from ...optimizers.nadam import scale_by_nadam
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
-from .base import EPSILON, Optimizer
+from .optimizer import EPSILON, Optimizer
 from .configs import as_arguments
 from .schedules import LearningRateSchedule
 

@@ -19,9 +19,9 @@ from ...transforms.combining.select import partition
 from ...transforms.matrices.orthogonalize import orthogonalize, scale_by_shape
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
-from ..foreign import all_ours
-from .base import EPSILON, Optimizer
-from .by_variable import ByVariable
+from ..variables.foreign import all_ours
+from .optimizer import EPSILON, Optimizer
+from ..engine.by_variable import ByVariable
 
 
 class Muon(Optimizer):

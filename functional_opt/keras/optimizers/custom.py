@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ...core.schedule import Schedule
-from ..foreign import as_variable
-from ..indexed_slices import IndexedSlices
-from ..variable import Variable
-from .by_variable import ByVariable
+from ..variables.foreign import as_variable
+from ..variables.indexed_slices import IndexedSlices
+from ..variables.variable import Variable
+from ..engine.by_variable import ByVariable
 from .hyper import Hyperparameters
 from .keras3 import Keras3Methods
-from .replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
+from ..engine.replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
 from .schedules import LearningRateSchedule
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from ...core.transformation import as_transformation
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
-from .base import NO_RATE, Optimizer
+from .optimizer import NO_RATE, Optimizer
 from .views import fields
 
 

@@ -12,7 +12,7 @@ from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
-from .base import EPSILON, Optimizer
+from .optimizer import EPSILON, Optimizer
 
 
 def _has_momentum(momentum: Any) -> bool:

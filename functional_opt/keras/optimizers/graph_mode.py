@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax import core
 
-from ..indexed_slices import IndexedSlices
-from ..variable import Variable
+from ..variables.indexed_slices import IndexedSlices
+from ..variables.variable import Variable
 
 GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 

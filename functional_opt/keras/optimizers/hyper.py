@@ -10,9 +10,9 @@ import numpy as np
 
 from ...core.ranges import Range, described, number
 from ...core.schedule import Schedule, as_schedule
-from ..variable import Variable
+from ..variables.variable import Variable
 from .schedules import LearningRateSchedule, serialize
-from .step import ScheduledValue
+from ..engine.step import ScheduledValue
 
 RANGES = {
     **{name: Range("[0, inf)") for name in ("learning_rate", "decay")},

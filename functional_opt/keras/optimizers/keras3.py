@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foreign import all_ours
-from ..variable import Variable
+from ..variables.foreign import all_ours
+from ..variables.variable import Variable
 from .hyper import present
-from .step import decayed, resolve_schedules
+from ..engine.step import decayed, resolve_schedules
 from .training import Training
 
 

@@ -15,7 +15,7 @@ from ...transforms.scaling.moments import trace
 from .adam import Adam
 from .adam import Adamax as Adamax
 from .adam import Nadam as Nadam
-from .base import Optimizer
+from .optimizer import Optimizer
 from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
 from .graph_mode import GATE_OP
 from .views import SlotView

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from ...transforms.wrapping.loss_scale import next_scale
-from ..variable import Variable
-from .base import SHARED, Optimizer
+from ..variables.variable import Variable
+from .optimizer import SHARED, Optimizer
 from .configs import within
 from .serialization import deserialize, serialize
-from .step import Step
+from ..engine.step import Step
 from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 

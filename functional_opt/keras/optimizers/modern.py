@@ -13,7 +13,7 @@ from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from ...transforms.scaling.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
 from .adam import TwoMoments
-from .base import Optimizer
+from .optimizer import Optimizer
 from .views import Derived
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.words import short
-from ..foreign import unwrap
-from ..variable import Variable
-from .base import Optimizer
+from ..variables.foreign import unwrap
+from ..variables.variable import Variable
+from .optimizer import Optimizer
 from .configs import as_arguments, class_of, within
 from .serialization import deserialize, serialize
-from .step import Step
+from ..engine.step import Step
 from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...config.words import short
 from ...core.transformation import GradientTransformation
-from .base import Optimizer
+from .optimizer import Optimizer
 from .configs import class_of, within
 
 CLASSES: dict[str, type] = {}

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foreign import as_variable
-from ..variable import Variable
-from .by_variable import State
-from .donation import to_donate
+from ..variables.foreign import as_variable
+from ..variables.variable import Variable
+from ..engine.by_variable import State
+from ..engine.donation import to_donate
 from .graph_mode import Operation
-from .packing import Group, Packing
+from ..engine.packing import Group, Packing
 from .views import Fields, Scalar, SlotView, find
 
 Groups = tuple[dict[str, Fields], ...]

@@ -14,15 +14,15 @@ import numpy as np
 
 from ...core.transformation import EmptyState
 from ...transforms.clipping.clip import clip_by_global_norm
-from ..foreign import as_variable, is_variable, unwrap
-from ..indexed_slices import IndexedSlices
-from ..variable import Variable
-from .by_variable import ByVariable, State, extend_state
-from .donation import donated_tree, to_donate
-from .packing import Group, Packed
-from .replicas import AxisName, summed
+from ..variables.foreign import as_variable, is_variable, unwrap
+from ..variables.indexed_slices import IndexedSlices
+from ..variables.variable import Variable
+from ..engine.by_variable import ByVariable, State, extend_state
+from ..engine.donation import donated_tree, to_donate
+from ..engine.packing import Group, Packed
+from ..engine.replicas import AxisName, summed
 from .slots import SlotMethods
-from .step import Rounds, Step, StepInputs, jitted_step, resolve_schedules
+from ..engine.step import Rounds, Step, StepInputs, jitted_step, resolve_schedules
 
 log = logging.getLogger(__name__)
 _ARRAY = type(jnp.zeros(()))  # comparing types, as `isinstance(x, jax.Array)` takes thirty times as long

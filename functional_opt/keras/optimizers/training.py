@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
-from .. import gradients
-from ..foreign import all_ours, as_variable, is_variable, unwrap
-from ..variable import Variable, trainable_variables
+from ..variables import gradients
+from ..variables.foreign import all_ours, as_variable, is_variable, unwrap
+from ..variables.variable import Variable, trainable_variables
 from . import graph_mode
-from .replicas import vary_over
+from ..engine.replicas import vary_over
 from .stepping import Stepping, as_pairs
-from .train_step import TrainStep
+from ..engine.train_step import TrainStep
 
 
 class Training(Stepping):

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from ...core import queries as parts
-from ..variable import Variable
-from .by_variable import ByVariable, State, field_name, is_by_variable
+from ..variables.variable import Variable
+from ..engine.by_variable import ByVariable, State, field_name, is_by_variable
 
 Fields = str | tuple[str, ...]
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from ...core.transformation import increment
-from ..foreign import all_ours, as_variable
-from ..variable import Variable
-from .base import Optimizer
+from ..variables.foreign import all_ours, as_variable
+from ..variables.variable import Variable
+from .optimizer import Optimizer
 from .configs import as_arguments
 from .slots import Variables
-from .step import Step
+from ..engine.step import Step
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import core
 
-from ..variable import Variable
+from ..variables.variable import Variable
 from .by_variable import ByVariable
 from .step import Step
 

@@ -11,16 +11,16 @@ from ...core.ranges import unread
 from ...core.transformation import GradientTransformation
 from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
 from ...transforms.combining.chain import chain
-from ..variable import Variable
+from ..variables.variable import Variable
 from . import schedules
 from .configs import as_arguments, within
 from .custom import Custom
 from .graph_mode import users_level
 from .hyper import not_negative, present
-from .imperative import imperative
-from .replicas import AxisName
-from .rows import RowMode
-from .step import OptimizerStep, StepInputs, decayed
+from ..engine.imperative import imperative
+from ..engine.replicas import AxisName
+from ..engine.rows import RowMode
+from ..engine.step import OptimizerStep, StepInputs, decayed
 from .stepping import GradsAndVars
 
 NO_RATE: Any = object()

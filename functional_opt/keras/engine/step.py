@@ -17,7 +17,7 @@ from ...core.schedule import Schedule
 from ...core.transformation import GradientTransformation, increment
 from ...core.value import value
 from ...transforms.combining.chain import chain
-from ..indexed_slices import IndexedSlices
+from ..variables.indexed_slices import IndexedSlices
 from .by_variable import ByVariable, State, is_by_variable, keep_variables, shift_counts
 from .rows import RowMode, by_rows, on_values
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from . import tracing
+from . import recording
 from .variable import Variable
 
 _known: "weakref.WeakValueDictionary[int, Foreign]" = weakref.WeakValueDictionary()
@@ -120,15 +120,15 @@ def _watch_keras() -> Iterator[None]:
     class Watch(keras.StatelessScope):
         def get_current_value(self, variable):
             if variable._value is not None:
-                tracing.note_read(as_variable(variable))
+                recording.note_read(as_variable(variable))
 
         def add_update(self, update):
             variable, value = update
-            tracing.note_write(as_variable(variable))
+            recording.note_write(as_variable(variable))
             variable._value = value
 
     with Watch(initialize_variables=False):
         yield
 
 
-tracing.watchers.append(_watch_keras)
+recording.watchers.append(_watch_keras)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import core
 
-from . import tracing
+from . import recording
 from .indexed_slices import IndexedSlices
 from .variable import Variable
 
@@ -58,7 +58,7 @@ def forward(
     def of(whole_values, steps):
         here = given | {id(v): x for v, x in zip(whole, whole_values, strict=True)}
         inputs = [*(here[id(v)] for v in trained), *other_values]
-        done = tracing.call(fn, [*trained, *others], inputs, *args, steps=steps)
+        done = recording.call(fn, [*trained, *others], inputs, *args, steps=steps)
         loss = loss_of(done.out)
         check_loss(loss)
         seen.update(reads=done.reads, shapes={i: tuple(r.shape for r in rows) for i, rows in done.rows.items()})

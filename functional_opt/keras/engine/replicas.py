@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ...core.sharding import varying_axes
-from ..indexed_slices import IndexedSlices
-from ..variable import Variable
+from ..variables.indexed_slices import IndexedSlices
+from ..variables.variable import Variable
 
 AxisName = str | tuple[str, ...]
 AGGREGATIONS = "none", "sum", "mean", "only_first_replica"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..indexed_slices import IndexedSlices
+from ..variables.indexed_slices import IndexedSlices
 from .by_variable import ByVariable, is_by_variable
 
 RowMode = Literal["all", "touched", "slots_all", "as they are"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from . import tracing
+from . import recording
 from .indexed_slices import IndexedSlices
 
 DEVICE = "/device:0"
@@ -91,7 +91,7 @@ class Variable:
     @property
     def value(self) -> jax.Array:
         """The array that the variable holds."""
-        tracing.note_read(self)
+        recording.note_read(self)
         return self._value
 
     @property
@@ -120,7 +120,7 @@ class Variable:
         value = jnp.asarray(value) if isinstance(value, jax.Array | Variable) else jnp.array(value)
         if value.shape != self.shape:
             raise ValueError(f"{self._name!r} has shape {self.shape}; it cannot be assigned {value.shape}")
-        tracing.note_write(self)
+        recording.note_write(self)
         self._value = value.astype(self.dtype)
         return self
 
@@ -160,7 +160,7 @@ class Variable:
         indices = jnp.asarray(indices)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(f"indices must be whole numbers, got dtype {indices.dtype}")
-        return tracing.read_rows(self, indices)
+        return recording.read_rows(self, indices)
 
     def read_value(self) -> jax.Array:
         """Returns the array, as `value` does."""
@@ -261,7 +261,7 @@ def _flatten(v: Variable):
 def _unflatten(aux, children):
     v = object.__new__(Variable)
     (v._value,), (v._name, v.trainable, v.constraint, v.overwrite_with_gradient) = children, aux
-    v._stand_in = tracing.active() or isinstance(v._value, core.Tracer)
+    v._stand_in = recording.active() or isinstance(v._value, core.Tracer)
     return v
 
 

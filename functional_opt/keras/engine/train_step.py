@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from .. import gradients, tracing
+from ..variables import gradients, recording
 from .donation import donated_tree, to_donate
 
 
@@ -62,12 +62,12 @@ class TrainStep:
         found: dict[str, Any] = {}
 
         def dry_run(*batch):
-            done = tracing.call(self._loss_fn, (), (), *batch)
+            done = recording.call(self._loss_fn, (), (), *batch)
             gradients.check_loss(self._loss_of(done.out))
             trained = self._optimizer._resolve(self._var_list, done.reads)
             floats = [jnp.issubdtype(v.dtype, jnp.inexact) for v in trained]
             pairs = [(jnp.zeros_like(v._value) if f else None, v) for f, v in zip(floats, trained, strict=True)]
-            more = tracing.call(self._optimizer._gradients, (), (), pairs, trained).reads
+            more = recording.call(self._optimizer._gradients, (), (), pairs, trained).reads
             found.update(reads=done.reads, more=more, written=[v for v, _ in done.written.values()], trained=trained)
             found.update(shapes={i: tuple(r.shape for r in rows) for i, rows in done.rows.items()})
 
@@ -115,7 +115,7 @@ class _Plan:
             done = gradients.forward(step._loss_fn, batch, trained, inputs, shapes, self.others, others, loss_of)
             pairs = list(zip(done.gradients(), trained, strict=True))
             variables = [*trained, *self.others]
-            grads = tracing.call(opt._gradients, variables, [*inputs, *others], pairs, trained).out
+            grads = recording.call(opt._gradients, variables, [*inputs, *others], pairs, trained).out
             values, state, clock = opt._plan(trained)(
                 numbers, values, state, clock, idle, opt._by_variable(trained, grads)
             )

@@ -6,10 +6,10 @@ import jax
 
 from ...core.checks import Static
 from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
-from .. import tracing
-from ..variable import Variable
+from ..variables import recording
+from ..variables.variable import Variable
 from .by_variable import ByVariable, State
-from .views import SlotView
+from ..optimizers.views import SlotView
 
 
 @transformation
@@ -47,7 +47,7 @@ class imperative(GradientTransformation):
         inputs |= {id(v): (v, self.hyper[name]) for name, v in hyper.items()}
         inputs[id(opt._iterations)] = opt._iterations, state["count"]
         try:
-            done = tracing.call(run, *zip(*inputs.values(), strict=True))
+            done = recording.call(run, *zip(*inputs.values(), strict=True))
         finally:
             opt._state, opt._traced_hyper = before
         if lost := [v.name for i, (v, _) in done.written.items() if i not in inputs and not isinstance(v, SlotView)]:

@@ -1,0 +1,1 @@
+"""Keeps variables, state and step of an optimizer, and runs compiled steps."""

@@ -1,0 +1,1 @@
+"""Variables, the recording of code that uses them, and gradients with respect to them."""
