@@ -2,14 +2,17 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from ...core.ranges import Range, described, number
 from ...core.schedule import Schedule, as_schedule
+from ..variables import recording
+from ..variables.recording import Cell
 from ..variables.variable import Variable
 from .schedules import LearningRateSchedule, serialize
 from ..engine.step import ScheduledValue

@@ -7,7 +7,8 @@ import jax
 
 from ...core import queries as parts
 from ..variables.variable import Variable
-from ..engine.by_variable import ByVariable, State, field_name, is_by_variable
+from .by_variable import ByVariable, State, field_name, is_by_variable
+from .store import Store
 
 Fields = str | tuple[str, ...]
 
@@ -15,24 +16,32 @@ Fields = str | tuple[str, ...]
 class SlotView(Variable):
     """A view of a part of an optimizer's state; assigning to it changes the state."""
 
-    def __init__(self, optimizer: Any, table: Callable[[State], dict], key: str, name: str):
-        self._optimizer, self._table, self._key, self._name = optimizer, table, key, name
+    def __init__(self, store: Store, table: Callable[[State], dict], key: str, name: str):
+        self._store, self._table, self._key, self._name = store, table, key, name
         self.trainable, self.constraint = False, None
 
     @property
     def _value(self) -> jax.Array:
-        return self._table(self._optimizer._state)[self._key]
+        return self._table(self._known())[self._key]
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:
-        self._table(self._optimizer._state)[self._key] = x
+        # a state of its own, as the dicts may be those of another view of it
+        state = jax.tree.map(lambda old: old, self._known())
+        self._table(state)[self._key] = x
+        self._store.state = state
+
+    def _known(self) -> State:
+        if (state := self._store.state) is None:
+            raise ValueError(f"{self.name} is a slot of an optimizer that has lost its state")
+        return state
 
 
 class Derived(SlotView):
-    """A weight that other libraries keep and this one computes or does not use. Assignments to it are ignored."""
+    """A weight that other libraries keep and this one computes. `store`, if given, is called with what is assigned."""
 
-    def __init__(self, compute: Callable[[], jax.Array], name: str):
-        self._compute, self._name = compute, name
+    def __init__(self, compute: Callable[[], jax.Array], name: str, store: Callable[[Any], None] = lambda x: None):
+        self._compute, self._name, self._put = compute, name, store
         self.trainable, self.constraint = False, None
 
     @property
@@ -41,14 +50,14 @@ class Derived(SlotView):
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:
-        pass
+        self._put(x)
 
 
 class Scalar(SlotView):
     """A view of a number that an optimizer's state keeps once, not per variable."""
 
-    def __init__(self, optimizer: Any, field: str, name: str):
-        super().__init__(optimizer, lambda state: {field: parts.get(state.inner, field)}, field, name)
+    def __init__(self, store: Store, field: str, name: str):
+        super().__init__(store, lambda state: {field: parts.get(state.inner, field)}, field, name)
 
     @property
     def _value(self) -> jax.Array:
@@ -56,8 +65,8 @@ class Scalar(SlotView):
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:
-        state = self._optimizer._state
-        self._optimizer._state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
+        state = self._known()
+        self._store.state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
