@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ...core.ranges import PositiveInt
 from ...core.schedule import Rate, Schedule, rate_at
+from ...core.transformation import GradientTransformation, increment, transformation
 from ...core.value import value
 from ...optimizers.rmsprop import scale_by_rms
 from ...optimizers.schedule_free import schedule_free, schedule_free_eval_params
@@ -28,6 +29,7 @@ class ScheduleFreeAdamW(Optimizer):
         name, kwargs: as in `Optimizer`.
 
     Slots: momentum (z, the variables without averaging), velocity. Defazio et al. 2024, arXiv:2405.15682.
+    All steps weigh the same, and `iterations` counts them: a number assigned to it changes the weight of the next.
 
     >>> from functional_opt import keras
     >>> v = keras.Variable(1.0, name="v")
@@ -68,7 +70,27 @@ class ScheduleFreeAdamW(Optimizer):
         rate = hyper.learning_rate
         rate = _warmed_up(rate, self.warmup_steps) if self.warmup_steps else rate
         rms = scale_by_rms(hyper.beta_2, self.epsilon, eps_in_sqrt=False, bias_correction=True)
-        return schedule_free(chain(rms, scale_by_learning_rate(rate)), rate, hyper.beta_1, weight_lr_power=0.0)
+        base = chain(rms, scale_by_learning_rate(rate))
+        return _counted(schedule_free(base, rate, hyper.beta_1, weight_lr_power=0.0))
+
+
+@transformation
+class _counted(GradientTransformation):
+    """Averages with c = 1 / (count + 1), where the count is that of the base optimizer's first link.
+
+    This is `schedule_free` with equal weights. But the count follows `iterations` when a number is assigned to it,
+    and as in Keras the average goes on as if that number of steps had been taken.
+    """
+
+    rule: schedule_free
+
+    def init(self, params):
+        return self.rule.init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        count = state.base_optimizer_state[0].count
+        state = state._replace(step_count=increment(count), weight_sum=count.astype(state.weight_sum.dtype))
+        return self.rule.update(updates, state, params, **extra)
 
 
 @value
