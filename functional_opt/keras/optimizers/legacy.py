@@ -12,12 +12,16 @@ from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam
-from .adam import Adamax as Adamax
-from .adam import Nadam as Nadam
-from .optimizer import Optimizer
-from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
+from .adamax import Adamax as Adamax
+from .ftrl import Ftrl
 from .graph_mode import GATE_OP
+from .nadam import Nadam as Nadam
+from .optimizer import Optimizer
+from .rmsprop import RMSprop
+from .sgd import SGD
 from .views import SlotView
 
 
