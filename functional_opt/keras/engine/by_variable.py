@@ -84,11 +84,18 @@ def restricted(inner: Any, key: str) -> Any:
     )
 
 
-def merged(inner: Any, part: Any) -> Any:
-    """Returns a state with the entries of a `restricted` one in the place of its own."""
-    return jax.tree.map(
-        lambda x, new: ByVariable(x | new) if is_by_variable(x) else new, inner, part, is_leaf=is_by_variable
-    )
+def merged(inner: Any, part: Any, shared_of: str, but_counts: bool = False) -> Any:
+    """Returns a state with the entries of another one, by variable, in the place of its own.
+
+    What is kept once for all variables is that of the "first" or of the "second", with `but_counts` but for counts.
+    """
+
+    def leaf(path, x, new):
+        if is_by_variable(x):
+            return ByVariable(x | new)
+        return x if shared_of == "first" or but_counts and field_name(path) == "count" else new
+
+    return jax.tree_util.tree_map_with_path(leaf, inner, part, is_leaf=is_by_variable)
 
 
 def shift_counts(inner: Any, by: jax.Array) -> Any:

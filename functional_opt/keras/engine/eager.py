@@ -84,6 +84,7 @@ def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
         engine.keep(state, clock)
         for v, x in zip(variables, engine.scatter(variables, values), strict=True):
             v._value = x
+        recording.note_step(engine.iterations)
 
 
 def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequence[Any]) -> None:

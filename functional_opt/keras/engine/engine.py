@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from ..variables import recording
 from ..variables.recording import Cell
 from ..variables.variable import Variable
-from .by_variable import ByVariable, completed, extend_state
 from . import transaction
+from .by_variable import ByVariable, completed, extend_state
 from .step import Step, StepInputs, resolve_schedules
 from .store import Store
 

@@ -11,7 +11,6 @@ from jax import core
 
 from ..variables import recording
 from ..variables.recording import BUSY, Cell
-from ..variables.variable import Variable
 from . import transaction
 from .store import Store
 
@@ -25,7 +24,9 @@ class Program:
     Args:
         fn: the function. It runs while it is traced: once for each structure and shape of its arguments, and again
             if something has changed that it depends on, such as which variables are trainable.
-        wrap: wraps the pure function before it is compiled, for example in `jax.shard_map`.
+        wrap: wraps the pure function before it is compiled, for example in `jax.shard_map`. It takes lists of
+            arrays: donated and other values of variables, numbers, arguments; it returns what is assigned, and the
+            result.
     """
 
     def __init__(self, fn: Callable, wrap: Wrap = lambda pure: pure):
@@ -131,7 +132,7 @@ class _Trace:
             self.lifted, self.current = list(self._now_lifted), list(self._now_computed)
             self.trees = [jax.tree.structure(_content(c)) for c in self.assigned]
             self.lifted_tree = jax.tree.structure(self.current)
-            self.donating = jax.jit(self._wrap(self._pure), donate_argnums=0)
+            self.donating = jax.jit(_in_one_list(self._wrap(self._pure)), donate_argnums=0)
             inputs = self._inputs()
             jaxpr = self.donating.trace(*inputs, self._given.arrays).jaxpr
             if self.makes_variables:
@@ -141,14 +142,14 @@ class _Trace:
             same_inputs = [key for key, _ in self._now_lifted] == [key for key, _ in self.lifted]
             if same_inputs and known.issuperset(map(id, found)) and _ids(assigned) == _ids(self.assigned):
                 self.calls_back = transaction.calls_back(jaxpr.jaxpr)
-                self.plain = jax.jit(self._wrap(self._pure)) if self.calls_back else self.donating
+                self.plain = jax.jit(_in_one_list(self._wrap(self._pure))) if self.calls_back else self.donating
                 return
             self.cells = [*self.cells, *(c for c in found if id(c) not in known)]
             self.assigned = assigned
         raise RuntimeError(f"{_name(self._fn)} reads or assigns other variables each time it is traced")
 
-    def _pure(self, donated: list, kept: list, lifted: list, arrays: list) -> list[Any]:
-        """The function of the values of the cells. Returns its result and what it assigns, in one list."""
+    def _pure(self, donated: list, kept: list, lifted: list, arrays: list) -> tuple[list[Any], list[Any]]:
+        """The function of the values of the cells. Returns what it assigns, and its result."""
         assigned = set(map(id, self.assigned))
         read_only = [c for c in self.cells if id(c) not in assigned]
         self._now_lifted: list[tuple[Any, Callable[[], Any]]] = []
@@ -178,7 +179,7 @@ class _Trace:
             values = [_as_content(c, c._value) for c in written]
         leaves, self.out_tree = jax.tree.flatten(out)
         self.out_size = len(leaves)
-        return [*jax.tree.leaves(values), *leaves]
+        return jax.tree.leaves(values), leaves
 
     def _lift(self, given: list, key: Any, compute: Callable[[], Any]) -> Any:
         n = len(self._now_lifted)
@@ -227,6 +228,16 @@ class _Trace:
         return self.donating.lower(*self._inputs(), arrays)
 
 
+def _in_one_list(fn: Callable) -> Callable:
+    """Lets a function return one list: JAX makes it without running Python, which an exception could interrupt."""
+
+    def run(*args: Any) -> list[Any]:
+        assigned, out = fn(*args)
+        return [*assigned, *out]
+
+    return run
+
+
 def _content(cell: Cell) -> Any:
     return cell.state if isinstance(cell, Store) else cell._settled()
 
@@ -241,5 +252,3 @@ def _ids(cells: Sequence[Cell]) -> set[int]:
 
 def _name(fn: Callable) -> str:
     return getattr(fn, "__qualname__", type(fn).__name__)
-
-

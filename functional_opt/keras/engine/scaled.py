@@ -1,5 +1,6 @@
 """The engine of an optimizer with a dynamic loss scale."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +65,8 @@ class ScaledEngine(Engine):
     def __init__(self, inner: Engine, counter: Variable, scale: Variable, growth_steps: int):
         self.inner, self.counter, self.scale, self.growth_steps = inner, counter, scale, growth_steps
         self.divided_before = False
+        self.once_built: Callable[[], None] | None = None
+        """Is called when the state exists."""
 
     @property
     def iterations(self):
@@ -83,7 +86,11 @@ class ScaledEngine(Engine):
         return self.inner.is_known(variable)
 
     def prepare(self, variables):
-        return () if self.divided_before else None, self.inner.prepare(variables)
+        numbers = self.inner.prepare(variables)
+        if self.once_built is not None:
+            call, self.once_built = self.once_built, None
+            call()
+        return () if self.divided_before else None, numbers
 
     def step(self, variables):
         return Scaled(self.inner.step(variables), self.growth_steps)

@@ -59,6 +59,8 @@ class SeveralEngine(Engine):
     ):
         self.iterations, self._engines, self._route, self._loss_scale = iterations, engines, route, loss_scale
         self._known: dict[int, Variable] = {}  # by id, in the order in which they came
+        self.once_built: Callable[[], None] | None = None
+        """Is called when the state exists."""
 
     def each(self, variables: Sequence[Variable], *more: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Yields each engine with its variables and the items that belong to them."""
@@ -82,6 +84,9 @@ class SeveralEngine(Engine):
     def prepare(self, variables):
         self._known |= {id(v): v for v in variables}
         parts = [engine.prepare(own) if own or engine.built else None for engine, own in self.each(variables)]
+        if self.once_built is not None:
+            call, self.once_built = self.once_built, None
+            call()
         return self._loss_scale(), *parts
 
     def step(self, variables):

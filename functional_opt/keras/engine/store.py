@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import core
 
-from ..variables.recording import BUSY, Cell, note_made, paused
+from ..variables.recording import BUSY, Cell, note_made, notes_of, paused
 from ..variables.variable import Variable
 from .by_variable import ByVariable, State
 from .donation import to_donate
@@ -30,6 +30,11 @@ class Store(Cell):
         note_made(self)
 
     # The state
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """A dict for the code of a step: that of the program that is being traced, if any."""
+        return notes_of(self, self.__dict__.setdefault("_notes", {}))
 
     @property
     def built(self) -> bool:

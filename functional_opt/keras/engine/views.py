@@ -1,6 +1,6 @@
 """Views: parts of an optimizer's state, presented as variables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,6 +67,20 @@ class Scalar(SlotView):
     def _value(self, x: jax.Array) -> None:
         state = self._known()
         self._store.state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
+
+
+def put_all(variables: Sequence[Variable], values: Sequence[jax.Array]) -> None:
+    """Gives each variable its value. The slots of an optimizer change together, with one copy of its state."""
+    states: dict[int, tuple[Store, State]] = {}
+    for v, x in zip(variables, values, strict=True):
+        if type(v) is SlotView:
+            _, state = states.setdefault(id(v._store), (v._store, jax.tree.map(lambda old: old, v._known())))
+            v._table(state)[v._key] = x
+    for store, state in states.values():
+        store.state = state
+    for v, x in zip(variables, values, strict=True):
+        if type(v) is not SlotView:
+            v._value = x
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:

@@ -10,8 +10,8 @@ from ...transforms.clipping.clip import clip_by_block_rms
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from ...transforms.scaling.trust_ratio import scale_by_param_block_rms
+from ..engine.views import Derived
 from .optimizer import Optimizer
-from .views import Derived
 
 
 class Adafactor(Optimizer):
@@ -57,7 +57,7 @@ class Adafactor(Optimizer):
         self.clip_threshold, self.relative_step = clip_threshold, relative_step
 
     def _weights_of(self, key, group):
-        variable = self._variables[key]
+        variable = self._single_engine().store.variables[key]
         r, c, v = (self.get_slot(variable, name) for name in "rcv")
         r._name = c._name = f"{self._name}/{key}"  # as in Keras
         v._name = f"{self._name}/{key}_velocity"

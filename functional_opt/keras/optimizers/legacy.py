@@ -22,7 +22,6 @@ from .nadam import Nadam as Nadam
 from .optimizer import Optimizer
 from .rmsprop import RMSprop
 from .sgd import SGD
-from .views import SlotView
 
 
 class TF1(Optimizer):
@@ -94,8 +93,8 @@ class TF1(Optimizer):
         """Returns the name, as `name` does."""
         return self._name
 
-    def _slot(self, table, key, slot_name):
-        return SlotView(self, table, key, f"{key}/{self._suffix(slot_name)}")
+    def _slot_label(self, key, slot_name):
+        return f"{key}/{self._suffix(slot_name)}"
 
     def _suffix(self, slot_name: str) -> str:
         n = [*self.get_slot_names(), slot_name].index(slot_name)

@@ -82,7 +82,7 @@ class Muon(Optimizer):
 
     def routing(self) -> dict[str, str]:
         """Returns "muon" or "adam" by path, for each variable that the optimizer has slots for."""
-        return dict(self._labels()(self._variables))
+        return dict(self._labels()(self._single_engine().store.variables))
 
     def _labels(self) -> "_muon_or_adam":
         patterns = [*self.exclude_layers, *(["(?i)embedding"] if self.exclude_embeddings else [])]
@@ -102,8 +102,8 @@ class Muon(Optimizer):
         }
         return partition(both, self._labels())
 
-    def _numbers(self):
-        numbers = super()._numbers()
+    def _inputs(self, hyper):
+        numbers = super()._inputs(hyper)
         rates = {"muon": self.weight_decay or 0.0, "adam": self.adam_weight_decay or 0.0}
         by_path = {key: rates[label] for key, label in self.routing().items()}
         return numbers._replace(weight_decay=by_path)

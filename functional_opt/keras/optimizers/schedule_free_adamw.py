@@ -59,12 +59,13 @@ class ScheduleFreeAdamW(Optimizer):
 
     def averaged_params(self, var_list=None):
         """Returns the averages x, to evaluate with. The gradients are taken at other values."""
-        given = list(self._variables.values()) if var_list is None else all_ours(var_list)
-        if self._state is None:
+        given = self._engine.known() if var_list is None else all_ours(var_list)
+        store = self._single_engine().store
+        if store.state is None:
             return [v._value for v in given]
-        everything = ByVariable((key, v._value) for key, v in self._variables.items())
-        x = schedule_free_eval_params(self._state.inner, everything)
-        return [x[self._keys[id(v)]] for v in given]
+        everything = ByVariable((key, v._value) for key, v in store.variables.items())
+        x = schedule_free_eval_params(store.state.inner, everything)
+        return [x[store.keys[id(v)]] for v in given]
 
     def transform(self, hyper):
         rate = hyper.learning_rate

@@ -41,11 +41,7 @@ def differentiate(
         loss_of: takes the result of `loss` and returns the number to differentiate.
         value_of: returns the value of a variable to differentiate with respect to.
     """
-    if not callable(loss):
-        raise RuntimeError(
-            "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
-            f"was computed. Write minimize(lambda: ..., var_list). Received: {type(loss).__name__}"
-        )
+    check_callable(loss)
     named = None if var_list is None or callable(var_list) and not is_variable(var_list) else resolve(var_list, {})
     tried = _first_guess(loss, var_list) if named is None else named
     for _ in range(3):  # running the loss shows which variables it reads, and which by row
@@ -202,6 +198,15 @@ def _slices(v: Variable, indices: Sequence[jax.Array], values: Sequence[jax.Arra
     rows = [jnp.where(i < 0, i + v.shape[0], i).ravel() for i in indices]
     flat = [x.reshape(-1, *v.shape[1:]) for x in values]
     return IndexedSlices(jnp.concatenate(flat), jnp.concatenate(rows), v.shape)
+
+
+def check_callable(loss: Any) -> None:
+    """Raises RuntimeError for a loss that is already an array."""
+    if not callable(loss) or isinstance(loss, Variable):
+        raise RuntimeError(
+            "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
+            f"was computed. Write minimize(lambda: ..., var_list). Received: {type(loss).__name__}"
+        )
 
 
 def check_not_trained(written: Iterable[Variable], trained: Sequence[Variable]) -> None:

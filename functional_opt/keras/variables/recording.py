@@ -72,7 +72,7 @@ class Cell:
 class Scope:
     """Records the cells that code reads and assigns, by id and in order."""
 
-    def __init__(self, steps: Steps):
+    def __init__(self, rows: Steps):
         self.touched: dict[int, Cell] = {}  # all cells whose value was taken, also by this library's own code
         self.values: dict[int, Any] = {}  # present values of the cells that were given one or assigned
         self.assigned: dict[int, Cell] = {}
@@ -81,8 +81,10 @@ class Scope:
         self.rows: dict[int, list[jax.Array]] = {}  # the indices of each sparse_read
         self.before: dict[int, tuple[Cell, Any]] = {}  # what was stored in cells that swap
         self.made: list[Cell] = []
+        self.notes: dict[int, dict[str, Any]] = {}  # by cell
+        self.steps: dict[int, int] = {}  # taken so far, by the id of what counts them
         self.differentiated = 0  # the number of losses differentiated in it
-        self.steps = steps
+        self.row_steps = rows
         self.trace = get_opaque_trace_state()
         # set for a program that is compiled:
         self.lift: Callable[[Any, Callable[[], Any]], Any] | None = None
@@ -124,6 +126,11 @@ watchers: list[Callable[[], AbstractContextManager]] = []
 """Make context managers to enter while code is recorded, which watch other libraries' variables."""
 
 
+def content(cell: Cell) -> Any:
+    """Returns what a cell holds as a tree of arrays: of the state of an optimizer, unpacked."""
+    return getattr(cell, "state", None) if hasattr(type(cell), "state") else cell._value
+
+
 def active() -> bool:
     """Returns whether the present thread records."""
     return bool(_thread.scopes)
@@ -158,6 +165,23 @@ def depends_on(compute: Callable[[], Any]) -> Any:
     return value
 
 
+def note_step(count: Cell) -> None:
+    """Records that a step was taken that moves `count`."""
+    if (scope := program()) is not None:
+        scope.steps[id(count)] = scope.steps.get(id(count), 0) + 1
+
+
+def steps_ahead(count: Cell) -> int:
+    """Returns how many steps the program that is being compiled has taken so far."""
+    scope = program()
+    return 0 if scope is None else scope.steps.get(id(count), 0)
+
+
+def notes_of(cell: Cell, outside: dict[str, Any]) -> dict[str, Any]:
+    """Returns a dict of notes on a cell: that of the outermost scope, so that it holds no tracer later, or `outside`."""
+    return _thread.scopes[0].notes.setdefault(id(cell), {}) if _thread.scopes else outside
+
+
 def lift(key: Any, compute: Callable[[], Any]) -> Any:
     """Returns `compute()`, in a compiled program as an input that is computed anew, outside of it, at each call.
 
@@ -182,7 +206,7 @@ def read_rows(variable: Any, indices: jax.Array) -> jax.Array:
     noted = scope.rows.setdefault(id(variable), [])
     noted.append(indices)
     rows = variable._value[indices]
-    steps = scope.steps.get(id(variable), ())
+    steps = scope.row_steps.get(id(variable), ())
     step = steps[len(noted) - 1] if len(noted) <= len(steps) else None
     return rows if step is None or step.shape != rows.shape else rows + step
 
@@ -214,9 +238,7 @@ def paused() -> Iterator[None]:
         _thread.scopes = scopes
 
 
-def call(
-    fn: Callable, cells: Sequence[Any], values: Sequence[Any], *args: Any, steps: Steps | None = None
-) -> Call:
+def call(fn: Callable, cells: Sequence[Any], values: Sequence[Any], *args: Any, steps: Steps | None = None) -> Call:
     """Calls `fn(*args)` with other values in the cells. What it assigns is in the result, and nowhere else."""
     with recording(steps) as scope:
         for cell, value in zip(cells, values, strict=True):
