@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.adadelta import scale_by_adadelta
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
+from .arguments import or_default
 from .keras1 import MayLackIteration
 from .optimizer import EPSILON
 
@@ -31,6 +33,7 @@ class Adadelta(MayLackIteration):
     keras3_slots = ({"accumulated_grad": "e_g", "accumulated_delta_var": "e_x"},)
     row_mode = "touched"
     settings = ("epsilon",)
+    ranges = {"epsilon": Range("(0, inf)")}
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Adadelta(MayLackIteration):
     ):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
         self._set_hyper("rho", rho)
-        self.epsilon = epsilon or EPSILON
+        self.epsilon = or_default(epsilon)
 
     def transform(self, hyper):
         return chain(scale_by_adadelta(hyper.rho, self.epsilon), scale_by_learning_rate(hyper.learning_rate))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.ranges import Range
 from ...optimizers.adafactor import relative_step, scale_by_factored_rms
 from ...transforms.clipping.clip import clip_by_block_rms
 from ...transforms.combining.chain import chain
@@ -20,9 +21,9 @@ class Adafactor(Optimizer):
     Args:
         learning_rate: a number, a schedule, or a callable.
         beta_2_decay: the exponent with which the decay of V tends to 1, ≤ 0.
-        epsilon_1: added to g².
-        epsilon_2: the lower bound on the root mean square of p.
-        clip_threshold: the upper bound on the root mean square of u.
+        epsilon_1: added to g², ≥ 0.
+        epsilon_2: the lower bound on the root mean square of p, ≥ 0.
+        clip_threshold: the upper bound on the root mean square of u, > 0.
         relative_step: whether ρ is min(learning_rate, 1/√t) rather than learning_rate.
         name, kwargs: as in `Optimizer`.
 
@@ -40,6 +41,12 @@ class Adafactor(Optimizer):
     default_dialect = "keras3"
     slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
     settings = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
+    ranges = {
+        "beta_2_decay": Range("(-inf, 0]"),
+        "epsilon_1": Range("[0, inf)"),
+        "epsilon_2": Range("[0, inf)"),
+        "clip_threshold": Range("(0, inf]"),
+    }
 
     def __init__(
         self,

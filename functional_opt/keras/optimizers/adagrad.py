@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.adagrad import scale_by_rss
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
+from .arguments import or_default, sign
 from .keras1 import MayLackIteration
 from .optimizer import EPSILON
 
@@ -30,6 +32,7 @@ class Adagrad(MayLackIteration):
     slots = ({"accumulator": "sum_of_squares"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "epsilon")
+    ranges = dict.fromkeys(settings, Range("[0, inf)"))
 
     def __init__(
         self,
@@ -39,11 +42,11 @@ class Adagrad(MayLackIteration):
         name: str | None = None,
         **kwargs: Any,
     ):
-        if initial_accumulator_value < 0:
+        if sign(initial_accumulator_value) < 0:
             raise ValueError(f"initial_accumulator_value must be non-negative: {initial_accumulator_value}")
         super().__init__(name, learning_rate=learning_rate, **kwargs)
         self.initial_accumulator_value = initial_accumulator_value
-        self.epsilon = epsilon or EPSILON
+        self.epsilon = or_default(epsilon)
 
     def transform(self, hyper):
         inside = self.dialect == "keras3"

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.ftrl import ftrl
+from .arguments import sign
 from .optimizer import Optimizer
 
 
@@ -31,6 +33,11 @@ class Ftrl(Optimizer):
     slots = ({"accumulator": "accumulator", "linear": "linear"},)
     row_mode = "touched"
     settings = ("initial_accumulator_value", "l2_shrinkage_regularization_strength")
+    ranges = {
+        **dict.fromkeys((*settings, "beta"), Range("[0, inf)")),
+        **dict.fromkeys(("l1_regularization_strength", "l2_regularization_strength"), Range("[0, inf)")),
+        "learning_rate_power": Range("(-inf, 0]"),
+    }
 
     def __init__(
         self,
@@ -52,9 +59,9 @@ class Ftrl(Optimizer):
             "beta": beta,
         }
         for argument, x in penalties.items():
-            if isinstance(x, int | float) and x < 0:
+            if sign(x) < 0:
                 raise ValueError(f"`{argument}` needs to be positive or zero. Received: {argument}={x}.")
-        if isinstance(learning_rate_power, int | float) and learning_rate_power > 0:
+        if sign(learning_rate_power) > 0:
             raise ValueError(
                 "`learning_rate_power` needs to be negative or zero. "
                 f"Received: learning_rate_power={learning_rate_power}."

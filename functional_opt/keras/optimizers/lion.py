@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.lion import scale_by_lion
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
@@ -28,6 +29,7 @@ class Lion(Optimizer):
 
     default_dialect = "keras3"
     slots = ({"momentum": "mu"},)
+    ranges = {"beta_1": Range("(0, 1)")}
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.checks import Static
+from ...core.ranges import Integer, OrNone, Range
 from ...core.transformation import GradientTransformation
 from ...core.value import value
 from ...optimizers.adam import scale_by_adam
@@ -14,6 +15,7 @@ from ...transforms.matrices.orthogonalize import orthogonalize, scale_by_shape
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
 from ..engine.by_variable import ByVariable
+from .arguments import or_default
 from .optimizer import EPSILON, Optimizer
 
 
@@ -50,6 +52,14 @@ class Muon(Optimizer):
         *("adam_beta_1", "adam_beta_2", "epsilon", "exclude_layers", "muon_a", "muon_b", "muon_c", "adam_lr_ratio"),
         *("momentum", "ns_steps", "nesterov", "exclude_embeddings", "adam_weight_decay", "rms_rate"),
     )
+    ranges = {
+        **dict.fromkeys(("adam_beta_1", "adam_beta_2"), Range("[0, 1)")),
+        **dict.fromkeys(("epsilon", "adam_lr_ratio"), Range("[0, inf)")),
+        **dict.fromkeys(("adam_weight_decay", "rms_rate"), OrNone("[0, inf)")),
+        **dict.fromkeys(("muon_a", "muon_b", "muon_c"), Range("(-inf, inf)")),
+        "momentum": Range("[0, 1]"),
+        "ns_steps": Integer("[1, inf)"),
+    }
 
     def __init__(
         self,
@@ -74,7 +84,7 @@ class Muon(Optimizer):
         **kwargs: Any,
     ):
         super().__init__(name, learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
-        self.adam_beta_1, self.adam_beta_2, self.epsilon = adam_beta_1, adam_beta_2, epsilon or EPSILON
+        self.adam_beta_1, self.adam_beta_2, self.epsilon = adam_beta_1, adam_beta_2, or_default(epsilon)
         self.exclude_layers, self.exclude_embeddings = list(exclude_layers or []), exclude_embeddings
         self.muon_a, self.muon_b, self.muon_c, self.ns_steps = muon_a, muon_b, muon_c, ns_steps
         self.adam_lr_ratio, self.adam_weight_decay, self.rms_rate = adam_lr_ratio, adam_weight_decay, rms_rate

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...core.schedule import Schedule
 from ...optimizers.nadam import scale_by_nadam
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
+from .arguments import check
 from .configs import as_arguments
 from .schedules import LearningRateSchedule
 from .two_moments import TwoMoments
@@ -36,6 +38,7 @@ class Nadam(TwoMoments):
     scalars = {"momentum_cache": "momentum_product"}
 
     def __init__(self, *args: Any, schedule_decay: float = 0.004, **kwargs: Any):
+        check(Range("[0, inf)"), schedule_decay=schedule_decay)
         super().__init__(*args, **kwargs)
         if self.dialect == "keras2":
             self._set_hyper("decay", schedule_decay)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from ...core.ranges import Range
 from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
+from .arguments import has_momentum, or_default
 from .keras1 import MayLackIteration
-from .momentum import has_momentum
 from .optimizer import EPSILON
 
 
@@ -37,6 +38,7 @@ class RMSprop(MayLackIteration):
     slots = ({"rms": "nu"}, {"momentum": "trace"}, {"mg": "mu"})
     keras3_slots = ({"velocity": "nu"}, {"momentum": "trace"}, {"average_gradient": "mu"})
     settings = ("epsilon", "centered")
+    ranges = {"epsilon": Range("[0, inf)")}
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class RMSprop(MayLackIteration):
         self._has_momentum = has_momentum(momentum)
         self._set_hyper("rho", rho)
         self._set_hyper("momentum", momentum)
-        self.epsilon = epsilon or EPSILON
+        self.epsilon = or_default(epsilon)
         self.centered = centered
         self.row_mode = "touched" if self._has_momentum else "slots_all"
 

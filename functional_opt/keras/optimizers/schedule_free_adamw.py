@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...core.ranges import PositiveInt
+from ...core.ranges import Integer, PositiveInt, Range
 from ...core.schedule import Rate, Schedule, rate_at
 from ...core.transformation import GradientTransformation, increment, transformation
 from ...core.value import value
@@ -14,6 +14,7 @@ from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from ..engine.by_variable import ByVariable
 from ..variables.foreign import all_ours
+from .arguments import or_default
 from .optimizer import Optimizer
 
 
@@ -41,6 +42,7 @@ class ScheduleFreeAdamW(Optimizer):
     default_dialect = "keras3"
     slots = ({"momentum": "z", "velocity": "nu"},)
     settings = ("epsilon", "warmup_steps")
+    ranges = {"epsilon": Range("[0, inf)"), "warmup_steps": Integer("[0, inf)")}
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class ScheduleFreeAdamW(Optimizer):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
         self._set_hyper("beta_1", beta_1)
         self._set_hyper("beta_2", beta_2)
-        self.epsilon, self.warmup_steps = epsilon or 1e-8, warmup_steps
+        self.epsilon, self.warmup_steps = or_default(epsilon, 1e-8), warmup_steps
 
     def averaged_params(self, var_list=None):
         """Returns the averages x, to evaluate with. The gradients are taken at other values."""

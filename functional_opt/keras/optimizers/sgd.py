@@ -5,7 +5,7 @@ from typing import Any
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
 from ...transforms.scaling.moments import trace
-from .momentum import has_momentum
+from .arguments import has_momentum
 from .optimizer import Optimizer
 
 

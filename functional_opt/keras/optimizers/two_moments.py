@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ...core.ranges import Range
+from .arguments import or_default
 from .optimizer import EPSILON, Optimizer
 
 
@@ -9,6 +11,7 @@ class TwoMoments(Optimizer):
     """Base of Adam and its relatives: takes a learning rate, the decay of two running means, and an epsilon."""
 
     settings = ("epsilon",)
+    ranges = {"epsilon": Range("[0, inf)")}
 
     def __init__(
         self,
@@ -22,4 +25,4 @@ class TwoMoments(Optimizer):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
         self._set_hyper("beta_1", beta_1)
         self._set_hyper("beta_2", beta_2)
-        self.epsilon = epsilon or EPSILON
+        self.epsilon = or_default(epsilon)
