@@ -116,7 +116,9 @@ class _Trace:
         self.guards: list[tuple[Callable[[], Any], Any]] = []  # what it depends on besides, and its value
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
         self.makes_variables = self.warm = self.calls_back = False
+        self._discovering = True
         self._discover()
+        self._discovering = False
         if not self.makes_variables:
             self._compile()
 
@@ -158,7 +160,8 @@ class _Trace:
         with recording.recording() as scope:
             scope.lift = functools.partial(self._lift, lifted)
             scope.guards, scope.undo, scope.memo = self.guards, self._undo, self.memo
-            if kept or donated:
+            scope.discovers = self._discovering
+            if not self._discovering:
                 leaves = iter(donated)
                 for c, tree in zip(self.assigned, self.trees, strict=True):
                     scope.give(c, tree.unflatten([next(leaves) for _ in range(tree.num_leaves)]))

@@ -212,7 +212,7 @@ class SubclassHooks(Hyperparameters):
         engine, variable = self._single_engine(), as_variable(var)
         if self._making is None and not engine.is_known(variable):
             engine.prepare([variable])
-        key, store = engine.store.keys[id(variable)], engine.store
+        key = engine.store.keys[id(variable)]
         if any(slot_name in group for group in self._rule_slots()):
             raise ValueError(f"{slot_name!r} is a slot that {type(self).__name__} keeps itself; choose another name")
         shape = variable.shape if shape is None else tuple(shape)
@@ -310,11 +310,8 @@ class SubclassHooks(Hyperparameters):
     def _rule(self, rate: Any = None) -> GradientTransformation:
         """Returns the transformation of the class, with the present hyperparameters and possibly another rate."""
 
-        def make(hyper: dict[str, Any]) -> GradientTransformation:
-            given = {} if rate is None else {"learning_rate": rate}
-            return self.transform(SimpleNamespace(**hyper | given))
-
-        return self._made_of_hyper(make, key="rule")
+        others = {} if rate is None else {"learning_rate": rate}
+        return self._made_of_hyper(lambda hyper: self.transform(SimpleNamespace(**hyper)), "rule", **others)
 
     def _imperative(self, hyper: dict[str, Any]) -> imperative:
         """Returns the transformation that runs the user's code."""

@@ -3,7 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ class Hyperparameters:
     A number is kept in a float32 `Variable`, as Keras does, so that `opt.learning_rate.assign(x)` works too.
     """
 
+    ranges: ClassVar[dict[str, Range]] = {}
+    """The ranges of attributes that are numbers, and of hyperparameters whose range differs from that in RANGES."""
+
     _name: str
     _hyper: dict[str, Any]
     _traced_hyper: Cell
@@ -58,7 +61,7 @@ class Hyperparameters:
                 raise TypeError(f"{name} must be a number, a schedule or a callable, got {described(x)}")
             if name in ("learning_rate", "decay"):
                 not_negative(name, x)
-            RANGES.get(name, ANY).check(name, x)
+            (type(self).ranges.get(name) or RANGES.get(name, ANY)).check(name, x)
         known = self.__dict__.setdefault("_hyper", {})
         if callable(x) or isinstance(x, Variable):
             known[name] = x
@@ -90,8 +93,8 @@ class Hyperparameters:
         # the shortest number that rounds to this float32: 0.01, not 0.009999999776482582
         return float(np.format_float_scientific(np.float32(self._get_hyper(name))))
 
-    def _made_of_hyper(self, make: Callable[[dict[str, Any]], T], key: Any = "step") -> T:
-        """Returns `make(hyper)`, a tree of numbers made of the present hyperparameters by name.
+    def _made_of_hyper(self, make: Callable[[dict[str, Any]], T], key: Any = "step", **others: Any) -> T:
+        """Returns `make(hyper)`, a tree of numbers made of the present hyperparameters by name, some by `others`.
 
         In a compiled program the numbers are inputs, so that it sees what is assigned later: the hyperparameters that
         are variables, what callables return, and numbers that are plain attributes.
@@ -100,18 +103,18 @@ class Hyperparameters:
 
         def outside() -> tuple[dict[str, Any], T]:
             hyper = {name: self._present(x, ahead) for name, x in self._hyper.items()}
-            called = {name: x for name, x in hyper.items() if not isinstance(self._hyper[name], Variable)}
-            return called, make(hyper)
+            return hyper, make(hyper | dict.fromkeys(others, np.float32(0.0)))  # they may be tracers
 
         ahead = recording.steps_ahead(self._iterations)
         given = recording.lift((id(self), key, ahead), outside)
         if given is None:
             hyper = traced if traced is not None else {n: self._present(x, ahead) for n, x in self._hyper.items()}
-            return make(hyper)
-        called, known = given
-        if traced is None:
-            traced = {n: called[n] if n in called else self._present(x, ahead) for n, x in self._hyper.items()}
-        leaves, treedef = jax.tree.flatten(make(traced))
+            return make(hyper | others)
+        hyper, known = given
+        if traced is None:  # what the program assigns itself is not known outside
+            here = {n: x for n, x in self._hyper.items() if isinstance(x, Variable) and recording.is_assigned(x)}
+            traced = hyper | {n: self._present(x) for n, x in here.items()}
+        leaves, treedef = jax.tree.flatten(make(traced | others))
         inputs = treedef.flatten_up_to(known)
         return treedef.unflatten(
             [x if isinstance(x, core.Tracer) else y for x, y in zip(leaves, inputs, strict=True)]
@@ -148,8 +151,10 @@ class Hyperparameters:
         name = "learning_rate" if name == "lr" else name
         if name in self.__dict__.get("_hyper", {}):
             self._set_hyper(name, x)
-        else:
-            object.__setattr__(self, name, x)
+            return
+        if name in type(self).ranges:
+            x = type(self).ranges[name].check(name, _as_array(x))
+        object.__setattr__(self, name, x)
 
     def __dir__(self):
         return [*super().__dir__(), *self._hyper, "lr"]

@@ -79,8 +79,6 @@ class Optimizer(Training):
     keras3_slots: Groups = ()
     scalars: dict[str, str] = {}
     """Weights that are kept once per optimizer, and the fields of the state that they are views of."""
-    ranges: ClassVar[dict[str, Range]] = {}
-    """The ranges of attributes that are numbers, checked when they are assigned."""
     settings: tuple[str, ...] = ()
     """The constructor arguments that are plain attributes; `get_config` includes them."""
     default_dialect: Dialect = "keras2"

@@ -43,7 +43,17 @@ def differentiate(
     """
     check_callable(loss)
     named = None if var_list is None or callable(var_list) and not is_variable(var_list) else resolve(var_list, {})
-    tried = _first_guess(loss, var_list) if named is None else named
+    if (program := recording.program()) is None:
+        tried = trainable_variables() if named is None else named
+    else:  # all that a program touches becomes its input: it runs the loss once without derivatives, to find that out
+        program.differentiated += 1
+        place = "differentiated", program.differentiated
+        if program.discovers or place not in program.memo:
+            done = _discovered(loss, var_list, loss_of)
+            program.memo[place] = done.variables
+            if program.discovers:
+                return done
+        tried = program.memo[place]
     for _ in range(3):  # running the loss shows which variables it reads, and which by row
         shapes = {id(v): v._row_shapes for v in tried if v._row_shapes}
         done = forward(loss, tried, [value_of(v) for v in tried], shapes, loss_of)
@@ -61,19 +71,23 @@ def differentiate(
     return Differentiated(done.out, [by_id[id(v)] for v in variables], variables, done.written)
 
 
-def _first_guess(loss: Callable[[], Any], var_list: Any) -> list[Variable]:
-    """Returns variables that the loss may read.
-
-    An eager call tries all that are trainable. A program runs the loss once more to find them, the first time that it
-    is traced, because all that it touches becomes its input.
-    """
-    if (program := recording.program()) is None:
-        return trainable_variables()
-    program.differentiated += 1
-    place = "differentiated", program.differentiated
-    if place not in program.memo:
-        program.memo[place] = resolve(var_list, recording.call(loss, (), ()).reads)
-    return program.memo[place]
+def _discovered(loss: Callable[[], Any], var_list: Any, loss_of: Callable[[Any], Any]) -> Differentiated:
+    """Returns what `differentiate` does, with zeros as gradients."""
+    done = recording.call(loss, (), ())
+    check_loss(loss_of(done.out))
+    variables = resolve(var_list, done.reads)
+    check_not_trained([v for v, _ in done.written.values()], variables)
+    grads: list[Any] = []
+    for v in variables:
+        rows = done.rows.get(id(v), ())
+        v._row_shapes = tuple(r.shape for r in rows)
+        if not jnp.issubdtype(v.dtype, jnp.inexact) or id(v) not in done.reads and not v._unwatched:
+            grads.append(None)
+        elif rows:
+            grads.append(_slices(v, rows, [jnp.zeros((*r.shape, *v.shape[1:]), v.dtype) for r in rows]))
+        else:
+            grads.append(jnp.zeros_like(v._value))
+    return Differentiated(done.out, grads, variables, list(done.written.values()))
 
 
 def resolve(var_list: Any, reads: dict[int, Variable]) -> list[Variable]:

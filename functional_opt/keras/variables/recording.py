@@ -88,6 +88,7 @@ class Scope:
         self.trace = get_opaque_trace_state()
         # set for a program that is compiled:
         self.lift: Callable[[Any, Callable[[], Any]], Any] | None = None
+        self.discovers = False  # whether it is only to be found out which cells the program touches
         self.guards: list[tuple[Callable[[], Any], Any]] = []
         self.undo: list[Callable[[], None]] = []
         self.memo: dict[Any, Any] = {}
@@ -134,6 +135,11 @@ def content(cell: Cell) -> Any:
 def active() -> bool:
     """Returns whether the present thread records."""
     return bool(_thread.scopes)
+
+
+def is_assigned(cell: Cell) -> bool:
+    """Returns whether code that is being recorded has assigned or was given a value for a cell."""
+    return any(id(cell) in scope.values for scope in _thread.scopes)
 
 
 def note_read(variable: Any) -> None:
