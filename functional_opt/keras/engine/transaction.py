@@ -42,14 +42,14 @@ def run(
 
     Args:
         program: a jitted function that donates `arrays` and returns a list of arrays.
-        cells: what holds the arrays now. Readers wait for them until the results are stored.
+        cells: what holds the arrays now. If these are given away, readers wait until the results are stored.
         arrays: each is held by one cell. What somebody else holds too is copied.
         store: puts the results into the cells. It may be called twice.
         warm: whether the program has run with such arguments. If not, it gets copies: JAX compiles it in Python, where
             an exception can arrive after the arrays were given away.
     """
-    ours = [c for c in cells if not isinstance(c, Foreign)]  # others' readers do not know of BUSY
-    kept = [c._stored for c in ours]  # owns the arrays while the cells are busy
+    ours = [c for c in cells if warm and not isinstance(c, Foreign)]  # others' readers do not know of BUSY
+    kept = BUSY.kept = {id(c): c._stored for c in ours}  # owns the arrays while the cells are busy
     done: list[list[Any]] = []
     try:
         for c in ours:
@@ -63,9 +63,11 @@ def run(
             store(done[0])
             _thread.stored += 1
         else:
-            for c, x in zip(ours, kept, strict=True):
-                c._stored = x
+            for c in ours:
+                c._stored = kept[id(c)]
         raise
+    finally:
+        BUSY.kept = {}
 
 
 def run_with_callbacks(

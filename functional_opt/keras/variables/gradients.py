@@ -108,7 +108,7 @@ def resolve(var_list: Any, reads: dict[int, Variable]) -> list[Variable]:
 def _flat(var_list: Any) -> list[Variable]:
     given = var_list() if callable(var_list) and not is_variable(var_list) else var_list
     given = list(given) if isinstance(given, Iterable) and not isinstance(given, dict | str | Variable) else given
-    leaves = jax.tree.leaves(given, is_leaf=is_variable)
+    leaves = jax.tree.leaves(given, is_leaf=lambda x: x is None or is_variable(x))
     if others := [x for x in leaves if not is_variable(x)]:
         raise ValueError(f"var_list must hold variables, got {others[0]!r}")
     return all_ours(leaves)

@@ -21,10 +21,14 @@ class Busy:
 
     def __init__(self):
         self.lock = threading.RLock()
+        self.kept: dict[int, Any] = {}
+        """What cells held, by their ids, for the code of the step itself: JAX may trace it again."""
 
-    def wait(self) -> None:
+    def wait_for(self, cell: "Cell") -> Any:
+        """Returns what a cell holds after the step, or before it to the code that the step consists of."""
         with self.lock:
-            pass
+            x = cell._stored
+            return self.kept[id(cell)] if x is self else x
 
 
 BUSY = Busy()
@@ -64,9 +68,7 @@ class Cell:
 
     def _settled(self) -> Any:
         """Returns what is stored, after any step that is under way."""
-        while (x := self._stored) is BUSY:
-            BUSY.wait()
-        return x
+        return BUSY.wait_for(self) if (x := self._stored) is BUSY else x
 
 
 class Scope:
