@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from functional_opt.keras import IndexedSlices, Variable
-from functional_opt.keras.optimizers import SGD, Adagrad, Adam, stepping
+from functional_opt.keras.engine import eager
+from functional_opt.keras.optimizers import SGD, Adagrad, Adam
 
 from .helpers import assert_close
 
@@ -242,6 +243,6 @@ def test_no_array_of_the_size_of_the_table_is_made_in_a_train_step(monkeypatch, 
 def test_nor_where_slices_are_applied(monkeypatch, opt, cost):
     table = Variable(np.zeros(LARGE, np.float32), name="table")
     slices = IndexedSlices(np.ones((8, 4), np.float32), np.arange(8))
-    jitted, calls = recorded_calls(monkeypatch, stepping, "jitted_step")
+    jitted, calls = recorded_calls(monkeypatch, eager, "jitted_step")
     opt.apply_gradients([(slices, table)])
     assert (temporary_bytes(jitted, *calls[0][0], **calls[0][1]) < table.value.nbytes / 16) == (cost == "rows")
