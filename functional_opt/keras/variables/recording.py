@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
+from jax import core
 from jax.extend.core import get_opaque_trace_state
 
 Steps = Mapping[int, Sequence[jax.Array]]
@@ -140,8 +141,8 @@ def active() -> bool:
 
 
 def is_assigned(cell: Cell) -> bool:
-    """Returns whether code that is being recorded has assigned or was given a value for a cell."""
-    return any(id(cell) in scope.values for scope in _thread.scopes)
+    """Returns whether code that is being recorded has assigned to a cell."""
+    return any(id(cell) in scope.assigned for scope in _thread.scopes)
 
 
 def note_read(variable: Any) -> None:
@@ -151,8 +152,14 @@ def note_read(variable: Any) -> None:
         scope.read_whole.add(id(variable))
 
 
+class MadeOfTraced(Exception):
+    """A variable is made of a traced value in a program that is being compiled: it could not outlive the program."""
+
+
 def note_made(cell: Cell) -> None:
-    """Records that a cell was made."""
+    """Records that a cell was made. Raises `MadeOfTraced`."""
+    if program() is not None and isinstance(cell._stored, core.Tracer):
+        raise MadeOfTraced
     for scope in _thread.scopes:
         scope.made.append(cell)
 

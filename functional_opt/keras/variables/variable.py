@@ -83,8 +83,8 @@ class Variable(recording.Cell):
         self.constraint = constraint
         self.overwrite_with_gradient = overwrite_with_gradient
         self._name = name.removesuffix(":0")
-        _alive[id(self)] = self
         recording.note_made(self)
+        _alive[id(self)] = self
 
     @property
     def value(self) -> jax.Array:
