@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import core
 
-from ..variables.recording import BUSY, Cell, note_made, notes_of, paused
+from ..variables.recording import BUSY, Cell, notes_of, paused
 from ..variables.variable import Variable
 from .by_variable import ByVariable, State
 from .donation import to_donate
@@ -20,14 +20,14 @@ class Store(Cell):
     """Keeps the variables of an optimizer by key, and its state: a `State`, or packed arrays between eager steps."""
 
     def __init__(self):
-        self._stored: State | Packed | None = None
+        super().__init__(None)
+        self._stored: State | Packed | None
         self.variables: dict[str, Variable] = {}  # by their keys in the state
         self.keys: dict[int, str] = {}  # the key of each variable, by id
         self.together: list[list[str]] = []  # keys of variables, in groups whose slots were made together
         self.orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
         self.structure: Any = None  # of the transformation that made the state
         self.pending_weights: list[np.ndarray] | None = None  # for slots that are still to be made
-        note_made(self)
 
     # The state
 

@@ -20,12 +20,11 @@ from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
 from ..engine.views import Derived, Fields, SlotView
 from ..variables.foreign import all_ours
-from ..variables.recording import BUSY
+from ..variables.recording import BUSY, Cell
 from ..variables.variable import Variable
 from . import schedules
 from .configs import as_arguments, within
 from .graph_mode import users_level
-from .hooks import traced_hyper
 from .hyper import not_negative, present
 from .training import GradsAndVars, Training
 from .weights import Groups, Variables, WeightViews
@@ -124,7 +123,7 @@ class Optimizer(Training):
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
-        self._traced_hyper, self._last, self._programs = traced_hyper(), None, {}
+        self._traced_hyper, self._last, self._programs = Cell(None), None, {}
         self._start_hooks()
         self._engine = self._new_engine()
         self._views = WeightViews(self)

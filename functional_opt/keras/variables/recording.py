@@ -43,7 +43,10 @@ class Cell:
     was assigned or given there.
     """
 
-    _stored: Any
+    def __init__(self, value: Any):
+        self._stored = value
+        note_made(self)
+
     _swaps = False
     """Whether the cell is another library's, whose code reads `_stored` itself: recording puts values there."""
     _stand_in = False  # whether JAX unflattened it in recorded code, so that it is not the user's variable
@@ -197,13 +200,17 @@ def notes_of(cell: Cell, outside: dict[str, Any]) -> dict[str, Any]:
     return _thread.scopes[0].notes.setdefault(id(cell), {}) if _thread.scopes else outside
 
 
-def lift(key: Any, compute: Callable[[], Any]) -> Any:
+def lift(owner: Cell, key: Any, compute: Callable[[], Any]) -> Any:
     """Returns `compute()`, in a compiled program as an input that is computed anew, outside of it, at each call.
 
-    `key` tells the inputs of a program apart. Outside of a program the result is None.
+    `owner` and `key` tell the inputs of a program apart. The result is None outside of a program, and in one that has
+    made the owner itself.
     """
     scope = program()
-    return None if scope is None else scope.lift(key, compute)  # type: ignore
+    if scope is None or any(cell is owner for cell in scope.made):
+        return None
+    assert scope.lift is not None
+    return scope.lift((id(owner), key), compute)
 
 
 def read_rows(variable: Any, indices: jax.Array) -> jax.Array:
