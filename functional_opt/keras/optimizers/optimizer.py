@@ -34,6 +34,8 @@ NO_RATE: Any = object()
 Dialect = Literal["keras2", "keras3"]
 CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
 NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
+SHARED_RANGES = {"loss_scale_factor": Range("(0, inf)"), "ema_momentum": Range("[0, 1]")}
+"""The ranges of arguments that all optimizers have."""
 EPSILON = 1e-7
 """Keras's default epsilon, also used if epsilon is 0 or None."""
 
@@ -78,6 +80,8 @@ class Optimizer(Training):
     keras3_slots: Groups = ()
     scalars: dict[str, str] = {}
     """Weights that are kept once per optimizer, and the fields of the state that they are views of."""
+    weights_start_with_iteration: ClassVar[bool] = True
+    """Whether `set_weights` takes only lists that begin with the number of steps."""
     settings: tuple[str, ...] = ()
     """The constructor arguments that are plain attributes; `get_config` includes them."""
     default_dialect: Dialect = "keras2"
@@ -139,6 +143,8 @@ class Optimizer(Training):
     def __setattr__(self, name: str, x: Any) -> None:
         if name in NOT_NEGATIVE:
             not_negative(name, x)
+        if name in SHARED_RANGES and x is not None:
+            SHARED_RANGES[name].check(name, x)
         if name in CLIPS and x is not None:
             if self.gradient_transformers:
                 raise ValueError(
@@ -421,21 +427,23 @@ class Optimizer(Training):
 
     def __getstate__(self) -> dict[str, Any]:
         """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
-        undecayed = [
-            ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())])
-            for variables, names in self._undecayed
-        ]
-        return self.__dict__ | {"_undecayed": undecayed, "_last": None, "_programs": {}}
+        return self.__dict__ | {"_undecayed": _by_path(self._undecayed), "_last": None, "_programs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
+    return [
+        ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed
+    ]
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
     if name in ("_last", "_programs"):
         return None if name == "_last" else {}
     if name == "_undecayed":
-        return [(dict(variables), list(names)) for variables, names in x]
+        return _by_path(x)
     return copy.deepcopy(x, memo)
 
 
