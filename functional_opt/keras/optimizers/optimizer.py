@@ -434,9 +434,7 @@ class Optimizer(Training):
 
 
 def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
-    return [
-        ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed
-    ]
+    return [({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed]
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
