@@ -87,10 +87,10 @@ def test_equal_ones_share_a_compilation(case):
         traces.append(tx)
         return x
 
-    step(case.tx(), 1.0), step(case.tx(), 1.0)
+    step.trace(case.tx(), 1.0), step.trace(case.tx(), 1.0)
     assert len(traces) == 1
     if case.vary:
-        step(case.tx(**others(case)), 1.0)
+        step.trace(case.tx(**others(case)), 1.0)
         assert len(traces) == 2
 
 
