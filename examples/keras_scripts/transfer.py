@@ -86,9 +86,7 @@ def main(steps=300):
     tuned = train(optimizer, head, new_images[few], new_classes[few])
     accuracies.append(accuracy())
     moved = max(np.abs(a - b).max() for a, b in zip(frozen, tuned, strict=True))
-    print(
-        "accuracy on new digits: untrained {:.1%}, head on frozen base {:.1%}, fine-tuned {:.1%}".format(*accuracies)
-    )
+    print("accuracy on new digits: untrained {:.1%}, frozen base {:.1%}, fine-tuned {:.1%}".format(*accuracies))
     print(f"fine-tuning moved the base by at most {moved:.4f}, the frozen phase by nothing")
     return accuracies, pretrained, frozen, tuned
 
