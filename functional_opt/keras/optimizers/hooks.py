@@ -402,10 +402,3 @@ def _takes(fn: Callable, apply_state: dict) -> dict[str, Any]:
 
 def _dense(g: Any, v: Variable) -> Any:
     return g.dense(v.shape) if isinstance(g, IndexedSlices) else g
-
-
-def traced_hyper() -> Cell:
-    """Returns the cell that holds hyperparameters while code is traced."""
-    cell = Cell()
-    cell._stored = None
-    return cell

@@ -106,7 +106,7 @@ class Hyperparameters:
             return hyper, make(hyper | dict.fromkeys(others, np.float32(0.0)))  # they may be tracers
 
         ahead = recording.steps_ahead(self._iterations)
-        given = recording.lift((id(self), key, ahead), outside)
+        given = recording.lift(self._traced_hyper, (key, ahead), outside)
         if given is None:
             hyper = traced if traced is not None else {n: self._present(x, ahead) for n, x in self._hyper.items()}
             return make(hyper | others)

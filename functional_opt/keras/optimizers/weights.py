@@ -33,6 +33,7 @@ class Weighted(Protocol):
     _name: str
     dialect: str
     scalars: dict[str, str]
+    weights_start_with_iteration: bool
     _weights: list[Variable]
 
     def _rule_slots(self) -> Groups: ...
@@ -138,9 +139,20 @@ class WeightViews:
         own = self.variables()
         weights = list(weights)
         if not self._optimizer._engine.built and [np.shape(w) for w in weights] != [w.shape for w in own]:
-            self._store.pending_weights = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
+            kept = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
+            self._check_start(own, kept)
+            self._store.pending_weights = kept
             return
         self.assign(weights)
+
+    def _check_start(self, own: Sequence[Variable], weights: Sequence[np.ndarray]) -> None:
+        """Raises ValueError for weights that no variables could make fit: they must begin with those that exist."""
+        if not self._optimizer.weights_start_with_iteration:
+            return
+        for i, w in enumerate(own):
+            given = weights[i].shape if i < len(weights) else "nothing"
+            if given != w.shape:
+                raise ValueError(f"weight {i} must be {w.name} of shape {w.shape}, got {given} in its place")
 
     def assign(self, weights: Sequence[Any]) -> None:
         own = self.variables()

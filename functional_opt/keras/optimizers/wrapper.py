@@ -56,6 +56,8 @@ class Wrapper(Optimizer):
             part._build_once(own)
 
     def _gradients(self, pairs, variables, aggregate=True):
+        for v in variables:
+            self._part_of(v)  # which may add a part
         grads = super()._gradients(pairs, variables, aggregate)
         if self._runs_code:
             return grads
