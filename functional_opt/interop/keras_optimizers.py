@@ -1,0 +1,310 @@
+"""Optimizers of the facade in the real Keras's `compile` and `fit`: they become optimizers of Keras, too.
+
+Keras asks `isinstance(optimizer, keras.optimizers.Optimizer)`, which looks at `optimizer.__class__`. When Keras asks,
+`join_keras` replaces the optimizer's class by a subclass that also derives from Keras's and answers to Keras's
+protocol. The optimizer stays the same object, with the same state. Keras sees the arrays of that state as variables
+(see `keras_views`), so that everything it does to them happens to the state itself.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..config import from_config, to_config
+from ..core.schedule import Schedule
+from ..keras.optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimizer, schedules
+from ..keras.optimizers.optimizer import SHARED
+from ..keras.optimizers.slots import Variables
+from ..keras.variables.foreign import as_variable, unwrap
+from ..keras.variables.variable import Variable
+from .keras_views import Views, family
+
+PACKAGE = "functional_opt"
+"""The package under which the library's optimizers are registered with Keras."""
+
+
+def join_keras(optimizer: Optimizer) -> Optimizer:
+    """Makes an optimizer of the facade, and those that it wraps, optimizers of the real Keras, too. Returns it.
+
+    Raises RuntimeError if Keras does not run on JAX.
+    """
+    check_backend()
+    for part in family(optimizer):
+        if not issubclass(type(part), Joined):
+            vars(object)["__class__"].__set__(part, joined_class(type(part)))
+    return optimizer
+
+
+def check_backend() -> None:
+    """Raises RuntimeError if Keras does not run on JAX."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise RuntimeError(
+            f"functional_opt needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax"
+        )
+
+
+def asked_by_keras(optimizer: Optimizer, module: str) -> None:
+    """Joins an optimizer that a module of Keras asks for its class. Does nothing if Keras does not run on JAX.
+
+    Raises RuntimeError in the latter case if it is `compile` that asks.
+    """
+    import keras
+
+    if keras.backend.backend() == "jax":
+        join_keras(optimizer)
+    elif module == "keras.src.optimizers":
+        check_backend()
+
+
+class Joined(Optimizer):
+    """What the real Keras asks of an optimizer. The class of a joined optimizer has this first among its bases."""
+
+    _facade: ClassVar[Any]
+    """The class that the optimizer had before."""
+
+    @property
+    def _views(self) -> Views:
+        return self.__dict__.setdefault("_in_keras", Views())
+
+    @property
+    def _is_custom(self) -> bool:
+        return any(hasattr(self._facade, name) for name in ("update_step", "_resource_apply_dense"))
+
+    # Variables
+
+    @property
+    def variables(self) -> Variables:
+        """Everything that a step may change, as variables of Keras; `weights` are the facade's own variables."""
+        return Variables(self._views(self))
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The weights in the order of the dialect, as before."""
+        return super().variables
+
+    @property
+    def _trainable_variables(self) -> list[Any]:
+        given = self._views.trainable
+        return [unwrap(v) for v in self._variables.values()] if given is None else given
+
+    @property
+    def _model_variables_moving_average(self) -> list[Any]:
+        if not self.use_ema or self._state is None:
+            raise AttributeError("the optimizer keeps no running means")
+        return self._views.averages(self, [as_variable(v) for v in self._trainable_variables])
+
+    def build(self, var_list: Any) -> None:
+        variables = list(var_list)
+        super().build(variables)
+        self._views.trainable = [unwrap(as_variable(v)) for v in variables]
+        join_keras(self)  # a function of a MultiOptimizer may have returned more optimizers
+        self._views.unshare(self)
+
+    # Steps
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Applies gradients as a pure function. The variables are those given to `build`, in their order.
+
+        Without a call of `build` they are those of the first steps. Raises ValueError if they do not fit.
+        """
+        mine, known = [as_variable(v) for v in self._trainable_variables], list(self._variables.values())
+        given = [np.shape(x) for x in trainable_variables]
+        if len(grads) != len(given) or given != [tuple(v.shape) for v in self._trainable_variables]:
+            raise ValueError(
+                f"optimizer {self.name!r} was built for variables of other shapes than {given}; call "
+                "optimizer.build(model.trainable_variables) first, or make a new optimizer"
+            )
+        place = {id(v): i for i, v in enumerate(mine)}
+        kept = [_array(x) for x in optimizer_variables]
+        with _restored([*mine, *(view.variable for view in self._views.numbers(self))]):
+            for v, x in zip(mine, trainable_variables, strict=True):
+                v._value = _array(x)  # Keras takes the values out of its variables
+            moved, kept = super().stateless_apply(
+                kept, [grads[place[id(v)]] if id(v) in place else None for v in known], [v._value for v in known]
+            )
+        at = {id(v): i for i, v in enumerate(known)}
+        return [moved[at[id(v)]] for v in mine], kept
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        if not _in_scope():
+            return super().apply(grads, trainable_variables)
+        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        own = self.variables
+        moved, kept = self.stateless_apply([v.value for v in own], list(grads), [v.value for v in variables])
+        for v, x in zip([*variables, *own], [*moved, *kept], strict=True):
+            v.assign(x)
+
+    def scale_loss(self, loss: Any) -> Any:
+        views = self._views.numbers(self)
+        with _restored([view.variable for view in views]):
+            for view in views:
+                view.variable._value = view.value  # the one in Keras's scope, if there is one
+            return super().scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        super().finalize_variable_values(var_list)
+        if any(part.use_ema for part in family(self)):
+            self._views.unshare(self)
+
+    # The learning rate
+
+    @property
+    def learning_rate(self) -> Any:
+        """The variable that holds the rate, or the present value of a schedule."""
+        own = getattr(self._facade, "learning_rate", None)
+        rate = own.__get__(self) if own is not None else self.__getattr__("learning_rate")
+        return self.current_learning_rate() if _is_schedule(rate) else rate
+
+    @learning_rate.setter
+    def learning_rate(self, x: Any) -> None:
+        self._facade.learning_rate.__set__(self, x)
+
+    def __setattr__(self, name: str, x: Any) -> None:
+        rate = self.__dict__.get("_hyper", {}).get("learning_rate") if name in ("learning_rate", "lr") else None
+        if _is_schedule(rate) and not callable(x):
+            raise TypeError(
+                f"the learning rate of {self.name!r} is a schedule, {rate!r}, so it cannot be set to a number; make "
+                "the optimizer with a number, which callbacks can set"
+            )
+        super().__setattr__(name, x)
+
+    # Files and copies
+
+    def save_own_variables(self, store: Any) -> None:
+        for i, v in enumerate(self.variables):
+            store[str(i)] = v.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` wrote. As Keras's optimizers, it warns if the numbers of arrays differ."""
+        views = self.variables
+        if len(store.keys()) != len(views):
+            warnings.warn(
+                f"the state of optimizer {self.name!r} was not loaded: it has {len(views)} variables, the file has "
+                f"{len(store.keys())}",
+                stacklevel=2,
+            )
+            return
+        for i, v in enumerate(views):
+            v.assign(store[str(i)])
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> Optimizer:
+        """Returns an optimizer of the facade. The user's classes are those that Keras knows, too."""
+        return cls._facade.from_config(config, {**_registered(config), **(custom_objects or {})})
+
+    def __reduce__(self) -> tuple:
+        return _new, (self._facade,), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in super().__getstate__().items() if name != "_in_keras"}
+
+
+class JoinedTransformation(Joined):
+    """Adds the config of an optimizer over a transformation."""
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"name": self.name, "tx": to_config(self._tx)} | {name: getattr(self, name) for name in SHARED}
+        rate = self._hyper.get("learning_rate")
+        if rate is not None and not isinstance(rate, Schedule):
+            config["learning_rate"] = self._serialize_hyperparameter("learning_rate")
+        return config | {"dialect": self.dialect}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> Optimizer:
+        config = dict(config)
+        rate = config.pop("learning_rate", None)
+        optimizer = cls._facade(from_config(config.pop("tx")), **config)
+        if rate is not None:
+            found = {**_registered({"learning_rate": rate}), **(custom_objects or {})}
+            optimizer.learning_rate = schedules.deserialize(rate, found) if isinstance(rate, dict) else rate
+        return optimizer
+
+
+class _Absent:
+    """Hides an attribute of Keras's base class that only some optimizers of the facade have."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        raise AttributeError("the optimizer has no such method")
+
+
+@functools.cache
+def joined_class(facade: type) -> type:
+    """Returns the subclass of a class of the facade that also derives from Keras's, registered with Keras as it is."""
+    import keras
+
+    mixin = JoinedTransformation if issubclass(facade, FromTransformation) else Joined
+    theirs = keras.optimizers.LossScaleOptimizer if issubclass(facade, LossScaleOptimizer) else keras.Optimizer
+    own = {"_facade": facade, "__module__": facade.__module__, "__doc__": facade.__doc__}
+    if not hasattr(facade, "update_step"):
+        own["update_step"] = _Absent()
+    cls = type(facade.__name__, (mixin, facade, theirs), own)
+    package, _, name = keras.saving.get_registered_name(facade).rpartition(">")
+    if CLASSES.get(facade.__name__) is facade or facade is FromTransformation:
+        package = PACKAGE
+    if package:
+        keras.saving.register_keras_serializable(package, name)(cls)
+    return cls
+
+
+def register_classes() -> None:
+    """Registers the library's optimizers with Keras, so that a process that only loads files knows them."""
+    for cls in (*CLASSES.values(), FromTransformation):
+        if issubclass(cls, Optimizer):
+            joined_class(cls)
+
+
+def _new(facade: Any) -> Any:
+    return object.__new__(facade)
+
+
+@contextmanager
+def _restored(variables: list[Any]) -> Iterator[None]:
+    before = [v._value for v in variables]
+    try:
+        yield
+    finally:
+        for v, x in zip(variables, before, strict=True):
+            v._value = x
+
+
+def _array(x: Any) -> Any:
+    import keras
+
+    return x.value if isinstance(x, keras.Variable) else jnp.asarray(x)
+
+
+def _in_scope() -> bool:
+    """Returns whether Keras keeps assignments apart, in a `keras.StatelessScope`."""
+    import keras
+
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
+
+
+def _is_schedule(rate: Any) -> bool:
+    return isinstance(rate, Schedule | schedules.LearningRateSchedule)
+
+
+def _registered(config: Any) -> dict[str, type]:
+    """Returns the classes named in a config that the user has registered with Keras or given to it."""
+    import keras
+
+    found = {}
+    inner = config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ()
+    for x in inner:
+        found |= _registered(x)
+    for entry in ("class_name", "registered_name"):
+        name = config.get(entry) if isinstance(config, dict) else None
+        known = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+        if known is not None:
+            found[name] = known
+    return found

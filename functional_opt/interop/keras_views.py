@@ -1,0 +1,212 @@
+"""Views: the arrays of a facade optimizer as variables of the real Keras, which reads and assigns to them."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..keras.engine.by_variable import is_by_variable
+from ..keras.optimizers import Optimizer
+from ..keras.variables.foreign import as_variable
+from ..keras.variables.variable import Variable
+
+
+class Views:
+    """The views of one optimizer. They stay the same objects, by which Keras's scopes know them."""
+
+    def __init__(self) -> None:
+        self.trainable: list[Any] | None = None
+        """The variables that `build` was given, in their order, which is that of the arrays in Keras's steps."""
+        self._numbers: dict[int, Any] = {}
+        self._tables: dict[int, _Table] = {}
+        self._paths: set[str] = set()
+
+    def __deepcopy__(self, memo: dict) -> "Views":
+        return Views()
+
+    def numbers(self, optimizer: Optimizer) -> list[Any]:
+        """Returns the views of the variables beside the state: `iterations`, the learning rate, own weights."""
+        return [self._number(part, v) for part in family(optimizer) for v in _beside_the_state(part)]
+
+    def __call__(self, optimizer: Optimizer) -> list[Any]:
+        """Returns the views of everything that a step of the optimizer, and of those that it wraps, may change."""
+        return self.numbers(optimizer) + [v for part in family(optimizer) for v in self._of_state(part)]
+
+    def averages(self, optimizer: Optimizer, variables: list[Any]) -> list[Any]:
+        """Returns the views of the running means of some variables, which the state must have."""
+        self._of_state(optimizer)
+        state: Any = optimizer._state
+        return [self._tables[id(optimizer)].view_of(state.average, optimizer._keys[id(v)]) for v in variables]
+
+    def unshare(self, optimizer: Optimizer) -> None:
+        """Copies every array, as Keras's steps reuse their memory: a variable may hold the same one."""
+        for view in self(optimizer):
+            view._value = jnp.copy(view._value)
+
+    def _number(self, part: Optimizer, v: Variable) -> Any:
+        if id(v) not in self._numbers:
+            self._numbers[id(v)] = _number_class()(v, self._name(v.path.split("/")[-1], part))
+        return self._numbers[id(v)]
+
+    def _of_state(self, part: Optimizer) -> list[Any]:
+        if _parts(part) or part._state is None:
+            return []
+        table = self._tables.setdefault(id(part), _Table(part))
+        structure = table.present().structure
+        if table.structure is None or table.structure != structure:
+            table.structure = structure
+            table.views = [_entry_class()(table, i, self._name(name, part)) for i, name in enumerate(table.names())]
+        return table.views
+
+    def _name(self, name: str, part: Optimizer) -> str:
+        """Returns a name that no other view of the optimizer has; Keras allows no slash in it."""
+        name, n = f"{part.name}_{name}".replace("/", "_"), 1
+        while (whole := name if n == 1 else f"{name}_{n}") in self._paths:
+            n += 1
+        self._paths.add(whole)
+        return whole
+
+
+class _Table:
+    """The arrays in the state of an optimizer, in their order. It follows the state when another replaces it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.views, self.structure = optimizer, [], None
+        self._known: _Places | None = None
+
+    def present(self) -> "_Places":
+        state = self.optimizer._state
+        if self._known is None or self._known.state is not state:
+            self._known = _Places(state, self.optimizer._is_custom)
+        return self._known
+
+    def names(self) -> list[str]:
+        return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _, _ in self.present().places]
+
+    def view_of(self, table: Any, key: str) -> Any:
+        """Returns the view of one entry of a dict in the state."""
+        places = self.present().places
+        return next(v for v, (path, at, _) in zip(self.views, places, strict=True) if at is table and _last(path) == key)
+
+    def read(self, i: int) -> Any:
+        path, table, index = self.present().places[i]
+        x = table[_last(path)] if table is not None else jax.tree.leaves(self.optimizer._state)[index]
+        return jax.random.key_data(x) if _is_key(x) else x
+
+    def write(self, i: int, x: Any) -> None:
+        path, table, index = self.present().places[i]
+        if table is not None:
+            table[_last(path)] = x
+            return
+        leaves, treedef = jax.tree.flatten(self.optimizer._state)
+        old = leaves[index]
+        leaves[index] = jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
+        self.optimizer._state = treedef.unflatten(leaves)
+
+
+class _Places:
+    """Where a state has its arrays: their paths, the dicts by variable that hold them, if any, and their numbers."""
+
+    def __init__(self, state: Any, is_custom: bool) -> None:
+        self.state = state
+        found, self.structure = jax.tree_util.tree_flatten_with_path(state)
+        tables = {
+            path: table
+            for path, table in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable)
+            if is_by_variable(table)
+        }
+        self.places = [
+            (path, None if _is_key(x) else tables.get(path[:-1]), i)
+            for i, (path, x) in enumerate(found)
+            # an optimizer's own weights are variables, of which the state only has copies
+            if not (is_custom and [_name_in(key) for key in path[:2]] == ["inner", "weights"])
+        ]
+
+
+def family(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """Yields an optimizer and those that it wraps."""
+    yield optimizer
+    for part in _parts(optimizer):
+        yield from family(part)
+
+
+def _parts(optimizer: Optimizer) -> list[Optimizer]:
+    return optimizer.__dict__.get("_parts", [])
+
+
+def _beside_the_state(part: Optimizer) -> list[Variable]:
+    rate = part._hyper.get("learning_rate")  # other hyperparameters are constants of a program of Keras's
+    found = [*part._counters(), *([rate] if isinstance(rate, Variable) else [])]
+    found += [*part._own_weights, *(as_variable(w) for w in part._weights)]
+    return list({id(v): v for v in found}.values())
+
+
+def _name_in(key: Any) -> Any:
+    return getattr(key, "name", getattr(key, "key", None))
+
+
+def _last(path: tuple) -> str:
+    return path[-1].key
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+# Classes of Keras's, made when Keras is there
+
+@functools.cache
+def _view_class() -> type:
+    import keras
+
+    class View(keras.Variable):
+        """A variable of Keras whose value is kept elsewhere. A subclass defines `_value`."""
+
+        def __init__(self, x: Any, name: str) -> None:
+            super().__init__(x, dtype=str(x.dtype), trainable=False, autocast=False, name=name)
+
+    return View
+
+
+@functools.cache
+def _number_class() -> type:
+    class NumberView(_view_class()):
+        """A view of one of our variables."""
+
+        def __init__(self, variable: Variable, name: str) -> None:
+            self.variable = variable
+            super().__init__(variable._value, name)
+
+        @property
+        def _value(self) -> Any:
+            return self.variable._value
+
+        @_value.setter
+        def _value(self, x: Any) -> None:
+            # None comes during an epoch, where Keras's step owns the array. A copy stays readable for callbacks.
+            self.variable._value = jnp.copy(self.variable._value) if x is None else x
+
+    return NumberView
+
+
+@functools.cache
+def _entry_class() -> type:
+    class EntryView(_view_class()):
+        """A view of an array in the state. During an epoch the state keeps the array that Keras's step reuses."""
+
+        def __init__(self, table: _Table, index: int, name: str) -> None:
+            self._table, self._index = table, index
+            super().__init__(table.read(index), name)
+
+        @property
+        def _value(self) -> Any:
+            return self._table.read(self._index)
+
+        @_value.setter
+        def _value(self, x: Any) -> None:
+            if x is not None:
+                self._table.write(self._index, x)
+
+    return EntryView
