@@ -50,17 +50,27 @@ def check_backend() -> None:
         )
 
 
-def asked_by_keras(optimizer: Optimizer, module: str) -> None:
-    """Joins an optimizer that a module of Keras asks for its class. Does nothing if Keras does not run on JAX.
+def asked_by_keras(optimizer: Optimizer, module: str) -> type:
+    """Returns the `__class__` that a module of Keras asks for, and joins the optimizer if Keras runs on JAX.
 
-    Raises RuntimeError in the latter case if it is `compile` that asks.
+    Raises RuntimeError if it does not and it is `compile` that asks.
     """
     import keras
 
-    if keras.backend.backend() == "jax":
-        join_keras(optimizer)
-    elif module == "keras.src.optimizers":
-        check_backend()
+    if keras.backend.backend() != "jax":
+        if module == "keras.src.optimizers":
+            check_backend()
+        return type(optimizer)
+    if issubclass(type(optimizer), Joined):
+        return type(optimizer)
+    join_keras(optimizer)
+    return _just_joined(type(optimizer))
+
+
+@functools.cache
+def _just_joined(joined: type) -> type:
+    """Returns a subclass, as `isinstance` disregards a `__class__` that is the type which the object has by then."""
+    return type(joined.__name__, (joined,), {"__module__": joined.__module__})
 
 
 class Joined(Optimizer):
@@ -102,6 +112,8 @@ class Joined(Optimizer):
 
     def build(self, var_list: Any) -> None:
         variables = list(var_list)
+        if len(list(family(self))) > 1:  # those that it wraps may have a `build` of the user's
+            self._build_once([as_variable(v) for v in variables])
         super().build(variables)
         self._views.trainable = [unwrap(as_variable(v)) for v in variables]
         join_keras(self)  # a function of a MultiOptimizer may have returned more optimizers
@@ -151,8 +163,8 @@ class Joined(Optimizer):
             return super().scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        super().finalize_variable_values(var_list)
         if any(part.use_ema for part in family(self)):
+            super().finalize_variable_values(var_list)
             self._views.unshare(self)
 
     # The learning rate
@@ -162,7 +174,7 @@ class Joined(Optimizer):
         """The variable that holds the rate, or the present value of a schedule."""
         own = getattr(self._facade, "learning_rate", None)
         rate = own.__get__(self) if own is not None else self.__getattr__("learning_rate")
-        return self.current_learning_rate() if _is_schedule(rate) else rate
+        return self.current_learning_rate() if callable(rate) else rate
 
     @learning_rate.setter
     def learning_rate(self, x: Any) -> None:
@@ -178,6 +190,12 @@ class Joined(Optimizer):
         super().__setattr__(name, x)
 
     # Files and copies
+
+    def _serialize_hyperparameter(self, name: str) -> Any:
+        import keras
+
+        x = self._hyper[name]
+        return keras.saving.serialize_keras_object(x) if _is_kerass_schedule(x) else super()._serialize_hyperparameter(name)
 
     def save_own_variables(self, store: Any) -> None:
         for i, v in enumerate(self.variables):
@@ -291,20 +309,31 @@ def _in_scope() -> bool:
 
 
 def _is_schedule(rate: Any) -> bool:
-    return isinstance(rate, Schedule | schedules.LearningRateSchedule)
+    return isinstance(rate, Schedule | schedules.LearningRateSchedule) or _is_kerass_schedule(rate)
 
 
-def _registered(config: Any) -> dict[str, type]:
+def _is_kerass_schedule(rate: Any) -> bool:
+    import keras
+
+    return isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def _registered(config: Any) -> dict[str, Any]:
     """Returns the classes named in a config that the user has registered with Keras or given to it."""
     import keras
 
-    found = {}
-    inner = config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ()
-    for x in inner:
+    if not isinstance(config, dict | list | tuple):
+        return {}
+    found: dict[str, Any] = {}
+    for x in config.values() if isinstance(config, dict) else config:
         found |= _registered(x)
-    for entry in ("class_name", "registered_name"):
-        name = config.get(entry) if isinstance(config, dict) else None
-        known = keras.saving.get_registered_object(name) if isinstance(name, str) else None
-        if known is not None:
-            found[name] = known
+    name = config.get("class_name") if isinstance(config, dict) else None
+    if isinstance(name, str):
+        known = {n.rpartition(">")[2]: c for n, c in keras.saving.get_custom_objects().items() if not _is_own(n)}
+        if cls := keras.saving.get_registered_object(name) or known.get(name):
+            found[name] = cls
     return found
+
+
+def _is_own(registered_name: str) -> bool:
+    return registered_name.startswith(f"{PACKAGE}>")
