@@ -194,8 +194,9 @@ class Joined(Optimizer):
     def _serialize_hyperparameter(self, name: str) -> Any:
         import keras
 
-        x = self._hyper[name]
-        return keras.saving.serialize_keras_object(x) if _is_kerass_schedule(x) else super()._serialize_hyperparameter(name)
+        if _is_kerass_schedule(self._hyper[name]):
+            return keras.saving.serialize_keras_object(self._hyper[name])
+        return super()._serialize_hyperparameter(name)
 
     def save_own_variables(self, store: Any) -> None:
         for i, v in enumerate(self.variables):
@@ -256,7 +257,7 @@ class _Absent:
 
 @functools.cache
 def joined_class(facade: type) -> type:
-    """Returns the subclass of a class of the facade that also derives from Keras's, registered with Keras as it is."""
+    """Returns the subclass of a facade class that also derives from Keras's, registered as that class is."""
     import keras
 
     mixin = JoinedTransformation if issubclass(facade, FromTransformation) else Joined

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,10 @@ class Views:
     def _of_state(self, part: Optimizer) -> list[Any]:
         if _parts(part) or part._state is None:
             return []
-        table = self._tables.setdefault(id(part), _Table(part))
-        structure = table.present().structure
-        if table.structure is None or table.structure != structure:
-            table.structure = structure
-            table.views = [_entry_class()(table, i, self._name(name, part)) for i, name in enumerate(table.names())]
+        table = self._tables.get(id(part)) or self._tables.setdefault(id(part), _Table(part))
+        if table.follow() or not table.views:
+            names = [self._name(place.name, part) for place in table.places]
+            table.views = [_entry_class()(table, i, name) for i, name in enumerate(names)]
         return table.views
 
     def _name(self, name: str, part: Optimizer) -> str:
@@ -73,56 +72,78 @@ class _Table:
     """The arrays in the state of an optimizer, in their order. It follows the state when another replaces it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer, self.views, self.structure = optimizer, [], None
-        self._known: _Places | None = None
+        self.optimizer, self.views = optimizer, []
+        self.places: list[_Place] = []
+        self._structure: Any = None
+        self._state: Any = None
+        self._nodes: list[Any] = []
 
-    def present(self) -> "_Places":
+    def follow(self) -> bool:
+        """Looks at the present state. Returns whether it has other places than the last one."""
         state = self.optimizer._state
-        if self._known is None or self._known.state is not state:
-            self._known = _Places(state, self.optimizer._is_custom)
-        return self._known
-
-    def names(self) -> list[str]:
-        return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _, _ in self.present().places]
+        if state is self._state:
+            return False
+        structure, before = jax.tree.structure(state), self._structure
+        self._state, self._nodes = state, jax.tree.leaves(state, is_leaf=is_by_variable)
+        if before is not None and structure == before:
+            return False
+        self._structure, self.places = structure, _places(state, self.optimizer._is_custom)
+        return True
 
     def view_of(self, table: Any, key: str) -> Any:
         """Returns the view of one entry of a dict in the state."""
-        places = self.present().places
-        return next(v for v, (path, at, _) in zip(self.views, places, strict=True) if at is table and _last(path) == key)
+        return next(
+            v
+            for v, place in zip(self.views, self.places, strict=True)
+            if place.node is not None and self._nodes[place.node] is table and place.key == key
+        )
 
     def read(self, i: int) -> Any:
-        path, table, index = self.present().places[i]
-        x = table[_last(path)] if table is not None else jax.tree.leaves(self.optimizer._state)[index]
+        self.follow()
+        place = self.places[i]
+        if place.node is not None:
+            return self._nodes[place.node][place.key]
+        x = jax.tree.leaves(self._state)[place.index]
         return jax.random.key_data(x) if _is_key(x) else x
 
     def write(self, i: int, x: Any) -> None:
-        path, table, index = self.present().places[i]
-        if table is not None:
-            table[_last(path)] = x
+        self.follow()
+        place = self.places[i]
+        if place.node is not None:
+            self._nodes[place.node][place.key] = x
             return
-        leaves, treedef = jax.tree.flatten(self.optimizer._state)
-        old = leaves[index]
-        leaves[index] = jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
+        leaves, treedef = jax.tree.flatten(self._state)
+        old = leaves[place.index]
+        leaves[place.index] = jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
         self.optimizer._state = treedef.unflatten(leaves)
 
 
-class _Places:
-    """Where a state has its arrays: their paths, the dicts by variable that hold them, if any, and their numbers."""
+class _Place(NamedTuple):
+    """Where a state has an array: its name, its number, and the node, if any, that holds it by a key.
 
-    def __init__(self, state: Any, is_custom: bool) -> None:
-        self.state = state
-        found, self.structure = jax.tree_util.tree_flatten_with_path(state)
-        tables = {
-            path: table
-            for path, table in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable)
-            if is_by_variable(table)
-        }
-        self.places = [
-            (path, None if _is_key(x) else tables.get(path[:-1]), i)
-            for i, (path, x) in enumerate(found)
-            # an optimizer's own weights are variables, of which the state only has copies
-            if not (is_custom and [_name_in(key) for key in path[:2]] == ["inner", "weights"])
-        ]
+    Such nodes are dicts by variable, which can be assigned to.
+    """
+
+    name: str
+    index: int
+    node: int | None
+    key: Any
+
+
+def _places(state: Any, is_custom: bool) -> list[_Place]:
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable)
+    tables = {path: i for i, (path, x) in enumerate(nodes) if is_by_variable(x)}
+    return [
+        _Place(
+            jax.tree_util.keystr(path, simple=True, separator="."),
+            i,
+            None if _is_key(x) else tables.get(path[:-1]),
+            _name_in(path[-1]),
+        )
+        for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(state))
+        # an optimizer's own weights are variables, of which the state only has copies
+        if not (is_custom and [_name_in(key) for key in path[:2]] == ["inner", "weights"])
+    ]
 
 
 def family(optimizer: Optimizer) -> Iterator[Optimizer]:
@@ -147,15 +168,12 @@ def _name_in(key: Any) -> Any:
     return getattr(key, "name", getattr(key, "key", None))
 
 
-def _last(path: tuple) -> str:
-    return path[-1].key
-
-
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 # Classes of Keras's, made when Keras is there
+
 
 @functools.cache
 def _view_class() -> type:
