@@ -97,7 +97,8 @@ class Joined(Optimizer):
     @property
     def weights(self) -> list[Variable]:
         """The weights in the order of the dialect, as before."""
-        return super().variables
+        parts = [w for part in self.__dict__.get("_parts", []) for w in part.weights]
+        return [*self._counters(), *parts] if parts else super().variables
 
     @property
     def _trainable_variables(self) -> list[Any]:
@@ -117,7 +118,6 @@ class Joined(Optimizer):
         super().build(variables)
         self._views.trainable = [unwrap(as_variable(v)) for v in variables]
         join_keras(self)  # a function of a MultiOptimizer may have returned more optimizers
-        self._views.unshare(self)
 
     # Steps
 
@@ -165,7 +165,6 @@ class Joined(Optimizer):
     def finalize_variable_values(self, var_list: Any) -> None:
         if any(part.use_ema for part in family(self)):
             super().finalize_variable_values(var_list)
-            self._views.unshare(self)
 
     # The learning rate
 

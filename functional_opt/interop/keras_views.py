@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from ..keras.engine.by_variable import is_by_variable
+from ..keras.engine.donation import to_donate
 from ..keras.optimizers import Optimizer
 from ..keras.variables.foreign import as_variable
 from ..keras.variables.variable import Variable
+
+_ARRAY = type(jnp.zeros(()))
 
 
 class Views:
@@ -39,11 +42,6 @@ class Views:
         self._of_state(optimizer)
         state: Any = optimizer._state
         return [self._tables[id(optimizer)].view_of(state.average, optimizer._keys[id(v)]) for v in variables]
-
-    def unshare(self, optimizer: Optimizer) -> None:
-        """Copies every array, as Keras's steps reuse their memory: a variable may hold the same one."""
-        for view in self(optimizer):
-            view._value = jnp.copy(view._value)
 
     def _number(self, part: Optimizer, v: Variable) -> Any:
         if id(v) not in self._numbers:
@@ -180,10 +178,32 @@ def _view_class() -> type:
     import keras
 
     class View(keras.Variable):
-        """A variable of Keras whose value is kept elsewhere. A subclass defines `_value`."""
+        """A variable of Keras whose value is kept elsewhere, by a subclass's `_read` and `_write`."""
 
         def __init__(self, x: Any, name: str) -> None:
             super().__init__(x, dtype=str(x.dtype), trainable=False, autocast=False, name=name)
+
+        @property
+        def _value(self) -> Any:
+            arrays = [self._read()]
+            if type(arrays[0]) is not _ARRAY:
+                return arrays[0]
+            own = to_donate(
+                arrays
+            )  # Keras's step reuses the memory, so an array that is held elsewhere, too, is copied
+            if own is not arrays:
+                self._write(own[0])
+            return own[0]
+
+        @_value.setter
+        def _value(self, x: Any) -> None:
+            if x is None:
+                self._let_go()
+            else:
+                self._write(x)
+
+        def _let_go(self) -> None:
+            """Is called for an epoch, where Keras's step has the array."""
 
     return View
 
@@ -197,14 +217,14 @@ def _number_class() -> type:
             self.variable = variable
             super().__init__(variable._value, name)
 
-        @property
-        def _value(self) -> Any:
+        def _read(self) -> Any:
             return self.variable._value
 
-        @_value.setter
-        def _value(self, x: Any) -> None:
-            # None comes during an epoch, where Keras's step owns the array. A copy stays readable for callbacks.
-            self.variable._value = jnp.copy(self.variable._value) if x is None else x
+        def _write(self, x: Any) -> None:
+            self.variable._value = x
+
+        def _let_go(self) -> None:
+            self.variable._value = jnp.copy(self.variable._value)  # which callbacks can read
 
     return NumberView
 
@@ -212,19 +232,16 @@ def _number_class() -> type:
 @functools.cache
 def _entry_class() -> type:
     class EntryView(_view_class()):
-        """A view of an array in the state. During an epoch the state keeps the array that Keras's step reuses."""
+        """A view of an array in the state."""
 
         def __init__(self, table: _Table, index: int, name: str) -> None:
             self._table, self._index = table, index
             super().__init__(table.read(index), name)
 
-        @property
-        def _value(self) -> Any:
+        def _read(self) -> Any:
             return self._table.read(self._index)
 
-        @_value.setter
-        def _value(self, x: Any) -> None:
-            if x is not None:
-                self._table.write(self._index, x)
+        def _write(self, x: Any) -> None:
+            self._table.write(self._index, x)
 
     return EntryView
