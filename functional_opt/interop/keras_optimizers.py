@@ -165,6 +165,7 @@ class Joined(Optimizer):
     def finalize_variable_values(self, var_list: Any) -> None:
         if any(part.use_ema for part in family(self)):
             super().finalize_variable_values(var_list)
+            self._views.unshare(self)
 
     # The learning rate
 
@@ -218,6 +219,11 @@ class Joined(Optimizer):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None) -> Optimizer:
         """Returns an optimizer of the facade. The user's classes are those that Keras knows, too."""
         return cls._facade.from_config(config, {**_registered(config), **(custom_objects or {})})
+
+    def __deepcopy__(self, memo: dict) -> Optimizer:
+        twin = super().__deepcopy__(memo)
+        self._views.unshare(self)
+        return twin
 
     def __reduce__(self) -> tuple:
         return _new, (self._facade,), self.__getstate__()

@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ..keras.engine.by_variable import is_by_variable
-from ..keras.engine.donation import to_donate
 from ..keras.optimizers import Optimizer
 from ..keras.variables.foreign import as_variable
 from ..keras.variables.variable import Variable
-
-_ARRAY = type(jnp.zeros(()))
 
 
 class Views:
@@ -42,6 +39,11 @@ class Views:
         self._of_state(optimizer)
         state: Any = optimizer._state
         return [self._tables[id(optimizer)].view_of(state.average, optimizer._keys[id(v)]) for v in variables]
+
+    def unshare(self, optimizer: Optimizer) -> None:
+        """Copies every array, as Keras's steps reuse the memory, which others may share. New views do so, too."""
+        for view in self(optimizer):
+            view._value = jnp.copy(view._value)
 
     def _number(self, part: Optimizer, v: Variable) -> Any:
         if id(v) not in self._numbers:
@@ -181,19 +183,11 @@ def _view_class() -> type:
         """A variable of Keras whose value is kept elsewhere, by a subclass's `_read` and `_write`."""
 
         def __init__(self, x: Any, name: str) -> None:
-            super().__init__(x, dtype=str(x.dtype), trainable=False, autocast=False, name=name)
+            super().__init__(jnp.copy(x), dtype=str(x.dtype), trainable=False, autocast=False, name=name)
 
         @property
         def _value(self) -> Any:
-            arrays = [self._read()]
-            if type(arrays[0]) is not _ARRAY:
-                return arrays[0]
-            own = to_donate(
-                arrays
-            )  # Keras's step reuses the memory, so an array that is held elsewhere, too, is copied
-            if own is not arrays:
-                self._write(own[0])
-            return own[0]
+            return self._read()
 
         @_value.setter
         def _value(self, x: Any) -> None:
