@@ -174,7 +174,7 @@ class Joined(Optimizer):
         """The variable that holds the rate, or the present value of a schedule."""
         own = getattr(self._facade, "learning_rate", None)
         rate = own.__get__(self) if own is not None else self.__getattr__("learning_rate")
-        return self.current_learning_rate() if callable(rate) else rate
+        return self.current_learning_rate() if callable(rate) and self._traced_hyper is None else rate
 
     @learning_rate.setter
     def learning_rate(self, x: Any) -> None:
