@@ -54,9 +54,11 @@ class Views:
         if _parts(part) or part._state is None:
             return []
         table = self._tables.get(id(part)) or self._tables.setdefault(id(part), _Table(part))
-        if table.follow() or not table.views:
-            names = [self._name(place.name, part) for place in table.places]
-            table.views = [_entry_class()(table, i, name) for i, name in enumerate(names)]
+        table.follow()
+        names = [place.name for place in table.places]
+        if names != table.viewed:
+            table.views = [_entry_class()(table, i, self._name(name, part)) for i, name in enumerate(names)]
+            table.viewed = names
         return table.views
 
     def _name(self, name: str, part: Optimizer) -> str:
@@ -72,23 +74,24 @@ class _Table:
     """The arrays in the state of an optimizer, in their order. It follows the state when another replaces it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer, self.views = optimizer, []
+        self.optimizer = optimizer
+        self.views: list[Any] = []
+        self.viewed: list[str] = []
+        """The names of the places that `views` show."""
         self.places: list[_Place] = []
         self._structure: Any = None
         self._state: Any = None
         self._nodes: list[Any] = []
 
-    def follow(self) -> bool:
-        """Looks at the present state. Returns whether it has other places than the last one."""
+    def follow(self) -> None:
+        """Looks at the present state, and finds its places if they may differ from those of the last one."""
         state = self.optimizer._state
         if state is self._state:
-            return False
-        structure, before = jax.tree.structure(state), self._structure
+            return
+        structure = jax.tree.structure(state)
         self._state, self._nodes = state, jax.tree.leaves(state, is_leaf=is_by_variable)
-        if before is not None and structure == before:
-            return False
-        self._structure, self.places = structure, _places(state, self.optimizer._is_custom)
-        return True
+        if self._structure is None or structure != self._structure:
+            self._structure, self.places = structure, _places(state, self.optimizer._is_custom)
 
     def view_of(self, table: Any, key: str) -> Any:
         """Returns the view of one entry of a dict in the state."""
