@@ -1,7 +1,9 @@
 """Optimizer: Keras's stateful API over a pure transformation. It contains no algorithm."""
 
 import functools
+import importlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -118,6 +120,14 @@ class Optimizer(Custom):
             self._set_hyper("learning_rate", learning_rate)
         self._set_hyper("decay", kwargs.get("decay", 0.0))
         self._start()
+
+    @property
+    def __class__(self) -> Any:
+        """The class. If the real Keras asks, as `compile` does, the optimizer first becomes one of Keras's, too."""
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.startswith("keras."):
+            return importlib.import_module("functional_opt.interop.keras_optimizers").asked_by_keras(self, asking)
+        return type(self)
 
     @property
     def name(self) -> str:
