@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from functional_opt.keras import Variable, optimizers
-from functional_opt.keras.engine.step import jitted_step
+from functional_opt.keras.engine.eager import jitted_step
 
 from .harness import interleave, milliseconds, report
 from .shapes import Shapes, transformer

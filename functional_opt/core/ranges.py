@@ -91,6 +91,23 @@ class Integer(Range):
         return x
 
 
+class OrNone(Range):
+    """A range of a number that may also be None.
+
+    >>> OrNone("[0, inf)").check("rate", None)
+    >>> OrNone("[0, inf)").check("rate", -1)
+    Traceback (most recent call last):
+    ValueError: rate must be in [0, inf) or None, got -1
+    """
+
+    def __init__(self, interval: str):
+        super().__init__(interval)
+        self.interval = f"{interval} or None"
+
+    def check(self, name: str, x: Any) -> Any:
+        return None if x is None else super().check(name, x)
+
+
 class Convert:
     """Annotates a field whose values are converted or rejected: `Convert(function of name and value)`.
 

@@ -1,6 +1,8 @@
 """The stateful facade: Keras's optimizers on JAX. To port a script, change its import."""
 
 from . import optimizers as optimizers
-from .variables.indexed_slices import IndexedSlices as IndexedSlices
+from .engine.function import function as function
 from .optimizers import Optimizer as Optimizer
+from .variables.gradients import value_and_grad as value_and_grad
+from .variables.indexed_slices import IndexedSlices as IndexedSlices
 from .variables.variable import Variable as Variable

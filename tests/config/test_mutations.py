@@ -129,7 +129,7 @@ COSINE = {"class_name": "CosineDecay"}
             AT | {"config": {"learning_rate": COSINE | {"config": {"decay_steps": "9"}}}},
             r"^SGD: learning_rate: CosineDecay: decay_steps of CosineDecay must be a whole number, got '9' \(str\)",
         ),
-        ({"class_name": "Adam", "config": {"epsilon": float("inf")}}, r"^Adam: eps must be in \[0, inf\), got inf"),
+        ({"class_name": "Adam", "config": {"epsilon": float("inf")}}, r"^Adam: epsilon must be in \[0, inf\), got"),
         ({"class_name": "MultiOptimizer", "config": {}}, r"needs 'optimizer_map' in its config"),
         ({"class_name": "LossScaleOptimizer", "config": {"inner_optimizer": []}}, r"^LossScaleOptimizer: inner_opt"),
     ],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_opt import apply_updates, keras
-from functional_opt.keras.engine.step import jitted_step
+from functional_opt.keras.engine.eager import jitted_step
 
 KERNEL, BIAS = np.float32([1.0, -2.0, 3.0]), np.float32([0.5])
 NAMES = ("dense/kernel", "dense/bias")

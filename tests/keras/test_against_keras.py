@@ -59,3 +59,25 @@ def test_the_same_trajectory(name):
         for our, their in pairs:
             expected = real.ops.convert_to_numpy(their.value)
             np.testing.assert_allclose(our.value, expected, rtol=3e-4, atol=5e-6, err_msg=f"{their.path}, {step}")
+
+
+@pytest.mark.parametrize("assigned", [{3: 25}, {2: 25, 4: 1}, {4: 0}], ids=str)
+@pytest.mark.parametrize("name", CLASSES)
+def test_iterations_that_are_assigned(name, assigned):
+    """Bias corrections, warm-ups and averages go on from the number that `iterations` is set to before a step."""
+    rng, options = np.random.default_rng(len(name)), {"learning_rate": 0.05} | OWN.get(name, {})
+    theirs = getattr(real.optimizers, name)(**options)
+    ours = getattr(keras.optimizers, name)(**options, dialect="keras3")
+    values = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    their_variables, our_variables = [real.Variable(x) for x in values], [keras.Variable(x) for x in values]
+    theirs.build(their_variables)
+    for step in range(6):
+        if step in assigned:
+            theirs.iterations.assign(assigned[step])
+            ours.iterations.assign(assigned[step])
+        grads = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+        theirs.apply(grads, their_variables)
+        ours.apply(grads, our_variables)
+        for our, their in zip(our_variables, their_variables, strict=True):
+            expected = real.ops.convert_to_numpy(their.value)
+            np.testing.assert_allclose(our.value, expected, rtol=1e-4, atol=5e-6, err_msg=f"{step}")

@@ -90,7 +90,7 @@ def test_a_pickled_optimizer_takes_variables_of_the_same_path(make):
     assert_same(thawed.get_weights(), opt.get_weights())
     another = Variable([0.0, 0.0], name="bias")
     thawed.apply_gradients([(GRADS[1], another)])
-    assert [key for key in thawed._variables] == ["kernel", "bias", "2/bias"]
+    assert [key for key in thawed._engine.store.variables] == ["kernel", "bias", "2/bias"]
 
 
 def test_saving_and_loading():

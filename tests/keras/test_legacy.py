@@ -433,7 +433,7 @@ def test_a_name_there_must_be(name):
     ids=lambda x: x.__name__ if isinstance(x, type) else str(x),
 )
 def test_out_of_range(cls, argument, x):
-    with pytest.raises(ValueError, match=argument.replace("beta1", "beta_1").replace("beta2", "beta_2")):
+    with pytest.raises(ValueError, match=argument):
         make(cls, **{argument: x})
 
 

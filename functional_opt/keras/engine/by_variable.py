@@ -34,20 +34,21 @@ class State(NamedTuple):
 
     `inner` is the state of the transformation, and `counted` the number of steps that the counts in it stand for.
     `average` and `accumulated` hold, by variable, running means of the values and the gradients accumulated so
-    far. They are empty if the optimizer keeps none.
+    far. They are empty if the optimizer keeps none. `slots` holds, by name and variable, the slots made by `add_slot`.
     """
 
     inner: Any
     counted: jax.Array
     average: ByVariable
     accumulated: ByVariable
+    slots: dict[str, ByVariable]
 
 
 def extend_state(
     tx: GradientTransformation, state: State | None, values: ByVariable, *, average: bool, accumulate: bool
 ) -> State:
     """Returns the state for all of `values`: entries of `state` where it has them, initial ones elsewhere."""
-    state = State(None, zero_count(), ByVariable(), ByVariable()) if state is None else state
+    state = State(None, zero_count(), ByVariable(), ByVariable(), {}) if state is None else state
     old = dict(jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable))
 
     def carry(path, fresh):
@@ -62,7 +63,39 @@ def extend_state(
         state.counted,
         ByVariable((key, state.average.get(key, copies.get(key))) for key in values) if average else ByVariable(),
         ByVariable(zeros | state.accumulated) if accumulate else ByVariable(),
+        state.slots,
     )
+
+
+def completed(state: State, full: State) -> State:
+    """Returns a state with the variables of another one: its own entries, and those of `full` that it lacks."""
+    own = dict(jax.tree_util.tree_leaves_with_path(state, is_leaf=is_by_variable))
+
+    def entry(path, x):
+        return ByVariable(x | own.get(path, {})) if is_by_variable(x) else own.get(path, x)
+
+    return jax.tree_util.tree_map_with_path(entry, full, is_leaf=is_by_variable)
+
+
+def restricted(inner: Any, key: str) -> Any:
+    """Returns the part of a state that one variable has, with all that is kept once for all of them."""
+    return jax.tree.map(
+        lambda x: ByVariable({key: x[key]}) if is_by_variable(x) else x, inner, is_leaf=is_by_variable
+    )
+
+
+def merged(inner: Any, part: Any, shared_of: str, but_counts: bool = False) -> Any:
+    """Returns a state with the entries of another one, by variable, in the place of its own.
+
+    What is kept once for all variables is that of the "first" or of the "second", with `but_counts` but for counts.
+    """
+
+    def leaf(path, x, new):
+        if is_by_variable(x):
+            return ByVariable(x | new)
+        return x if shared_of == "first" or but_counts and field_name(path) == "count" else new
+
+    return jax.tree_util.tree_map_with_path(leaf, inner, part, is_leaf=is_by_variable)
 
 
 def shift_counts(inner: Any, by: jax.Array) -> Any:

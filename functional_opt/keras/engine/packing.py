@@ -105,20 +105,24 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Packed(Step):
-    """A step that takes and returns lists of arrays in place of `ByVariable`s, and a packed state."""
+class Packed:
+    """A step that takes values and packed state in one list, and returns them so, followed by the clock.
+
+    The other variables' values and the gradients are lists, too.
+    """
 
     step: Step
     layout: Layout
 
-    def __call__(self, numbers, values, state, clock, idle, grads):
+    def __call__(self, arrays, numbers, clock, idle, grads):
         keys, moving, packing = self.layout.keys, self.layout.moving, self.layout.state
+        values, state = arrays[: len(moving)], arrays[len(moving) :]
         values, grads = ({key: None for key in keys} | dict(zip(moving, xs, strict=True)) for xs in (values, grads))
         idle = ByVariable(zip((key for key in keys if key not in moving), idle, strict=True))
         values, state, clock = self.step(
             numbers, ByVariable(values), packing.unpacked(state), clock, idle, ByVariable(grads)
         )
-        return [values[key] for key in moving], packing.repacked(state), clock
+        return [*(values[key] for key in moving), *packing.repacked(state), clock]
 
 
 class Group:

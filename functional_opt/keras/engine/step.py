@@ -4,7 +4,6 @@ Transformations are arguments and their hyperparameters are leaves, so changing 
 is Keras's: unscale, accumulate, clip, decay the weights, update, average, constrain.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -148,7 +147,7 @@ def _step(
         new = _constrain(plan, new, grads, update_now)
         new, average = _average(plan, numbers, average, new, updates_done, update_now)
     counted = (iterations + 1) // plan.accumulate if plan.accumulate else increment(iterations)
-    return new, State(inner, counted.astype(state.counted.dtype), average, accumulated)
+    return new, State(inner, counted.astype(state.counted.dtype), average, accumulated, state.slots)
 
 
 def _update(
@@ -259,15 +258,3 @@ def _map(fn: Callable, *trees: Any) -> Any:
         return ByVariable(out) if isinstance(out, dict) else out
 
     return jax.tree.map(leaf, *trees, is_leaf=is_by_variable)
-
-
-@functools.partial(jax.jit, static_argnames="step", donate_argnums=(2, 3))
-def jitted_step(
-    step: Step, numbers: Any, values: Any, state: Any, clock: Any, idle: Any, grads: Any
-) -> tuple[Any, Any, Any]:
-    """Runs a step, compiled once for all optimizers of the same structure. Its values and state are donated.
-
-    Values and state are passed in the order in which they are returned: donated buffers are matched to results in
-    order, and one that had to change places would be copied.
-    """
-    return step(numbers, values, state, clock, idle, grads)

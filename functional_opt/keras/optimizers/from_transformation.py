@@ -5,8 +5,8 @@ from typing import Any
 from ...core.transformation import as_transformation
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import learning_rates, scale_by_learning_rate, with_learning_rate
+from ..engine.views import fields
 from .optimizer import NO_RATE, Optimizer
-from .views import fields
 
 
 class FromTransformation(Optimizer):
@@ -50,8 +50,8 @@ class FromTransformation(Optimizer):
     def transform(self, hyper):
         return with_learning_rate(self._tx, hyper.learning_rate) if "learning_rate" in self._hyper else self._tx
 
-    def _groups(self):
-        return tuple({name: name} for name in fields(self._state))
+    def _rule_slots(self):
+        return tuple({name: name} for name in fields(self._single_engine().store.state))
 
     def get_config(self):
         raise NotImplementedError(f"an optimizer made from a transformation has no config; its code is {self._tx!r}")

@@ -12,13 +12,17 @@ from ...optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale, scale_by_learning_rate
 from ...transforms.scaling.moments import trace
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam
-from .adam import Adamax as Adamax
-from .adam import Nadam as Nadam
-from .optimizer import Optimizer
-from .gradient import SGD, Adadelta, Adagrad, Ftrl, RMSprop
+from .adamax import Adamax as Adamax
+from .arguments import check
+from .ftrl import Ftrl
 from .graph_mode import GATE_OP
-from .views import SlotView
+from .nadam import Nadam as Nadam
+from .optimizer import Optimizer
+from .rmsprop import RMSprop
+from .sgd import SGD
 
 
 class TF1(Optimizer):
@@ -90,8 +94,8 @@ class TF1(Optimizer):
         """Returns the name, as `name` does."""
         return self._name
 
-    def _slot(self, table, key, slot_name):
-        return SlotView(self, table, key, f"{key}/{self._suffix(slot_name)}")
+    def _slot_label(self, key, slot_name):
+        return f"{key}/{self._suffix(slot_name)}"
 
     def _suffix(self, slot_name: str) -> str:
         n = [*self.get_slot_names(), slot_name].index(slot_name)
@@ -166,9 +170,10 @@ class AdagradOptimizer(TF1, Adagrad):
     """
 
     settings = ("initial_accumulator_value",)
+    ranges = {**Adagrad.ranges, "initial_accumulator_value": Range("(0, inf)")}
 
     def __init__(self, learning_rate, initial_accumulator_value=0.1, use_locking=False, name="Adagrad"):
-        Range("(0, inf]").check("initial_accumulator_value", initial_accumulator_value)
+        Range("(0, inf)").check("initial_accumulator_value", initial_accumulator_value)
         super().__init__(learning_rate, initial_accumulator_value, use_locking=use_locking, name=name)
 
     def transform(self, hyper):
@@ -196,7 +201,7 @@ class AdadeltaOptimizer(TF1, Adadelta):
     slots = ({"accum": "e_g"}, {"accum_update": "e_x"})
 
     def __init__(self, learning_rate=0.001, rho=0.95, epsilon=1e-8, use_locking=False, name="Adadelta"):
-        Range("(0, inf]").check("epsilon", epsilon)
+        Range("(0, inf)").check("epsilon", epsilon)
         super().__init__(learning_rate, rho, epsilon, use_locking=use_locking, name=name)
 
 
@@ -221,8 +226,9 @@ class AdamOptimizer(TF1, Adam):
     renamed = {"beta_1": "beta1", "beta_2": "beta2"}
 
     def __init__(self, learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-8, use_locking=False, name="Adam"):
+        check(Range("[0, 1)"), beta1=beta1, beta2=beta2)
         super().__init__(learning_rate, beta1, beta2, use_locking=use_locking, name=name)
-        self.epsilon = Range("[0, inf]").check("epsilon", epsilon)
+        self.epsilon = Range("[0, inf)").check("epsilon", epsilon)
 
 
 class RMSPropOptimizer(TF1, RMSprop):
@@ -252,10 +258,9 @@ class RMSPropOptimizer(TF1, RMSprop):
     def __init__(
         self, learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, use_locking=False, centered=False, name="RMSProp"
     ):
-        if not callable(decay):
-            Range("[0, 1)").check("decay", decay)
+        check(Range("[0, 1)"), decay=decay)
         super().__init__(learning_rate, decay, momentum, centered=centered, use_locking=use_locking, name=name)
-        self.epsilon = Range("[0, inf]").check("epsilon", epsilon)
+        self.epsilon = Range("[0, inf)").check("epsilon", epsilon)
         self.row_mode = "touched"
 
     def transform(self, hyper):
@@ -302,7 +307,10 @@ class FtrlOptimizer(TF1, Ftrl):
     ):
         rate = learning_rate, learning_rate_power, initial_accumulator_value
         penalties = l1_regularization_strength, l2_regularization_strength
-        more = {"l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength, "beta": beta or 0.0}
+        more = {
+            "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+            "beta": 0.0 if beta is None else beta,
+        }
         super().__init__(*rate, *penalties, **more, use_locking=use_locking, name=name)
         self.accum_name, self.linear_name = accum_name, linear_name
 

@@ -1,50 +1,21 @@
 """LossScaleOptimizer: training in float16 with a dynamic loss scale."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...transforms.wrapping.loss_scale import next_scale
+from ..engine.scaled import ScaledEngine, Scaling, adjusted, all_finite
+from ..engine.several import divided
+from ..variables import recording
+from ..variables.recording import BUSY
 from ..variables.variable import Variable
-from .optimizer import SHARED, Optimizer
 from .configs import within
+from .hooks import overrides
+from .optimizer import SHARED, Optimizer
 from .serialization import deserialize, serialize
-from ..engine.step import Step
-from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
-
-
-class Scaling(NamedTuple):
-    """The loss scale (`scale`), and the number of steps since it was changed (`counter`)."""
-
-    counter: jax.Array
-    scale: jax.Array
-
-
-@dataclass(frozen=True)
-class Scaled(Step):
-    """A step that is skipped unless all gradients are finite. Its state is a `Scaling`, then the inner state."""
-
-    inner: Step
-    growth_steps: int
-
-    def __call__(self, numbers, values, state, clock, idle, grads):
-        scaling, inner = state
-        grads = divided(grads, scaling.scale)
-        floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
-        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(g)) for g in floats]))
-        values, inner, clock = jax.lax.cond(
-            finite,
-            lambda: self.inner(numbers, values, inner, clock, idle, grads),
-            lambda: (values, inner, clock),
-        )
-        return values, (self._adjusted(scaling, finite), inner), clock
-
-    def _adjusted(self, scaling: Scaling, finite: jax.Array) -> Scaling:
-        smallest = float(jnp.finfo(scaling.scale.dtype).tiny)
-        scale, counter = next_scale(scaling.scale, scaling.counter, finite, self.growth_steps, smallest)
-        return Scaling(counter, scale)
+from .wrapper import DIFFERENTIATES, Wrapper, refuse_loss_scale, required_entry
 
 
 class LossScaleOptimizer(Wrapper):
@@ -53,7 +24,8 @@ class LossScaleOptimizer(Wrapper):
     g ← g / s. If all g are finite, the inner optimizer takes its step, and s doubles after
     `dynamic_growth_steps` such steps in a row. If not, the step is skipped and s is halved.
     `minimize`, `compute_gradients` and `make_train_step` scale the loss themselves. Gradients that are computed
-    elsewhere and given to `apply` or `apply_gradients` must be those of `scale_loss(loss)`.
+    elsewhere and given to `apply` or `apply_gradients` must be those of `scale_loss(loss)`. After a call of
+    `get_unscaled_gradients`, `apply_gradients` takes its results instead, as in tf.keras.
 
     Args:
         inner_optimizer: an `Optimizer`, which does all clipping, decay and averaging.
@@ -90,13 +62,19 @@ class LossScaleOptimizer(Wrapper):
             raise ValueError(f"initial_scale must be positive, got {initial_scale}")
         if not isinstance(dynamic_growth_steps, int) or dynamic_growth_steps < 1:
             raise ValueError(f"dynamic_growth_steps must be an integer >= 1, got {dynamic_growth_steps!r}")
+        self._parts, self._unscales = [inner_optimizer], False
+        self.inner_optimizer, self.initial_scale = inner_optimizer, initial_scale
+        self.dynamic_growth_steps = dynamic_growth_steps
         super().__init__(name, **kwargs)
-        self.inner_optimizer, self._parts = inner_optimizer, [inner_optimizer]
-        self.initial_scale, self.dynamic_growth_steps = initial_scale, dynamic_growth_steps
+
+    def _new_engine(self):
+        self._own_iterations = self._own_count()
         self.step_counter = Variable(0, trainable=False, dtype=jnp.int32, name=f"{self._name}/step_counter")
         self.dynamic_scale = Variable(
-            initial_scale, trainable=False, dtype=jnp.float32, name=f"{self._name}/dynamic_scale"
+            self.initial_scale, trainable=False, dtype=jnp.float32, name=f"{self._name}/dynamic_scale"
         )
+        inner = self.inner_optimizer._engine
+        return ScaledEngine(inner, self.step_counter, self.dynamic_scale, self.dynamic_growth_steps)
 
     def _part_of(self, variable):
         return 0
@@ -121,6 +99,11 @@ class LossScaleOptimizer(Wrapper):
     def learning_rate(self, x: Any) -> None:
         self.inner_optimizer.learning_rate = x
 
+    @property
+    def lr(self) -> Any:
+        """The old name of `learning_rate`."""
+        return self.learning_rate
+
     def current_learning_rate(self):
         return self.inner_optimizer.current_learning_rate()
 
@@ -130,34 +113,83 @@ class LossScaleOptimizer(Wrapper):
         """Multiplies the loss by the present scale."""
         return loss * self.dynamic_scale.value
 
-    def _loss_scale(self, numbers, state):
-        return state[0].scale
+    def get_scaled_loss(self, loss: Any) -> Any:
+        """Multiplies the loss by the present scale, as tf.keras's method; of a function, what it returns."""
+        if callable(loss) and not isinstance(loss, Variable):
+            return lambda: self.scale_loss(loss())
+        return self.scale_loss(loss)
+
+    def get_unscaled_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        """Divides gradients of the scaled loss by the present scale; `apply_gradients` then takes the results.
+
+        From the first call on, `apply_gradients` does not divide gradients itself: this is how tf.keras's loops are
+        written. `minimize`, `make_train_step` and Keras 3's `apply` go on as before.
+        """
+        self._unscales = True
+        scale = self.dynamic_scale.value
+        return [None if g is None else divided(g, scale) for g in grads]
+
+    def compute_gradients(self, loss, var_list=None, grad_loss=None, **how):
+        if not overrides(type(self.inner_optimizer), *DIFFERENTIATES, "_transform_loss"):
+            return super().compute_gradients(loss, var_list, grad_loss, **how)
+        more = how if grad_loss is None else how | {"grad_loss": grad_loss}
+        return self.inner_optimizer.compute_gradients(_Scaled(loss, self.scale_loss), var_list, **more)
+
+    def minimize(self, loss, var_list=None, grad_loss=None, name=None, tape=None, **more):
+        unscales, self._unscales = self._unscales, False
+        try:
+            return super().minimize(loss, var_list, grad_loss, name, tape, **more)
+        finally:
+            self._unscales = unscales
+
+    def _apply_pairs(self, pairs, aggregate):
+        with BUSY.lock:
+            self._engine.divided_before = self._unscales
+            try:
+                super()._apply_pairs(pairs, aggregate)
+            finally:
+                self._engine.divided_before = False
+
+    def apply(self, grads, trainable_variables=None):
+        unscales, self._unscales = self._unscales, False
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._unscales = unscales
 
     def _gradients(self, pairs, variables, aggregate=True):
         inner = self.inner_optimizer
-        if not (inner.gradient_aggregator or inner.gradient_transformers):
+        divided_before = self._engine.divided_before
+        if divided_before or not (inner.gradient_aggregator or inner.gradient_transformers):
             return super()._gradients(pairs, variables, aggregate)
         # the user's functions get gradients of the loss itself
         s = self.dynamic_scale.value
         grads = super()._gradients([(divided(g, s), v) for g, v in pairs], variables, aggregate)
         return [divided(g, 1 / s) for g in grads]
 
+    def _step(self, grads, variables):
+        if self._runs_code and not self._engine.divided_before:
+            grads = [None if g is None else divided(g, self.dynamic_scale.value) for g in grads]
+        super()._step(grads, variables)
+
+    def _take_step(self, grads, variables):
+        if not self._runs_code:
+            return super()._take_step(grads, variables)
+        inner = self.inner_optimizer
+        inner._engine.prepare([v for g, v in zip(grads, variables, strict=True) if g is not None])
+        finite = all_finite(grads)
+        pairs = list(zip(grads, variables, strict=True))
+        done = recording.call(lambda: inner.apply_gradients(pairs), (), ())
+        for cell, new in done.written.values():
+            old = recording.content(cell)
+            cell._value = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+        scaling = Scaling(self.step_counter.value, self.dynamic_scale.value)
+        self.step_counter._value, self.dynamic_scale._value = adjusted(scaling, finite, self.dynamic_growth_steps)
+        return None
+
     @property
-    def _state(self) -> Any:
-        return Scaling(self.step_counter._value, self.dynamic_scale._value), super()._state
-
-    @_state.setter
-    def _state(self, state: Any) -> None:
-        if state is not None:
-            (self.step_counter._value, self.dynamic_scale._value), inner = state
-            Wrapper._state.__set__(self, inner)
-
-    def _plan(self, variables):
-        return Scaled(super()._plan(variables), self.dynamic_growth_steps)
-
-    def _store(self, state, clock):
-        (self.step_counter._value, self.dynamic_scale._value), inner = state
-        super()._store(inner, (self._iterations._value, *clock[1:]))  # Keras's outer iteration does not advance
+    def _count(self):
+        return self._own_iterations
 
     def _counters(self):
         return [*super()._counters(), self.step_counter, self.dynamic_scale]
@@ -178,3 +210,13 @@ class LossScaleOptimizer(Wrapper):
         with within("inner_optimizer"):
             inner = deserialize(inner, custom_objects)
         return cls(inner, **rest)
+
+
+class _Scaled:
+    """A loss times the loss scale."""
+
+    def __init__(self, loss: Callable[[], Any], scale: Callable[[Any], Any]):
+        self._loss, self._scale = loss, scale
+
+    def __call__(self) -> Any:
+        return self._scale(self._loss())

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...config.words import short
+from ..engine.several import SeveralEngine, divided
 from ..variables.foreign import unwrap
 from ..variables.variable import Variable
-from .optimizer import Optimizer
 from .configs import as_arguments, class_of, within
+from .hooks import overrides
+from .optimizer import Optimizer
 from .serialization import deserialize, serialize
-from ..engine.step import Step
-from .wrapper import Wrapper, divided, refuse_loss_scale, required_entry
+from .wrapper import DIFFERENTIATES, Wrapper, refuse_loss_scale, required_entry
 
 
 class OptimizerMap(MutableMapping):
@@ -120,11 +120,20 @@ class MultiOptimizer(Wrapper):
     ):
         if not callable(optimizer_map):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got {optimizer_map!r}")
-        super().__init__(name, loss_scale_factor=loss_scale_factor, **kwargs)
         self._optimizer_map = optimizer_map
         self._parts = optimizer_map.optimizers() if isinstance(optimizer_map, OptimizerMap) else []
         self._where: dict[int, int] = {}  # the part of each variable, by id
         self._left: dict[str, int] = {}  # the same by path, for the variables of a pickled optimizer
+        super().__init__(name, loss_scale_factor=loss_scale_factor, **kwargs)
+
+    def _new_engine(self):
+        return SeveralEngine(self._own_count(), self._engines, self._part_of, self._scale)
+
+    def _engines(self) -> list[Any]:
+        return [part._engine for part in self._parts]
+
+    def _scale(self) -> float | None:
+        return self.loss_scale_factor
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -153,19 +162,19 @@ class MultiOptimizer(Wrapper):
         return where
 
     def __getstate__(self):
-        left = {v.path: self._where[id(v)] for v in self._variables.values() if id(v) in self._where}
+        left = {v.path: self._where[id(v)] for v in self._engine.known() if id(v) in self._where}
         return super().__getstate__() | {"_where": {}, "_left": self._left | left}
 
-    # The loss scale
-
-    def _loss_scale(self, numbers, state):
-        return numbers[0]
-
-    def _ready(self, variables):
-        return self.loss_scale_factor, super()._ready(variables)
-
-    def _plan(self, variables):
-        return Unscaled(super()._plan(variables))
+    def _take_step(self, grads, variables):
+        if not self._runs_code:
+            return super()._take_step(grads, variables)
+        if self.loss_scale_factor is not None:
+            grads = [None if g is None else divided(g, self.loss_scale_factor) for g in grads]
+        for part, own, gs in self._each(variables, grads):
+            if any(g is not None for g in gs):
+                part.apply_gradients(list(zip(gs, own, strict=True)))
+        self._iterations.assign_add(1)
+        return None
 
     # Configs
 
@@ -187,24 +196,13 @@ class MultiOptimizer(Wrapper):
         return cls(inner, **rest)
 
 
-@dataclass(frozen=True)
-class Unscaled(Step):
-    """A step that first divides the gradients by a loss scale.
-
-    `numbers` is a pair: the scale, or None if there is no scale, and the numbers of the inner step.
-    """
-
-    inner: Step
-
-    def __call__(self, numbers, values, state, clock, idle, grads):
-        scale, numbers = numbers
-        if scale is not None:
-            grads = divided(grads, scale)
-        return self.inner(numbers, values, state, clock, idle, grads)
-
-
 def _optimizer(argument: str, x: Any) -> Optimizer:
     if not isinstance(x, Optimizer):
         raise TypeError(f"{argument} must be an Optimizer, got {x!r}")
     refuse_loss_scale(argument, x)
+    if unused := overrides(type(x), *DIFFERENTIATES, "_transform_loss"):
+        raise TypeError(
+            f"{argument}, a {type(x).__name__}, overrides {unused[0]}, which a MultiOptimizer cannot call: it "
+            "differentiates one loss for all. Override apply_gradients instead, or change the loss"
+        )
     return x

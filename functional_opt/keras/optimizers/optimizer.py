@@ -1,29 +1,35 @@
 """Optimizer: Keras's stateful API over a pure transformation. It contains no algorithm."""
 
+import copy
 import functools
 import importlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from ...core.ranges import unread
-from ...core.transformation import GradientTransformation
-from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+
+from ...core.ranges import Range, unread
 from ...transforms.combining.chain import chain
+from ..engine.engine import Engine, SingleEngine, zero_iterations
+from ..engine.replicas import AxisName
+from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
+from ..engine.views import Derived, Fields, SlotView
+from ..variables.foreign import all_ours
+from ..variables.recording import BUSY, Cell
 from ..variables.variable import Variable
 from . import schedules
 from .configs import as_arguments, within
-from .custom import Custom
 from .graph_mode import users_level
 from .hyper import not_negative, present
-from ..engine.imperative import imperative
-from ..engine.replicas import AxisName
-from ..engine.rows import RowMode
-from ..engine.step import OptimizerStep, StepInputs, decayed
-from .stepping import GradsAndVars
+from .training import GradsAndVars, Training
+from .weights import Groups, Variables, WeightViews
 
 NO_RATE: Any = object()
 """Stands for the learning rate of an optimizer without one."""
@@ -34,7 +40,7 @@ EPSILON = 1e-7
 """Keras's default epsilon, also used if epsilon is 0 or None."""
 
 
-class Optimizer(Custom):
+class Optimizer(Training):
     """Updates variables in place, as Keras's optimizers do, by `minimize` or `apply_gradients`.
 
     A subclass makes its hyperparameters with `_set_hyper` and returns a gradient transformation from
@@ -69,8 +75,11 @@ class Optimizer(Custom):
     accumulation, they and schedules advance once per update, not with every gradient.
     """
 
-    row_mode: RowMode = "all"
-    """The way sparse gradients are applied: see `rows`."""
+    slots: Groups = ()
+    """The slots in the "keras2" dialect, or in both dialects if `keras3_slots` is empty."""
+    keras3_slots: Groups = ()
+    scalars: dict[str, str] = {}
+    """Weights that are kept once per optimizer, and the fields of the state that they are views of."""
     settings: tuple[str, ...] = ()
     """The constructor arguments that are plain attributes; `get_config` includes them."""
     default_dialect: Dialect = "keras2"
@@ -116,10 +125,14 @@ class Optimizer(Custom):
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
+        self._traced_hyper, self._last, self._programs = Cell(None), None, {}
+        self._start_hooks()
+        self._engine = self._new_engine()
+        self._views = WeightViews(self)
+        self._initial_decay = kwargs.get("decay", 0.0)
         if learning_rate is not NO_RATE:
             self._set_hyper("learning_rate", learning_rate)
-        self._set_hyper("decay", kwargs.get("decay", 0.0))
-        self._start()
+        self._set_hyper("decay", self._initial_decay)
 
     @property
     def __class__(self) -> Any:
@@ -149,18 +162,10 @@ class Optimizer(Custom):
                 raise ValueError(f"Cannot accept both `clipnorm` and `global_clipnorm`, received {given}")
         super().__setattr__(name, x)
 
-    # What a subclass defines
-
-    def transform(self, hyper: Any) -> GradientTransformation:
-        """Returns the transformation for these hyperparameters: `hyper.learning_rate` is an array or a schedule."""
-        if self._is_custom:
-            known = vars(_blank())
-            plain = int | float | str | None
-            constants = ((k, x) for k, x in self.__dict__.items() if k not in known and isinstance(x, plain))
-            return imperative(self, tuple(constants), vars(hyper))
-        raise NotImplementedError(
-            f"{type(self).__name__} must override transform(hyper), or _resource_apply_dense, or update_step"
-        )
+    def _new_engine(self) -> Engine:
+        """Returns the engine, without state."""
+        name = "iteration" if self.dialect == "keras3" else "iter"
+        return SingleEngine(self, zero_iterations(f"{self._name}/{name}"))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, as plain JSON, from which `from_config` rebuilds the optimizer without its state.
@@ -206,34 +211,37 @@ class Optimizer(Custom):
 
     # The parts of a step
 
-    def _clips(self) -> list[tuple[Callable, Any]]:
-        return [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
-
     def _numbers(self) -> StepInputs:
         """Returns the inputs of a step: transformations and numbers, with the present hyperparameters."""
-        hyper = {name: present(x) for name, x in self._hyper.items()}
+        return self._made_of_hyper(self._inputs)
+
+    def _inputs(self, hyper: dict[str, Any]) -> StepInputs:
         if "learning_rate" in hyper and self._decays:
-            hyper["learning_rate"] = decayed(hyper["learning_rate"], hyper["decay"])
+            hyper = hyper | {"learning_rate": decayed(hyper["learning_rate"], hyper["decay"])}
+        early = self._clips_here
         with unread():  # they were checked when assigned; checking them here would make the host wait at every step
-            clips = chain(*(make(bound) for make, bound in self._clips() if bound is not None))
-            rule = self.transform(SimpleNamespace(**hyper))
+            clips = chain(*(make(bound) for make, bound in ([] if early else self._clips())))
+            rule = self._imperative(hyper) if self._is_custom else self.transform(SimpleNamespace(**hyper))
         return StepInputs(
             clips=clips,
             rule=rule,
             learning_rate=hyper.get("learning_rate"),
-            weight_decay=self.weight_decay,
-            loss_scale=self.loss_scale_factor,
+            weight_decay=present(self.weight_decay) if callable(self.weight_decay) else self.weight_decay,
+            loss_scale=None if early else self.loss_scale_factor,
             ema_momentum=self.ema_momentum if self.use_ema else None,
         )
 
     @property
     def _decays(self) -> bool:
         decay = self._hyper["decay"]
-        return callable(decay) or float(decay) != 0
+        if isinstance(decay, Variable):
+            decay = decay._settled()
+        return callable(decay) or isinstance(decay, core.Tracer) or float(decay) != 0
 
     def _plan(self, variables: Sequence[Variable]) -> OptimizerStep:
         """Returns the step of these variables, as the program is compiled for it."""
-        key = lambda v: self._keys[id(v)]  # noqa: E731
+        keys = self._single_engine().store.keys
+        key = lambda v: keys[id(v)]  # noqa: E731
         shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
         return OptimizerStep(
             constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
@@ -250,11 +258,201 @@ class Optimizer(Custom):
             id(v) in ids or any(re.search(pattern, v.path) for pattern in names) for ids, names in self._undecayed
         )
 
+    def _updates_done(self, count: Any) -> Any:
+        return count // self.gradient_accumulation_steps if self.gradient_accumulation_steps else count
+
+    def _known_attributes(self) -> frozenset[str]:
+        return _attributes_of_all()
+
+    # Iterations and rates
+
+    @property
+    def _iterations(self) -> Variable:
+        return self._engine.iterations
+
+    @_iterations.setter
+    def _iterations(self, variable: Variable) -> None:
+        self._engine.iterations = variable
+        self._last = None
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of steps taken: an int32 `Variable` of shape (). Bias corrections and schedules follow it.
+
+        With `gradient_accumulation_steps` in the "keras3" dialect it is the number of updates, as in Keras 3.
+        """
+        n = self.gradient_accumulation_steps
+        if n is None or self.dialect == "keras2":
+            return self._iterations
+        count = self._iterations
+        return Derived(lambda: count._value // n, count.path, lambda x: count.assign(x * n))
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        if self.built:
+            raise RuntimeError(
+                "Cannot set `iterations` to a new Variable after the Optimizer weights have been created; "
+                "assign to the present one: optimizer.iterations.assign(...)"
+            )
+        if not (
+            isinstance(variable, Variable) and variable.shape == () and jnp.issubdtype(variable.dtype, jnp.integer)
+        ):
+            raise TypeError(f"iterations must be a Variable that holds one integer, got {variable!r}")
+        self._iterations = variable
+
+    @property
+    def built(self) -> bool:
+        """True once `build` was called or a step was taken."""
+        return self._engine.built
+
+    def current_learning_rate(self) -> Any:
+        """Returns the rate of the next step: a float32 array of shape (), whatever `learning_rate` is."""
+        rate = self._present(self._hyper["learning_rate"])
+        rate = decayed(rate, self._present(self._hyper["decay"])) if self._decays else rate
+        count = self._iterations.value
+        return resolve_schedules(count if self.dialect == "keras3" else self._updates_done(count), rate)
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Multiplies the loss by `loss_scale_factor`, if set. Gradients are divided by it in the step.
+
+        Only needed for gradients computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
+        """
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    # Slots and weights
+
+    def get_slot_names(self) -> list[str]:
+        """Returns the names of the slots that exist; none before the first step."""
+        return self._views.slot_names()
+
+    def get_slot(self, var: Any, slot_name: str) -> Variable:
+        """Returns a variable's slot, a view that can be assigned to. Raises KeyError if it does not exist."""
+        return self._views.slot(var, slot_name)
+
+    @property
+    def variables(self) -> Variables:
+        """All variables that the optimizer keeps, in the order of its dialect. The list can also be called.
+
+        First `iterations`, then (in the "keras3" dialect) the learning rate if it is a number, then running means
+        and accumulated gradients, if any, then the slots. In the "keras2" dialect, values kept once per optimizer
+        come second; in the other dialect they come last.
+        """
+        return self._views.variables()
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The same as `variables`."""
+        return self.variables
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Returns the values of `weights`."""
+        return [w.numpy() for w in self.weights]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assigns `weights`. If the slots do not exist yet, the values are kept until they are made.
+
+        Raises ValueError, and changes nothing, if the length, a shape or a kind of number differs.
+        """
+        with BUSY.lock:
+            self._views.set(weights)
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Writes the values of `variables` to a dict-like store, under the keys "0", "1" ..."""
+        for i, v in enumerate(self.variables):
+            store[str(i)] = v.numpy()
+
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Loads what `save_own_variables` wrote. Raises ValueError, and changes nothing, if it does not fit."""
+        keys = [str(i) for i in range(len(store))]
+        if missing := [key for key in keys if key not in store]:
+            raise ValueError(f"the store must have the keys '0' to '{len(keys) - 1}'; it lacks {missing}")
+        self.set_weights([np.asarray(store[key]) for key in keys])
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
+        """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
+        variables = all_ours(var_list or ())
+        self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
+
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
+        """Replaces the variables' values by their running means, if `use_ema` keeps any."""
+        for v, x in zip(all_ours(var_list), self.averaged_params(var_list), strict=True):
+            if x is not v._value:
+                v.assign(x)
+
+    def averaged_params(self, var_list: Iterable[Any] | None = None) -> list[jax.Array]:
+        """Returns the values to evaluate with: the running means if `use_ema` keeps any, else the present values.
+
+        None means all variables.
+        """
+        store = self._single_engine().store
+        given = self._engine.known() if var_list is None else all_ours(var_list)
+        means = store.state.average if store.state is not None else {}
+        return [means.get(store.keys.get(id(v)), v._value) for v in given]
+
+    def _rule_slots(self) -> Groups:
+        return self.keras3_slots if self.dialect == "keras3" and self.keras3_slots else self.slots
+
+    def _slot(self, key: str, slot_name: str) -> SlotView:
+        return self._views.added_slot(key, slot_name)
+
+    def _slot_label(self, key: str, slot_name: str) -> str:
+        """Returns the name of a slot as a variable."""
+        return f"{self._name}/{key}{'_' if self.dialect == 'keras3' else '/'}{slot_name}"
+
+    def _weights_of(self, key: str, group: dict[str, Fields]) -> Iterator[Variable]:
+        """Yields the slots of a variable in one group, as they appear in the weights."""
+        variable = self._single_engine().store.variables[key]
+        for name, field in group.items():
+            if self._views.has(field, key):
+                yield self.get_slot(variable, name)
+
+    def _counters(self) -> list[Variable]:
+        """Returns the variables that are not views of the state: `iterations`, and the learning rate if a number."""
+        rate = self._hyper.get("learning_rate")
+        return [self._iterations, *([rate] if isinstance(rate, Variable) else [])]
+
+    def _assign_weights(self, weights: Sequence[Any]) -> None:
+        self._views.assign(weights)
+
+    def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
+        """Converts weights to the present form, if the class knows an older one."""
+        return weights
+
+    # Copies
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Returns a copy with its own state, for the same variables, or for their copies if they are copied along."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        with BUSY.lock:
+            for name, x in self.__dict__.items():
+                twin.__dict__[name] = _copied_attribute(name, x, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
+        undecayed = [
+            ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())])
+            for variables, names in self._undecayed
+        ]
+        return self.__dict__ | {"_undecayed": undecayed, "_last": None, "_programs": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
+    if name in ("_last", "_programs"):
+        return None if name == "_last" else {}
+    if name == "_undecayed":
+        return [(dict(variables), list(names)) for variables, names in x]
+    return copy.deepcopy(x, memo)
+
 
 @functools.cache
-def _blank() -> Optimizer:
-    """Returns an optimizer that has only the attributes common to all."""
-    return Optimizer("blank")
+def _attributes_of_all() -> frozenset[str]:
+    """Returns the names of the attributes that every optimizer has."""
+    return frozenset(vars(Optimizer("blank")))
 
 
 SHARED: dict[str, Any] = {

@@ -4,8 +4,8 @@ from typing import Any
 
 from ...config.words import short
 from ...core.transformation import GradientTransformation
-from .optimizer import Optimizer
 from .configs import class_of, within
+from .optimizer import Optimizer
 
 CLASSES: dict[str, type] = {}
 """The library's own classes by their names in configs. This folder's `__init__` fills it."""

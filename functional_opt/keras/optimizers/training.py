@@ -1,23 +1,60 @@
 """Training: methods to minimize a loss, and to compute and apply gradients."""
 
-from collections.abc import Callable, Iterable
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from ..variables import gradients
-from ..variables.foreign import all_ours, as_variable, is_variable, unwrap
-from ..variables.variable import Variable, trainable_variables
+from ...core.transformation import EmptyState
+from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
+from ...transforms.combining.chain import chain
+from ..engine import eager
+from ..engine.engine import Engine, undone_on_error
+from ..engine.packing import Group
+from ..engine.program import Program
+from ..engine.replicas import AxisName, summed, vary_over
+from ..engine.several import divided
+from ..engine.train_step import Loss, TrainStep
+from ..engine.views import put_all
+from ..variables import gradients, recording
+from ..variables.foreign import as_variable, is_variable, unwrap
+from ..variables.indexed_slices import IndexedSlices
+from ..variables.recording import BUSY
+from ..variables.variable import Variable
 from . import graph_mode
-from ..engine.replicas import vary_over
-from .stepping import Stepping, as_pairs
-from ..engine.train_step import TrainStep
+from .hooks import SubclassHooks, overrides
+
+log = logging.getLogger(__name__)
+GradsAndVars = Sequence[tuple[Any, Any]]
+STAGES = "_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients", "_clip_gradients"
 
 
-class Training(Stepping):
-    """The part of an optimizer that handles losses and gradients."""
+class Training(SubclassHooks):
+    """The part of an optimizer that handles losses and gradients.
+
+    The public methods call one another, and the protected ones that OptimizerV2 has, through `self`: what a script
+    overrides is what runs, in compiled steps too.
+    """
 
     GATE_NONE, GATE_OP, GATE_GRAPH = graph_mode.GATE_NONE, graph_mode.GATE_OP, graph_mode.GATE_GRAPH
+
+    _engine: Engine
+    _last: Group | None  # the variables of the last step, if the next one may be taken in the same way
+    _programs: dict[Any, Program]  # the compiled steps of an optimizer with code of the user's, by its variables
+    dialect: str
+    gradient_aggregator: Callable[[GradsAndVars], GradsAndVars] | None
+    gradient_transformers: list[Callable[[GradsAndVars], GradsAndVars]]
+    axis_name: AxisName | None
+    clipvalue: Any
+    clipnorm: Any
+    global_clipnorm: Any
+    loss_scale_factor: float | None
+
+    # Losses
 
     def minimize(
         self,
@@ -37,8 +74,8 @@ class Training(Stepping):
                 loss scale if there is one, is minimized. It may assign to variables that are not trained (such as
                 running means). It is called once, and again if it makes the variables itself or reads rows of
                 other shapes than before.
-            var_list: variables, or a function of no arguments that returns them, called after the loss. If
-                None, the trainable variables that the loss reads.
+            var_list: variables in any nesting, or a function of no arguments that returns them, called after the
+                loss. If None, the trainable variables that the loss reads.
             grad_loss: the cotangent of the loss, of its shape; ones if None.
             name: a name for the operations in profiles.
             tape: must be None: JAX differentiates functions.
@@ -49,10 +86,14 @@ class Training(Stepping):
         """
         if tape is not None:
             raise TypeError("tape must be None: JAX has no tapes; give the loss as a function of no arguments")
-        pairs, assigned = self._differentiate(loss, var_list, grad_loss, **how)
-        operation = self.apply_gradients(pairs, name=name, global_step=global_step)
-        for v, x in assigned:
-            v.assign(x)
+        if not isinstance(loss, Loss):
+            gradients.check_callable(loss)
+            loss = Loss(loss)
+        more = how if grad_loss is None else how | {"grad_loss": grad_loss}
+        pairs = self.compute_gradients(loss, var_list, **more)
+        given = {"name": name, "global_step": global_step}
+        operation = self.apply_gradients(pairs, **{key: x for key, x in given.items() if x is not None})
+        gradients.assign_all(loss.written)
         return operation
 
     def compute_gradients(
@@ -76,17 +117,46 @@ class Training(Stepping):
 
         Raises what `minimize` does, and ValueError for an unknown gate or method.
         """
-        pairs, assigned = self._differentiate(
-            loss,
+        graph_mode.check(gate_gradients, aggregation_method)
+        pairs = self._compute_gradients(loss, var_list, grad_loss)
+        grads = graph_mode.gated([g for g, _ in pairs], gate_gradients)
+        if colocate_gradients_with_ops:
+            grads = graph_mode.colocated(grads, [as_variable(v) for _, v in pairs])
+        return [(g, v) for g, (_, v) in zip(grads, pairs, strict=True)]
+
+    def _compute_gradients(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any = None, tape: None = None):
+        """Returns (gradient, variable) pairs, as OptimizerV2's method of that name. May be extended."""
+        return self._get_gradients(tape, loss, var_list, grad_loss)
+
+    def _get_gradients(
+        self, tape: None, loss: Callable[[], Any], var_list: Any, grad_loss: Any = None
+    ) -> list[tuple]:
+        """Differentiates the loss. OptimizerV2's hook; `loss` is a function here, where TensorFlow has a tape."""
+        gradients.check_callable(loss)
+        if overrides(type(self), "get_gradients"):
+            variables = gradients.resolve(var_list, recording.call(loss, (), ()).reads)
+            own = [unwrap(v) for v in variables]
+            return list(zip(self.get_gradients(loss, own), own, strict=True))
+        return self._differentiated(loss, var_list, grad_loss)
+
+    def _differentiated(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any) -> list[tuple]:
+        fn, loss_of = (loss.fn, loss.of) if isinstance(loss, Loss) else (loss, lambda out: out)
+        done = gradients.differentiate(
+            fn,
             var_list,
             grad_loss,
-            gate_gradients=gate_gradients,
-            aggregation_method=aggregation_method,
-            colocate_gradients_with_ops=colocate_gradients_with_ops,
+            loss_of=lambda out: self._transform_loss(self.scale_loss(loss_of(out))),
+            value_of=lambda v: vary_over(v._value, self.axis_name),
         )
-        for v, x in assigned:
-            v.assign(x)
-        return pairs
+        if isinstance(loss, Loss):
+            loss.note(done.out, done.written)
+        else:
+            gradients.assign_all(done.written)
+        return [(g, unwrap(v)) for g, v in zip(done.grads, done.variables, strict=True)]
+
+    def _transform_loss(self, loss: Any) -> Any:
+        """Returns the loss to differentiate, an array. OptimizerV2's hook; may be overridden."""
+        return loss
 
     def get_gradients(self, loss: Callable[[], Any], params: Any) -> list[Any]:
         """Returns only the gradients. Raises ValueError for a variable not read, TypeError if loss is an array."""
@@ -94,7 +164,11 @@ class Training(Stepping):
             raise TypeError(
                 f"loss must be a function of no arguments that reads the variables, got {type(loss).__name__}"
             )
-        pairs = self.compute_gradients(loss, jax.tree.leaves(params, is_leaf=is_variable))
+        variables = jax.tree.leaves(params, is_leaf=is_variable)
+        if overrides(type(self), "get_gradients"):  # which calls this one
+            pairs = self._differentiated(loss, variables, None)
+        else:
+            pairs = self.compute_gradients(loss, variables)
         for g, v in pairs:
             if g is None:
                 name = as_variable(v).name
@@ -112,77 +186,9 @@ class Training(Stepping):
         variables = jax.tree.leaves(params, is_leaf=is_variable)
         return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
 
-    def _differentiate(
-        self,
-        loss: Callable[[], Any],
-        var_list: Any,
-        grad_loss: Any,
-        gate_gradients: int = graph_mode.GATE_OP,
-        aggregation_method: int | None = None,
-        colocate_gradients_with_ops: bool = False,
-    ) -> tuple[list, list]:
-        """Returns the pairs, and (variable, value) for the loss's assignments to variables that are not trained."""
-        graph_mode.check(gate_gradients, aggregation_method)
-        if not callable(loss):
-            raise RuntimeError(
-                "loss must be a function of no arguments that reads the variables: an array no longer knows how it "
-                f"was computed. Write minimize(lambda: ..., var_list). Received: {type(loss).__name__}"
-            )
-        named = None if var_list is None or callable(var_list) else self._resolve(var_list, {})
-        tried = trainable_variables() if named is None else named
-        for _ in range(3):  # running the loss shows which variables it reads, and which by row
-            shapes = {id(v): v._row_shapes for v in tried if v._row_shapes}
-            values = [self._local(v) for v in tried]
-            done = gradients.forward(loss, (), tried, values, shapes, loss_of=self.scale_loss)
-            variables = self._resolve(var_list, done.reads) if named is None else named
-            for v in variables:
-                v._row_shapes = done.shapes.get(id(v), ())
-            there = {id(v) for v in tried}
-            if all(id(v) in there and v._row_shapes == shapes.get(id(v), ()) for v in variables):
-                break
-            tried = variables
-        else:
-            raise RuntimeError("the loss reads other variables, or rows of another shape, each time it is called")
-        gradients.check_not_trained([v for v, _ in done.written], variables)
-        by_id = dict(zip((id(v) for v in tried), done.gradients(grad_loss), strict=True))
-        grads = graph_mode.gated([by_id[id(v)] for v in variables], gate_gradients)
-        if colocate_gradients_with_ops:
-            grads = graph_mode.colocated(grads, variables)
-        return [(g, unwrap(v)) for g, v in zip(grads, variables, strict=True)], done.written
-
-    def apply_gradients(
-        self,
-        grads_and_vars: Iterable[tuple],
-        name: str | None = None,
-        experimental_aggregate_gradients: bool = True,
-        *,
-        global_step: Any = None,
-    ) -> graph_mode.Operation:
-        """Updates the variables with their gradients and increments `iterations`, which it returns.
-
-        Args:
-            grads_and_vars: (gradient, variable) pairs. A variable whose gradient is None stays unchanged,
-                with a warning; one that is listed twice is updated twice.
-            name: a name for the operations in profiles.
-            experimental_aggregate_gradients: whether gradients of several replicas are summed, by
-                `gradient_aggregator` or over `axis_name`.
-            global_step: a variable that is incremented too.
-
-        Raises TypeError for an item that is not a pair, ValueError if all gradients are None or one does not
-        have the shape of its variable, RuntimeError outside of the axis `axis_name`. Nothing is changed then.
-        """
-        pairs, global_step = list(grads_and_vars), None if global_step is None else as_variable(global_step)
-        if not pairs:
-            return self._operation
-        with jax.named_scope(name or self._name):
-            if not self._repeat(pairs, experimental_aggregate_gradients):
-                pairs = as_pairs(pairs)
-                if not self._repeat(pairs, experimental_aggregate_gradients):  # as_pairs wraps other libraries'
-                    variables = [v for _, v in pairs]
-                    self._apply(self._gradients(pairs, variables, experimental_aggregate_gradients), variables)
-        if global_step is not None:
-            global_step.assign_add(1)
-        return self._operation
+    def scale_loss(self, loss: Any) -> Any:
+        """Multiplies the loss by the factor, if any, that gradients are divided by."""
+        raise NotImplementedError
 
     def make_train_step(
         self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False, mesh: jax.sharding.Mesh | None = None
@@ -206,24 +212,247 @@ class Training(Stepping):
         """
         return TrainStep(self, loss_fn, var_list, has_aux, mesh)
 
-    def scale_loss(self, loss: Any) -> Any:
-        """Multiplies the loss by the factor, if any, that gradients are divided by."""
+    # Gradients
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple],
+        name: str | None = None,
+        experimental_aggregate_gradients: bool = True,
+        *,
+        global_step: Any = None,
+    ) -> graph_mode.Operation:
+        """Updates the variables with their gradients and increments `iterations`, which it returns.
+
+        Args:
+            grads_and_vars: (gradient, variable) pairs. A variable whose gradient is None stays unchanged,
+                with a warning; one that is listed twice is updated twice.
+            name: a name for the operations in profiles.
+            experimental_aggregate_gradients: whether gradients of several replicas are summed, by
+                `gradient_aggregator` or over `axis_name`.
+            global_step: a variable that is incremented too.
+
+        Raises TypeError for an item that is not a pair, ValueError if all gradients are None or one does not
+        have the shape of its variable, RuntimeError outside of the axis `axis_name`. Nothing is changed then.
+        """
+        pairs, global_step = list(grads_and_vars), None if global_step is None else as_variable(global_step)
+        if pairs:
+            with jax.named_scope(name or self._name):
+                if overrides(type(self), "apply"):
+                    self.apply(*map(list, zip(*as_pairs(pairs), strict=True)))
+                else:
+                    self._apply_pairs(pairs, experimental_aggregate_gradients)
+            if global_step is not None:
+                global_step.assign_add(1)
+        return graph_mode.Operation(self._iterations)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Applies gradients, in Keras 3's form: gradients and variables are separate lists.
+
+        Args:
+            grads: one for each variable; None leaves a variable unchanged.
+            trainable_variables: the variables; those given to `build` if None.
+
+        Raises ValueError if the numbers of gradients and variables differ.
+        """
+        variables = list(self._engine.known() if trainable_variables is None else trainable_variables)
+        grads = list(grads)
+        if len(grads) != len(variables):
+            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables")
+        if overrides(type(self), "apply_gradients") and not overrides(type(self), "apply"):
+            self.apply_gradients(list(zip(grads, variables, strict=True)))
+        elif grads:
+            self._apply_pairs(list(zip(grads, variables, strict=True)), True)
+
+    def _apply_pairs(self, pairs: list[Any], aggregate: bool) -> None:
+        """Takes a step: in the way of the last one if it is like that, else by all stages."""
+        if self._is_like_last(aggregate) and eager.repeat(self._engine, self._last, pairs):
+            return
+        pairs = as_pairs(pairs)
+        # as_pairs wraps other libraries' variables, so that the step may be like the last one after all
+        if self._is_like_last(aggregate) and eager.repeat(self._engine, self._last, pairs):
+            return
+        with BUSY.lock:
+            variables = [v for _, v in pairs]
+            self._step(self._gradients(pairs, variables, aggregate), variables)
+
+    def _is_like_last(self, aggregate: bool) -> bool:
+        return not (
+            self._last is None
+            or aggregate
+            and (self.gradient_aggregator or self.axis_name is not None)
+            or self.gradient_transformers
+            or overrides(type(self), *STAGES)
+        )
+
+    def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
+        """Returns the gradients after the user's functions, one for each variable, None for a missing one."""
+        present = [(g, unwrap(v)) for g, v in pairs if g is not None]
+        if not present:
+            raise ValueError(f"No gradients provided for any variable: {[v.name for v in variables]}.")
+        if missing := [v.name for g, v in pairs if g is None]:
+            log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
+        if aggregate:
+            present = self._aggregate_gradients(self._transform_unaggregated_gradients(present))
+        present = as_pairs(self._transform_gradients(list(present)))
+        if self.global_clipnorm is not None and len({id(v) for _, v in present}) < len(present):
+            present = _clipped_together(present, self.global_clipnorm * (self.loss_scale_factor or 1.0))
+        queues: dict[int, list] = {}
+        for g, v in present:
+            check_gradient(g, v)
+            queues.setdefault(id(v), []).append(g)
+        return [queues[id(v)].pop(0) if queues.get(id(v)) else None for v in variables]
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
+        """Returns the pairs before gradients of several replicas are summed. OptimizerV2's hook."""
+        return grads_and_vars
+
+    def _aggregate_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
+        """Sums gradients of several replicas. OptimizerV2's hook."""
+        if self.gradient_aggregator:
+            return self.gradient_aggregator(grads_and_vars)
+        if self.axis_name is None:
+            return grads_and_vars
+        sums = summed([g for g, _ in grads_and_vars], self.axis_name)
+        return list(zip(sums, (v for _, v in grads_and_vars), strict=True))
+
+    def _transform_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
+        """Clips gradients and calls `gradient_transformers`. OptimizerV2's hook."""
+        if self._clips_here:
+            grads, variables = zip(*grads_and_vars, strict=True)
+            if self.loss_scale_factor is not None:
+                grads = divided(list(grads), self.loss_scale_factor)
+            grads_and_vars = list(zip(self._clip_gradients(list(grads)), variables, strict=True))
+        for fn in self.gradient_transformers:
+            grads_and_vars = fn(list(grads_and_vars))
+        return grads_and_vars
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        """Clips gradients as the optimizer is set to. OptimizerV2's hook."""
+        plain = [g.values if isinstance(g, IndexedSlices) else g for g in grads]
+        clips = chain(*(make(bound) for make, bound in self._clips()))
+        clipped, _ = clips.update(plain, clips.init(plain))
+        return [
+            g.with_values(new) if isinstance(g, IndexedSlices) else new for g, new in zip(grads, clipped, strict=True)
+        ]
+
+    def _clips(self) -> list[tuple[Callable, Any]]:
+        """Returns the clips that are set, with their bounds, in order."""
+        clips = [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
+        return [(make, bound) for make, bound in clips if bound is not None]
+
+    @property
+    def _clips_here(self) -> bool:
+        """True if gradients are clipped before the compiled step, because the user's code comes before or after."""
+        return bool(overrides(type(self), "_transform_gradients", "_clip_gradients"))
+
+    # Steps
+
+    def _step(self, grads: Sequence[Any], variables: Sequence[Variable]) -> None:
+        """Takes a step with gradients that have passed all stages."""
+        self._build_once([v for g, v in zip(grads, variables, strict=True) if g is not None])
+        if self._runs_code and not recording.active():
+            key = tuple(map(id, variables))
+            if key not in self._programs:
+                self._programs[key] = Program(functools.partial(self._take_step, variables=tuple(variables)))
+            grads = [g if g is None or isinstance(g, IndexedSlices) else jnp.asarray(g) for g in grads]
+            self._programs[key](list(grads))
+        else:
+            self._last = self._take_step(grads, variables)
+
+    @property
+    def _differentiates(self) -> bool:
+        """True if code of the user's may differentiate the loss in a way of its own."""
+        return bool(overrides(type(self), "minimize", "compute_gradients", "_compute_gradients", "_get_gradients"))
+
+    def _take_step(self, grads: Sequence[Any], variables: Sequence[Variable]) -> Group | None:
+        return eager.apply(self._engine, grads, variables)
+
+    @property
+    def _runs_code(self) -> bool:
+        """True if a step runs code of the user's that reads and assigns variables."""
+        return self._is_custom
+
+    def build(self, var_list: Iterable[Any]) -> None:
+        """Makes the slots of the variables now, rather than at the first step."""
+        with BUSY.lock, undone_on_error(self._engine):
+            self._engine.prepare([as_variable(v) for v in var_list])
+
+    def _build_once(self, variables: Sequence[Variable]) -> None:
+        """Calls `build` before the first step if the user overrides it, as Keras 3 does."""
+        if not self._engine.built and overrides(type(self), "build"):
+            with recording.paused():
+                self.build([unwrap(v) for v in variables])
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Applies gradients as a pure function, for use in `jax.jit`. Returns new values of both kinds of variables.
+
+        Args:
+            optimizer_variables: values in the order of `variables`.
+            grads: one for each variable given to `build`, in that order; None leaves a variable unchanged.
+            trainable_variables: the values of these variables.
+
+        Raises ValueError if the optimizer is not built, or if a list has the wrong length.
+        """
+        own, variables = self.variables, self._engine.known()
+        if not self._engine.built:
+            raise ValueError("the optimizer is not built; call optimizer.build(variables) first")
+        for name, given, known in (
+            ("optimizer_variables", optimizer_variables, own),
+            ("grads", grads, variables),
+            ("trainable_variables", trainable_variables, variables),
+        ):
+            if len(given) != len(known):
+                raise ValueError(f"{name} must have {len(known)} arrays, got {len(given)}")
+
+        def run() -> tuple[list[jax.Array], list[jax.Array]]:
+            put_all(own, [jnp.asarray(x) for x in optimizer_variables])
+            for v, x in zip(variables, trainable_variables, strict=True):
+                v._value = jnp.asarray(x)
+            self.apply(grads, variables)
+            return [v._value for v in variables], [v._value for v in own]
+
+        return recording.call(run, (), ()).out
+
+    @property
+    def variables(self) -> list[Variable]:
         raise NotImplementedError
 
-    def _local(self, v: Variable) -> jax.Array:
-        """Returns the value to differentiate with respect to: in replicas, the replica's own."""
-        return vary_over(v._value, self.axis_name)
 
-    def _resolve(self, var_list: Any, reads: dict[int, Variable]) -> list[Variable]:
-        """Returns the variables of a `var_list`; by default, the trainable ones among those that were read."""
-        if var_list is None:
-            variables = [v for v in reads.values() if v.trainable]
-        else:
-            given: Any = var_list() if callable(var_list) else var_list
-            given = list(given)
-            if others := [x for x in given if not is_variable(x)]:
-                raise ValueError(f"var_list must hold variables, got {others[0]!r}")
-            variables = all_ours(given)
-        if not variables:
-            raise ValueError("No variables to minimize: var_list is empty, or the loss reads no trainable variable")
-        return variables
+def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
+    """Returns (gradient, variable) pairs, with other libraries' variables wrapped. Raises TypeError for non-pairs."""
+    pairs = list(grads_and_vars)
+    if not eager.are_pairs(pairs):
+        for pair in pairs:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
+    if {type(v) for _, v in pairs} == {Variable}:
+        return [(g, v) for g, v in pairs]
+    for _, v in pairs:
+        if not is_variable(v):
+            raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
+    return [(g, as_variable(v)) for g, v in pairs]
+
+
+def check_gradient(g: Any, v: Variable) -> None:
+    """Raises an error for a gradient that does not have the shape of its variable, or cannot be a gradient of it."""
+    shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
+    if shape != v.shape:
+        raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
+    dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"the gradient of {v.name} must be floating-point, got {dtype}")
+    if isinstance(g, IndexedSlices) and v.constraint is not None:
+        raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
+
+
+def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:
+    """Clips by the joint norm if a variable is listed twice, as each round would only see a part of it."""
+    values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
+    clipped, _ = clip_by_global_norm(bound).update(values, EmptyState())
+    return [
+        (old.with_values(g) if isinstance(old, IndexedSlices) else g, v)
+        for g, (old, v) in zip(clipped, pairs, strict=True)
+    ]

@@ -25,11 +25,11 @@ class Foreign(Variable):
     def __init__(self, theirs: Any):
         self.theirs = theirs
         self._name = str(getattr(theirs, "path", None) or getattr(theirs, "name", None) or type(theirs).__name__)
-        self._unwatched = not _is_keras(theirs)
+        self._unwatched = self._swaps = not _is_keras(theirs)
         self.overwrite_with_gradient = bool(getattr(theirs, "overwrite_with_gradient", False))
-        if not isinstance(self._value, jax.Array):
+        if not isinstance(self._stored, jax.Array):
             raise TypeError(
-                f"{self._name} holds a {type(self._value).__name__}, not a JAX array; "
+                f"{self._name} holds a {type(self._stored).__name__}, not a JAX array; "
                 "with Keras, set KERAS_BACKEND=jax and build the model first"
             )
 
@@ -42,13 +42,13 @@ class Foreign(Variable):
         return getattr(self.theirs, "constraint", None)
 
     @property
-    def _value(self) -> Any:
+    def _stored(self) -> Any:
         if hasattr(self.theirs, "_raw_value"):  # nnx, which deprecates `value`
             return self.theirs._raw_value
         return self.theirs._value if _is_keras(self.theirs) else self.theirs.value
 
-    @_value.setter
-    def _value(self, x: Any) -> None:
+    @_stored.setter
+    def _stored(self, x: Any) -> None:
         if hasattr(self.theirs, "_raw_value"):  # bypasses nnx's check of the trace: the old value is put back later
             object.__setattr__(self.theirs, "_raw_value", x)
         elif _is_keras(self.theirs):
@@ -120,12 +120,13 @@ def _watch_keras() -> Iterator[None]:
     class Watch(keras.StatelessScope):
         def get_current_value(self, variable):
             if variable._value is not None:
-                recording.note_read(as_variable(variable))
+                view = as_variable(variable)
+                recording.note_read(view)
+                return view._value
 
         def add_update(self, update):
             variable, value = update
-            recording.note_write(as_variable(variable))
-            variable._value = value
+            as_variable(variable)._value = value
 
     with Watch(initialize_variables=False):
         yield

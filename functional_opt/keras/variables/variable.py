@@ -26,7 +26,7 @@ def _operator(op: Callable, swapped: bool = False) -> Callable:
     return method
 
 
-class Variable:
+class Variable(recording.Cell):
     """A named, mutable array. JAX functions and operators treat it as the array that it holds.
 
     The array itself is never written to: an assignment replaces it by another. An array taken as `v.value`
@@ -53,7 +53,6 @@ class Variable:
     """
 
     __array_priority__ = 100  # so `numpy_array @ variable` calls the variable, as with a JAX array
-    _stand_in = False  # whether JAX unflattened it in recorded code, so that it is not the user's variable
     overwrite_with_gradient = False
     _unwatched = False  # whether reads of it go unrecorded
     _row_shapes: tuple[tuple[int, ...], ...] = ()  # of the indices of each sparse_read in the last loss
@@ -73,25 +72,25 @@ class Variable:
         shape: tuple[int, ...] | None = None,
         overwrite_with_gradient: bool = False,
     ):
-        if shape is not None and callable(initial_value):
-            initial_value = initial_value(tuple(shape), dtype or jnp.float32)
-        elif callable(initial_value):
-            initial_value = initial_value()
-        # a copy: the caller may write to a NumPy array, or hold on to a JAX one
-        value = jnp.array(initial_value, dtype=dtype)
-        self._value = value.astype(value.dtype)  # drops a weak type, which a step would make strong
-        if shape is not None and self._value.shape != tuple(shape):
-            raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self._value.shape}")
+        if callable(initial_value):
+            arguments = () if shape is None else (tuple(shape), dtype or jnp.float32)
+            with jax.ensure_compile_time_eval():  # an initializer takes nothing that is traced
+                initial_value = initial_value(*arguments)
+        self._stored = _copied(initial_value, dtype)
+        if shape is not None and self.shape != tuple(shape):
+            raise ValueError(f"initial_value of {name!r} must have shape {tuple(shape)}, got {self.shape}")
         self.trainable = trainable
         self.constraint = constraint
         self.overwrite_with_gradient = overwrite_with_gradient
         self._name = name.removesuffix(":0")
+        recording.note_made(self)
         _alive[id(self)] = self
 
     @property
     def value(self) -> jax.Array:
         """The array that the variable holds."""
-        recording.note_read(self)
+        if recording.active():
+            recording.note_read(self)
         return self._value
 
     @property
@@ -120,7 +119,6 @@ class Variable:
         value = jnp.asarray(value) if isinstance(value, jax.Array | Variable) else jnp.array(value)
         if value.shape != self.shape:
             raise ValueError(f"{self._name!r} has shape {self.shape}; it cannot be assigned {value.shape}")
-        recording.note_write(self)
         self._value = value.astype(self.dtype)
         return self
 
@@ -234,20 +232,22 @@ class Variable:
         return id(self)
 
     def __repr__(self):
-        traced = isinstance(self._value, core.Tracer)
-        value = "…" if traced else np.array2string(np.asarray(self._value), separator=", ", threshold=8)
+        x = self._value
+        value = "…" if isinstance(x, core.Tracer) else np.array2string(np.asarray(x), separator=", ", threshold=8)
         return f"Variable({self._name!r}, shape={self.shape}, dtype={self.dtype}, value={value})"
 
     def __deepcopy__(self, memo):
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)  # safe to share: an optimizer copies a shared array before reusing it
+        # safe to share the array: an optimizer copies a shared one before reusing it
+        twin.__dict__.update(self.__dict__ | {"_stored": self._settled()})
+        memo[id(self)] = twin
         _alive[id(twin)] = twin
         return twin
 
 
 def trainable_variables() -> list[Variable]:
     """Returns all trainable variables that are alive, whatever model they belong to."""
-    return [v for v in _alive.values() if v.trainable and not (v._stand_in or _is_deleted(v._value))]
+    return [v for v in _alive.values() if v.trainable and not (v._stand_in or _is_deleted(v._settled()))]
 
 
 def _is_deleted(x: Any) -> bool:
@@ -260,9 +260,19 @@ def _flatten(v: Variable):
 
 def _unflatten(aux, children):
     v = object.__new__(Variable)
-    (v._value,), (v._name, v.trainable, v.constraint, v.overwrite_with_gradient) = children, aux
-    v._stand_in = recording.active() or isinstance(v._value, core.Tracer)
+    (v._stored,), (v._name, v.trainable, v.constraint, v.overwrite_with_gradient) = children, aux
+    v._stand_in = recording.active() or isinstance(v._stored, core.Tracer)
     return v
+
+
+def _copied(x: Any, dtype: Any) -> jax.Array:
+    """Returns a copy, because the caller may write to a NumPy array or hold on to a JAX one."""
+    if not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(x)):
+        with jax.ensure_compile_time_eval():  # an array also where a program is traced
+            array = jnp.array(x, dtype=dtype)
+            return array.astype(array.dtype)  # drops a weak type, which a step would make strong
+    array = jnp.array(x, dtype=dtype)
+    return array.astype(array.dtype)
 
 
 # A pytree of one leaf: jnp functions no longer accept a bare `__jax_array__`, only a pytree that also has it.

@@ -1,85 +1,18 @@
-"""Lion, Lamb and Adafactor, which exist only in Keras 3: their arguments, slots and transformations."""
+"""Adafactor, which exists only in Keras 3: its arguments, slots and transformation."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ...core.ranges import Range
 from ...optimizers.adafactor import relative_step, scale_by_factored_rms
-from ...optimizers.adam import scale_by_adam
-from ...optimizers.lion import scale_by_lion
 from ...transforms.clipping.clip import clip_by_block_rms
 from ...transforms.combining.chain import chain
 from ...transforms.scaling.learning_rate import scale_by_learning_rate
-from ...transforms.scaling.trust_ratio import scale_by_param_block_rms, scale_by_trust_ratio
-from .adam import TwoMoments
+from ...transforms.scaling.trust_ratio import scale_by_param_block_rms
+from ..engine.views import Derived
 from .optimizer import Optimizer
-from .views import Derived
-
-
-class Lion(Optimizer):
-    """p ← p − learning_rate · sign(β₁·m + (1 − β₁)·g); then m ← β₂·m + (1 − β₂)·g.
-
-    Args:
-        learning_rate: a number, a schedule, or a callable; 3 to 10 times smaller than Adam's.
-        beta_1: weight of the mean in the direction, in (0, 1).
-        beta_2: decay of the mean, in [0, 1).
-        name, kwargs: as in `Optimizer`.
-
-    Slots: momentum. Chen et al. 2023, arXiv:2302.06675.
-
-    >>> from functional_opt import keras
-    >>> v = keras.Variable(1.0, name="v")
-    >>> _ = Lion(0.1).minimize(lambda: v**2, [v])
-    >>> round(float(v), 3)
-    0.9
-    """
-
-    default_dialect = "keras3"
-    slots = ({"momentum": "mu"},)
-
-    def __init__(
-        self,
-        learning_rate: Any = 0.001,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.99,
-        name: str | None = None,
-        **kwargs: Any,
-    ):
-        if isinstance(beta_1, int | float) and not 0 < beta_1 < 1:
-            raise ValueError(f"`beta_1` must be between ]0, 1[. Received: beta_1={beta_1}.")
-        super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._set_hyper("beta_1", beta_1)
-        self._set_hyper("beta_2", beta_2)
-
-    def transform(self, hyper):
-        return chain(scale_by_lion(hyper.beta_1, hyper.beta_2), scale_by_learning_rate(hyper.learning_rate))
-
-
-class Lamb(TwoMoments):
-    """p ← p − learning_rate · ‖p‖ / ‖u‖ · u, u Adam's direction; the ratio is 1 if one of the norms is 0.
-
-    Args:
-        learning_rate: a number, a schedule, or a callable.
-        beta_1, beta_2: decay of the means, in [0, 1).
-        epsilon: added outside the root; 0 or None means 1e-7.
-        name, kwargs: as in `Optimizer`; `weight_decay` is applied outside the ratio.
-
-    Slots: momentum, velocity. You et al. 2019, arXiv:1904.00962.
-
-    >>> from functional_opt import keras
-    >>> v = keras.Variable(5.0, name="v")
-    >>> _ = Lamb(0.1).minimize(lambda: v**2, [v])
-    >>> round(float(v), 3)
-    4.5
-    """
-
-    default_dialect = "keras3"
-    slots = ({"momentum": "mu", "velocity": "nu"},)
-
-    def transform(self, hyper):
-        adam = scale_by_adam(hyper.beta_1, hyper.beta_2, self.epsilon)
-        return chain(adam, scale_by_trust_ratio(), scale_by_learning_rate(hyper.learning_rate))
 
 
 class Adafactor(Optimizer):
@@ -88,9 +21,9 @@ class Adafactor(Optimizer):
     Args:
         learning_rate: a number, a schedule, or a callable.
         beta_2_decay: the exponent with which the decay of V tends to 1, ≤ 0.
-        epsilon_1: added to g².
-        epsilon_2: the lower bound on the root mean square of p.
-        clip_threshold: the upper bound on the root mean square of u.
+        epsilon_1: added to g², ≥ 0.
+        epsilon_2: the lower bound on the root mean square of p, ≥ 0.
+        clip_threshold: the upper bound on the root mean square of u, > 0.
         relative_step: whether ρ is min(learning_rate, 1/√t) rather than learning_rate.
         name, kwargs: as in `Optimizer`.
 
@@ -108,6 +41,12 @@ class Adafactor(Optimizer):
     default_dialect = "keras3"
     slots = ({"r": "v_row", "c": "v_col", "v": "v"},)
     settings = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
+    ranges = {
+        "beta_2_decay": Range("(-inf, 0]"),
+        "epsilon_1": Range("[0, inf)"),
+        "epsilon_2": Range("[0, inf)"),
+        "clip_threshold": Range("(0, inf]"),
+    }
 
     def __init__(
         self,
@@ -125,7 +64,7 @@ class Adafactor(Optimizer):
         self.clip_threshold, self.relative_step = clip_threshold, relative_step
 
     def _weights_of(self, key, group):
-        variable = self._variables[key]
+        variable = self._single_engine().store.variables[key]
         r, c, v = (self.get_slot(variable, name) for name in "rcv")
         r._name = c._name = f"{self._name}/{key}"  # as in Keras
         v._name = f"{self._name}/{key}_velocity"

@@ -1,0 +1,93 @@
+"""Runs a program that may reuse the memory of its inputs: all of its results are stored, or nothing changes.
+
+JAX gives no result of a donating program back twice. If an exception arrives between the end of the program and the
+assignment of its results (Ctrl-C, for one), the inputs are gone and so are the results. So the results go into a list
+before Python runs another instruction, and are stored from there, whatever happens.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..variables.foreign import Foreign
+from ..variables.recording import BUSY, Cell
+from .donation import to_donate
+
+
+class _Thread(threading.local):
+    stored = 0
+
+
+_thread = _Thread()
+
+
+def stored() -> int:
+    """Returns how many times this thread has stored results."""
+    return _thread.stored
+
+
+def run(
+    program: Callable[..., list[Any]],
+    cells: Sequence[Cell],
+    arrays: list[jax.Array],
+    others: Sequence[Any],
+    store: Callable[[list[Any]], None],
+    *,
+    warm: bool,
+) -> None:
+    """Calls `program(arrays, *others)` and `store` with its result. The caller holds the lock of `BUSY`.
+
+    Args:
+        program: a jitted function that donates `arrays` and returns a list of arrays.
+        cells: what holds the arrays now. If these are given away, readers wait until the results are stored.
+        arrays: each is held by one cell. What somebody else holds too is copied.
+        store: puts the results into the cells. It may be called twice.
+        warm: whether the program has run with such arguments. If not, it gets copies: JAX compiles it in Python, where
+            an exception can arrive after the arrays were given away.
+    """
+    ours = [c for c in cells if warm and not isinstance(c, Foreign)]  # others' readers do not know of BUSY
+    kept = BUSY.kept = {id(c): c._stored for c in ours}  # owns the arrays while the cells are busy
+    done: list[list[Any]] = []
+    try:
+        for c in ours:
+            c._stored = BUSY
+        given = to_donate(arrays) if warm else [jnp.copy(x) for x in arrays]
+        done.extend(map(program, (given,), *[(x,) for x in others]))  # no Python between the call and the list
+        store(done[0])
+        _thread.stored += 1
+    except BaseException:
+        if done:
+            store(done[0])
+            _thread.stored += 1
+        else:
+            for c in ours:
+                c._stored = kept[id(c)]
+        raise
+    finally:
+        BUSY.kept = {}
+
+
+def run_with_callbacks(
+    program: Callable[..., list[Any]],
+    arrays: list[jax.Array],
+    others: Sequence[Any],
+    store: Callable[[list[Any]], None],
+) -> None:
+    """Does the same for a program that calls Python, which may raise, or read the cells. It may not donate."""
+    results = jax.block_until_ready(program(arrays, *others))  # an exception in the callback is raised here
+    store(results)
+    _thread.stored += 1
+
+
+def calls_back(jaxpr: Any) -> bool:
+    """Returns whether a program calls Python while it runs."""
+    inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
+    called = any("callback" in eqn.primitive.name for eqn in jaxpr.eqns)
+    return called or any(calls_back(getattr(x, "jaxpr", x)) for x in inner if _is_jaxpr(x))
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(getattr(x, "jaxpr", x), "eqns")
