@@ -7,7 +7,6 @@ State is a `NamedTuple` with Optax's field names. A step is::
 """
 
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, Self, cast
 
@@ -65,16 +64,6 @@ class GradientTransformation:
     """True if each inner transformation passes its updates to the next one."""
     stacks_matrices = False
     """True if a field `weight_dimension_numbers`, which labels may fill in, says how it reads leaves as matrices."""
-
-    @property
-    def __class__(self) -> Any:
-        """The class. Raises TypeError if `compile` of the real Keras asks whether it is one of Keras's optimizers."""
-        if sys._getframe(1).f_globals.get("__name__") == "keras.src.optimizers":
-            raise TypeError(
-                "Keras takes optimizers, not transformations: give it functional_opt.interop.to_keras(tx) instead of "
-                f"{self!r}"
-            )
-        return type(self)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -1,6 +1,6 @@
 """to_keras: a gradient transformation as an optimizer of the real Keras, for `model.compile` and `fit`.
 
-Optimizers of the facade need no adapter: see `keras_optimizers`.
+Optimizers of the facade need no adapter: see `keras.within_keras`.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from ..core.schedule import Schedule
 from ..core.transformation import GradientTransformation, as_transformation
 from ..keras.engine.by_variable import ByVariable, keep_variables
 from ..keras.optimizers import Optimizer
+from ..keras.within_keras.optimizers import check_backend, join_keras, register_classes
 from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
-from .keras_optimizers import check_backend, join_keras, register_classes
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
@@ -50,6 +50,8 @@ def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", *
     if isinstance(tx, Optimizer):
         if learning_rate is not None or name != "functional_opt" or kwargs:
             raise TypeError(f"give the other arguments to {type(tx).__name__} itself, not to to_keras")
+        import keras  # noqa: F401  which `join_keras` looks for
+
         return join_keras(tx)
     return _optimizer_class()(tx, learning_rate, name=name, **kwargs)
 

@@ -432,8 +432,6 @@ def test_refusals(monkeypatch):
         to_keras(ours.Adam(), learning_rate=0.1)
     with pytest.raises(ValueError, match="Could not interpret optimizer identifier"):
         new_model(ours.Adam)
-    with pytest.raises(TypeError, match=r"give it functional_opt.interop.to_keras\(tx\) instead of chain"):
-        new_model(fo.adam(0.1))
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(RuntimeError, match="KERAS_BACKEND=jax"):
         theirs.get(ours.Adam())

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib
 import re
 import sys
 import warnings
@@ -138,9 +137,12 @@ class Optimizer(Training):
     def __class__(self) -> Any:
         """The class. If the real Keras asks, as `compile` does, the optimizer first becomes one of Keras's, too."""
         asking = sys._getframe(1).f_globals.get("__name__", "")
-        if asking.startswith("keras."):
-            return importlib.import_module("functional_opt.interop.keras_optimizers").asked_by_keras(self, asking)
+        if asking.startswith("keras.") and Optimizer._asked_by_keras is not None:
+            return Optimizer._asked_by_keras(self, asking)
         return type(self)
+
+    _asked_by_keras: ClassVar[Callable[["Optimizer", str], type] | None] = None
+    """Returns the class for a module of the real Keras that asks for it; `within_keras` sets it."""
 
     @property
     def name(self) -> str:

@@ -3,26 +3,30 @@
 Keras asks `isinstance(optimizer, keras.optimizers.Optimizer)`, which looks at `optimizer.__class__`. When Keras asks,
 `join_keras` replaces the optimizer's class by a subclass that also derives from Keras's and answers to Keras's
 protocol. The optimizer stays the same object, with the same state. Keras sees the arrays of that state as variables
-(see `keras_views`), so that everything it does to them happens to the state itself.
+(see `views`), so that everything it does to them happens to the state itself.
+
+The library's classes are registered with Keras when it first asks, or when this module is imported after Keras. A
+process that only loads a `.keras` file imports Keras, then `functional_opt.keras` or `functional_opt.interop`.
 """
 
 import functools
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import from_config, to_config
-from ..core.schedule import Schedule
-from ..keras.optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimizer, schedules
-from ..keras.optimizers.optimizer import SHARED
-from ..keras.optimizers.slots import Variables
-from ..keras.variables.foreign import as_variable, unwrap
-from ..keras.variables.variable import Variable
-from .keras_views import Views, family
+from ...config import from_config, to_config
+from ...core.schedule import Schedule
+from ..optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimizer, schedules
+from ..optimizers.optimizer import SHARED
+from ..optimizers.weights import Variables
+from ..variables import recording
+from ..variables.foreign import all_ours, as_variable, unwrap
+from ..variables.variable import Variable
+from .views import Views, family, keras, singles
 
 PACKAGE = "functional_opt"
 """The package under which the library's optimizers are registered with Keras."""
@@ -42,11 +46,9 @@ def join_keras(optimizer: Optimizer) -> Optimizer:
 
 def check_backend() -> None:
     """Raises RuntimeError if Keras does not run on JAX."""
-    import keras
-
-    if keras.backend.backend() != "jax":
+    if keras().backend.backend() != "jax":
         raise RuntimeError(
-            f"functional_opt needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax"
+            f"functional_opt needs Keras on JAX, not on {keras().backend.backend()}; set KERAS_BACKEND=jax"
         )
 
 
@@ -55,14 +57,13 @@ def asked_by_keras(optimizer: Optimizer, module: str) -> type:
 
     Raises RuntimeError if it does not and it is `compile` that asks.
     """
-    import keras
-
-    if keras.backend.backend() != "jax":
+    if keras().backend.backend() != "jax":
         if module == "keras.src.optimizers":
             check_backend()
         return type(optimizer)
     if issubclass(type(optimizer), Joined):
         return type(optimizer)
+    register_classes()
     join_keras(optimizer)
     return _just_joined(type(optimizer))
 
@@ -80,43 +81,41 @@ class Joined(Optimizer):
     """The class that the optimizer had before."""
 
     @property
-    def _views(self) -> Views:
+    def _keras_views(self) -> Views:
         return self.__dict__.setdefault("_in_keras", Views())
 
-    @property
-    def _is_custom(self) -> bool:
-        return any(hasattr(self._facade, name) for name in ("update_step", "_resource_apply_dense"))
+    def _known_attributes(self) -> frozenset[str]:
+        return super()._known_attributes() | {"_in_keras"}
 
     # Variables
 
     @property
     def variables(self) -> Variables:
         """Everything that a step may change, as variables of Keras; `weights` are the facade's own variables."""
-        return Variables(self._views(self))
+        return Variables(self._keras_views(self))
 
     @property
     def weights(self) -> list[Variable]:
         """The weights in the order of the dialect, as before."""
-        parts = [w for part in self.__dict__.get("_parts", []) for w in part.weights]
-        return [*self._counters(), *parts] if parts else super().variables
+        return super().variables
 
     @property
     def _trainable_variables(self) -> list[Any]:
-        given = self._views.trainable
-        return [unwrap(v) for v in self._variables.values()] if given is None else given
+        given = self._keras_views.trainable
+        return [unwrap(v) for v in self._engine.known()] if given is None else given
 
     @property
     def _model_variables_moving_average(self) -> list[Any]:
-        if not self.use_ema or self._state is None:
+        if not (self.use_ema and self.built):
             raise AttributeError("the optimizer keeps no running means")
-        return self._views.averages(self, [as_variable(v) for v in self._trainable_variables])
+        return self._keras_views.averages(self, all_ours(self._trainable_variables))
 
     def build(self, var_list: Any) -> None:
         variables = list(var_list)
         if len(list(family(self))) > 1:  # those that it wraps may have a `build` of the user's
-            self._build_once([as_variable(v) for v in variables])
+            self._build_once(all_ours(variables))
         super().build(variables)
-        self._views.trainable = [unwrap(as_variable(v)) for v in variables]
+        self._keras_views.trainable = [unwrap(as_variable(v)) for v in variables]
         join_keras(self)  # a function of a MultiOptimizer may have returned more optimizers
 
     # Steps
@@ -128,26 +127,37 @@ class Joined(Optimizer):
 
         Without a call of `build` they are those of the first steps. Raises ValueError if they do not fit.
         """
-        mine, known = [as_variable(v) for v in self._trainable_variables], list(self._variables.values())
+        own, mine = self.variables, all_ours(self._trainable_variables)
         given = [np.shape(x) for x in trainable_variables]
         if len(grads) != len(given) or given != [tuple(v.shape) for v in self._trainable_variables]:
             raise ValueError(
                 f"optimizer {self.name!r} was built for variables of other shapes than {given}; call "
                 "optimizer.build(model.trainable_variables) first, or make a new optimizer"
             )
-        place = {id(v): i for i, v in enumerate(mine)}
         kept = [_array(x) for x in optimizer_variables]
-        with _restored([*mine, *(view.variable for view in self._views.numbers(self))]):
-            for v, x in zip(mine, trainable_variables, strict=True):
-                v._value = _array(x)  # Keras takes the values out of its variables
-            moved, kept = super().stateless_apply(
-                kept, [grads[place[id(v)]] if id(v) in place else None for v in known], [v._value for v in known]
-            )
-        at = {id(v): i for i, v in enumerate(known)}
-        return [moved[at[id(v)]] for v in mine], kept
+
+        def run() -> tuple[list[Any], list[Any]]:
+            self._engine.detach()
+            for v, x in zip([*mine, *own], [*map(_array, trainable_variables), *kept], strict=True):
+                v._value = x
+            self._replace_missing()
+            self.apply(grads, mine)
+            return [v._value for v in mine], [v._value for v in own]
+
+        return recording.call(run, (), ()).out
+
+    def _replace_missing(self) -> None:
+        """Gives a value to variables that take no part and whose own Keras has taken out for an epoch."""
+        for part in singles(self):
+            store = part._single_engine().store
+            means = {} if store.state is None else store.state.average
+            for key, v in store.variables.items():
+                if v._value is None:
+                    theirs = unwrap(v)
+                    v._value = means[key] if key in means else jnp.zeros(theirs.shape, theirs.dtype)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        if not _in_scope():
+        if recording.active() or not _in_scope():
             return super().apply(grads, trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         own = self.variables
@@ -156,16 +166,16 @@ class Joined(Optimizer):
             v.assign(x)
 
     def scale_loss(self, loss: Any) -> Any:
-        views = self._views.numbers(self)
-        with _restored([view.variable for view in views]):
-            for view in views:
-                view.variable._value = view.value  # the one in Keras's scope, if there is one
+        if recording.active() or not _in_scope():
             return super().scale_loss(loss)
+        views = self._keras_views.numbers(self)
+        scale = functools.partial(super().scale_loss, loss)
+        return recording.call(scale, [view.variable for view in views], [view.value for view in views]).out
 
     def finalize_variable_values(self, var_list: Any) -> None:
         if any(part.use_ema for part in family(self)):
             super().finalize_variable_values(var_list)
-            self._views.unshare(self)
+            self._keras_views.unshare(self)
 
     # The learning rate
 
@@ -174,7 +184,7 @@ class Joined(Optimizer):
         """The variable that holds the rate, or the present value of a schedule."""
         own = getattr(self._facade, "learning_rate", None)
         rate = own.__get__(self) if own is not None else self.__getattr__("learning_rate")
-        return self.current_learning_rate() if callable(rate) and self._traced_hyper is None else rate
+        return self.current_learning_rate() if callable(rate) and self._traced_hyper._value is None else rate
 
     @learning_rate.setter
     def learning_rate(self, x: Any) -> None:
@@ -192,15 +202,9 @@ class Joined(Optimizer):
     # Files and copies
 
     def _serialize_hyperparameter(self, name: str) -> Any:
-        import keras
-
         if _is_kerass_schedule(self._hyper[name]):
-            return keras.saving.serialize_keras_object(self._hyper[name])
+            return keras().saving.serialize_keras_object(self._hyper[name])
         return super()._serialize_hyperparameter(name)
-
-    def save_own_variables(self, store: Any) -> None:
-        for i, v in enumerate(self.variables):
-            store[str(i)] = v.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` wrote. As Keras's optimizers, it warns if the numbers of arrays differ."""
@@ -222,7 +226,7 @@ class Joined(Optimizer):
 
     def __deepcopy__(self, memo: dict) -> Optimizer:
         twin = super().__deepcopy__(memo)
-        self._views.unshare(self)
+        self._keras_views.unshare(self)
         return twin
 
     def __reduce__(self) -> tuple:
@@ -253,32 +257,22 @@ class JoinedTransformation(Joined):
         return optimizer
 
 
-class _Absent:
-    """Hides an attribute of Keras's base class that only some optimizers of the facade have."""
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        raise AttributeError("the optimizer has no such method")
-
-
 @functools.cache
 def joined_class(facade: type) -> type:
     """Returns the subclass of a facade class that also derives from Keras's, registered as that class is."""
-    import keras
-
     mixin = JoinedTransformation if issubclass(facade, FromTransformation) else Joined
-    theirs = keras.optimizers.LossScaleOptimizer if issubclass(facade, LossScaleOptimizer) else keras.Optimizer
+    theirs = keras().optimizers.LossScaleOptimizer if issubclass(facade, LossScaleOptimizer) else keras().Optimizer
     own = {"_facade": facade, "__module__": facade.__module__, "__doc__": facade.__doc__}
-    if not hasattr(facade, "update_step"):
-        own["update_step"] = _Absent()
     cls = type(facade.__name__, (mixin, facade, theirs), own)
-    package, _, name = keras.saving.get_registered_name(facade).rpartition(">")
+    package, _, name = keras().saving.get_registered_name(facade).rpartition(">")
     if CLASSES.get(facade.__name__) is facade or facade is FromTransformation:
         package = PACKAGE
     if package:
-        keras.saving.register_keras_serializable(package, name)(cls)
+        keras().saving.register_keras_serializable(package, name)(cls)
     return cls
 
 
+@functools.cache
 def register_classes() -> None:
     """Registers the library's optimizers with Keras, so that a process that only loads files knows them."""
     for cls in (*CLASSES.values(), FromTransformation):
@@ -290,27 +284,13 @@ def _new(facade: Any) -> Any:
     return object.__new__(facade)
 
 
-@contextmanager
-def _restored(variables: list[Any]) -> Iterator[None]:
-    before = [v._value for v in variables]
-    try:
-        yield
-    finally:
-        for v, x in zip(variables, before, strict=True):
-            v._value = x
-
-
 def _array(x: Any) -> Any:
-    import keras
-
-    return x.value if isinstance(x, keras.Variable) else jnp.asarray(x)
+    return x.value if isinstance(x, keras().Variable) else jnp.asarray(x)
 
 
 def _in_scope() -> bool:
     """Returns whether Keras keeps assignments apart, in a `keras.StatelessScope`."""
-    import keras
-
-    with keras.StatelessScope() as scope:
+    with keras().StatelessScope() as scope:
         return scope.original_scope is not None
 
 
@@ -319,15 +299,11 @@ def _is_schedule(rate: Any) -> bool:
 
 
 def _is_kerass_schedule(rate: Any) -> bool:
-    import keras
-
-    return isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return isinstance(rate, keras().optimizers.schedules.LearningRateSchedule)
 
 
 def _registered(config: Any) -> dict[str, Any]:
     """Returns the classes named in a config that the user has registered with Keras or given to it."""
-    import keras
-
     if not isinstance(config, dict | list | tuple):
         return {}
     found: dict[str, Any] = {}
@@ -335,11 +311,16 @@ def _registered(config: Any) -> dict[str, Any]:
         found |= _registered(x)
     name = config.get("class_name") if isinstance(config, dict) else None
     if isinstance(name, str):
-        known = {n.rpartition(">")[2]: c for n, c in keras.saving.get_custom_objects().items() if not _is_own(n)}
-        if cls := keras.saving.get_registered_object(name) or known.get(name):
+        known = {n.rpartition(">")[2]: c for n, c in keras().saving.get_custom_objects().items() if not _is_own(n)}
+        if cls := keras().saving.get_registered_object(name) or known.get(name):
             found[name] = cls
     return found
 
 
 def _is_own(registered_name: str) -> bool:
     return registered_name.startswith(f"{PACKAGE}>")
+
+
+Optimizer._asked_by_keras = asked_by_keras
+if hasattr(sys.modules.get("keras"), "StatelessScope") and keras().backend.backend() == "jax":
+    register_classes()
