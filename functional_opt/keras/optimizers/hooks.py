@@ -38,6 +38,7 @@ RULES = (
 @functools.cache
 def overrides(cls: type, *names: str) -> tuple[str, ...]:
     """Returns the methods among these that a class outside of this library defines for `cls`."""
+    cls = getattr(cls, "_facade", cls)  # what it was before the real Keras took it
 
     def is_theirs(name: str) -> bool:
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)

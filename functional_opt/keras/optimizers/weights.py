@@ -175,7 +175,7 @@ class WrapperViews(WeightViews):
         return self._part_of(var).get_slot(var, slot_name)
 
     def variables(self):
-        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.variables)])
+        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.weights)])
 
     def set(self, weights):
         own, engine = self.variables(), self._optimizer._engine
