@@ -31,7 +31,7 @@ def checks_state(method: Callable) -> Callable:
             if cls is _MISSING:
                 cls = self.__dict__[CACHED] = self._state_class()
             if cls is not None and type(state) is not cls and not _is_one(state, cls):
-                raise ValueError(wrong_state(type(self).__name__, f"a {_named(cls)}", state))
+                raise ValueError(wrong_state(type(self).__name__, _with_article(_named(cls)), state))
         return method(self, *args, **kwargs)
 
     return checked
@@ -72,6 +72,10 @@ def _is_one(state: Any, cls: type) -> bool:
     return fields == getattr(type(state), "_fields", _MISSING) and cls.__name__ == type(state).__name__
 
 
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
 def wrong_state(who: str, expected: str, got: Any) -> str:
     """Returns the error message for a state that `init` did not make, with a remedy."""
     return (
@@ -83,7 +87,7 @@ def wrong_state(who: str, expected: str, got: Any) -> str:
 
 def _described(state: Any) -> str:
     if hasattr(state, "_fields"):
-        return f"a {_named(type(state))}"
+        return _with_article(_named(type(state)))
     if isinstance(state, dict):
         return f"a dict with the keys {[*state][:8]}"
     if isinstance(state, tuple | list):

@@ -59,8 +59,10 @@ class differentially_private_aggregate(GradientTransformation):
     seed: Key = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        if (self.key is None) == (self.seed is None):
-            raise ValueError("differentially_private_aggregate needs either a key or a seed, such as key=0")
+        if self.key is None and self.seed is None:
+            raise ValueError("differentially_private_aggregate needs a key, such as key=0")
+        if self.key is not None and self.seed is not None:
+            raise ValueError("differentially_private_aggregate takes a key or a seed (its old name), got both")
 
     def init(self, params):
         return DifferentiallyPrivateAggregateState(key_data(self._key))

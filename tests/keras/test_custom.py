@@ -179,7 +179,7 @@ def test_built_in_optimizers_take_slots_besides_those_of_their_rule():
     for step in (lambda: opt.minimize(lambda: jnp.sum(bias**2) + jnp.sum(kernel), [bias, kernel]),) * 2:
         step()
     opt.make_train_step(lambda: jnp.sum(bias**2), [bias])()
-    assert opt.get_slot(bias, "start").numpy().tolist() == start.numpy().tolist() == BIAS.tolist()
+    assert opt.get_slot(bias, "start").numpy().tolist() == start.numpy().tolist() == variables()[1].numpy().tolist()
     start.assign([7.0, 8.0])
     assert opt.get_weights()[-1].tolist() == [7.0, 8.0] or [7.0, 8.0] in [w.tolist() for w in opt.get_weights()]
     twin = Adam(0.1)

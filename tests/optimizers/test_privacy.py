@@ -60,5 +60,5 @@ def test_errors():
     for bad in (jnp.zeros([]), jnp.zeros((7, 2))):
         with pytest.raises(ValueError, match=r"updates\['b'\] has shape .* needs a leading axis"):
             tx.update(batch() | {"b": bad}, tx.init(None))
-    with pytest.raises(ValueError, match="needs either a key or a seed"):
+    with pytest.raises(ValueError, match="needs a key, such as key=0"):
         fo.differentially_private_aggregate(1.0, 1.0)

@@ -68,12 +68,13 @@ class Program:
         for trace in traces:
             if trace.holds():
                 return trace
-        trace = _Trace(self._fn, self._wrap, given, undo)
-        if trace.makes_variables:
+        try:
+            trace = _Trace(self._fn, self._wrap, given, undo, traces[-1] if traces else None)
+        except recording.MadeOfTraced:
             if signature in self._made_variables:
                 raise RuntimeError(
                     f"{_name(self._fn)} makes variables of computed values at every call; make them at the first only"
-                )
+                ) from None
             self._made_variables.add(signature)
             return None
         traces.append(trace)
@@ -93,7 +94,7 @@ class _Arguments:
     def signature(self) -> Any:
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in self.arrays)
         fixed = tuple(id(x) if isinstance(x, Cell) else x for x in self.fixed)
-        return self.treedef, self.is_array, shapes, fixed, jax.config.jax_enable_x64
+        return self.treedef, self.is_array, shapes, fixed, jax.config.read("jax_enable_x64")
 
     def rebuilt(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
         dynamic, fixed = iter(arrays), iter(self.fixed)
@@ -107,7 +108,7 @@ def _is_array(x: Any) -> bool:
 class _Trace:
     """A function traced for arguments of one signature: what it touches, what it depends on, and its program."""
 
-    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, undo: list):
+    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, undo: list, last: "_Trace | None"):
         self._fn, self._given, self._undo, self._wrap = fn, given, undo, wrap
         self.cells: list[Cell] = []  # that it reads
         self.assigned: list[Cell] = []  # of these, those that it assigns
@@ -115,18 +116,21 @@ class _Trace:
         self.current: list[Any] = []  # these inputs, for the next call
         self.guards: list[tuple[Callable[[], Any], Any]] = []  # what it depends on besides, and its value
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
-        self.makes_variables = self.warm = self.calls_back = False
-        self._discovering = True
-        self._discover()
-        self._discovering = False
-        if not self.makes_variables:
-            self._compile()
+        self.warm = self.calls_back = self._discovering = False
+        if last is None:
+            self._discover()
+        else:  # something has changed, but most of it is as it was
+            self.cells, self.assigned, self.memo = last.cells, last.assigned, last.memo
+            self._now_lifted, self._now_computed = last.lifted, [compute() for _, compute in last.lifted]
+        self._compile()
 
     # Tracing
 
     def _discover(self) -> None:
         """Traces the function with what the cells hold as constants, to find out which it touches."""
+        self._discovering = True
         jax.eval_shape(self._wrap(self._pure), [], [], [], self._given.arrays)
+        self._discovering = False
         self.cells, self.assigned = self._touched, self._now_assigned
 
     def _compile(self) -> None:
@@ -137,8 +141,6 @@ class _Trace:
             self.donating = jax.jit(_in_one_list(self._wrap(self._pure)), donate_argnums=0)
             inputs = self._inputs()
             jaxpr = self.donating.trace(*inputs, self._given.arrays).jaxpr
-            if self.makes_variables:
-                return
             found, assigned = self._touched, self._now_assigned
             known = set(map(id, self.cells))
             same_inputs = [key for key, _ in self._now_lifted] == [key for key, _ in self.lifted]
@@ -170,8 +172,6 @@ class _Trace:
             args, kwargs = self._given.rebuilt(arrays)
             out = jax.tree.map(lambda x: x, self._fn(*args, **kwargs))
             made = {id(v) for v in scope.made}
-            if any(isinstance(v._stored, core.Tracer) for v in scope.made):
-                self.makes_variables = True
             touched = [c for c in scope.touched.values() if not c._stand_in and id(c) not in made]
             written = [c for c in touched if id(c) in scope.assigned]
             written += [c for c in scope.assigned.values() if id(c) not in scope.touched and id(c) not in made]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import core
 
-from ..variables.recording import BUSY, Cell, note_made, notes_of, paused
+from ..variables.recording import BUSY, Cell, notes_of, paused
 from ..variables.variable import Variable
 from .by_variable import ByVariable, State
 from .donation import to_donate
@@ -20,14 +20,15 @@ class Store(Cell):
     """Keeps the variables of an optimizer by key, and its state: a `State`, or packed arrays between eager steps."""
 
     def __init__(self):
-        self._stored: State | Packed | None = None
-        self.variables: dict[str, Variable] = {}  # by their keys in the state
-        self.keys: dict[int, str] = {}  # the key of each variable, by id
+        super().__init__(None)
+        self._stored: State | Packed | None
+        self._variables: dict[str, Variable] = {}
+        self._keys: dict[int, str] = {}
+        self._twins: dict[int, Any] | None = None  # copies of all objects, by id, after a deep copy
         self.together: list[list[str]] = []  # keys of variables, in groups whose slots were made together
         self.orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
         self.structure: Any = None  # of the transformation that made the state
         self.pending_weights: list[np.ndarray] | None = None  # for slots that are still to be made
-        note_made(self)
 
     # The state
 
@@ -53,6 +54,13 @@ class Store(Cell):
     def state(self, state: State | None) -> None:
         self._value = state
 
+    @property
+    def existing(self) -> State:
+        """The state, of an optimizer that has one."""
+        state = self.state
+        assert state is not None
+        return state
+
     def packed(self) -> Packed:
         """Returns arrays that a step may reuse, and their packing. Arrays that are held elsewhere too are copied."""
         x = self._settled()
@@ -69,8 +77,30 @@ class Store(Cell):
 
     # Variables
 
+    @property
+    def variables(self) -> dict[str, Variable]:
+        """The variables by their keys in the state."""
+        self._follow_copies()
+        return self._variables
+
+    @property
+    def keys(self) -> dict[int, str]:
+        """The key of each variable, by its id."""
+        self._follow_copies()
+        return self._keys
+
+    def _follow_copies(self) -> None:
+        """After a deep copy, takes the copies of the variables that were copied along, such as those of a model."""
+        if self._twins is not None:
+            twins, self._twins = self._twins, None
+            self._variables = {key: twins.get(id(v), v) for key, v in self._variables.items()}
+            self._keys = {id(v): key for key, v in self._variables.items()}
+
     def register(self, variables: Iterable[Variable]) -> bool:
-        """Gives each new variable its key: its path, prefixed by a number if that is taken. Returns whether any is."""
+        """Gives each new variable its key: its path, with a number before it if that is taken.
+
+        Returns whether any is new.
+        """
         made, new = [], [v for v in variables if id(v) not in self.keys]
         for v in new:
             key, n = v.path, 1
@@ -108,22 +138,26 @@ class Store(Cell):
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
         known, self.structure, self.pending_weights, x = snapshot
-        self.variables, self.keys, self.together, self.orphans = known
+        self._variables, self._keys, self.together, self.orphans = known
         if x is not self._stored and x is not BUSY:
             self._value = x
 
-    def rebind(self, twins: dict[int, Any]) -> None:
-        """Replaces each variable by its copy, as `copy.deepcopy` notes them by id in its memo."""
-        self.variables = {key: twins.get(id(v), v) for key, v in self.variables.items()}
-        self.keys = {id(v): key for key, v in self.variables.items()}
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Store":
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(self.__dict__)
+        twin._stored = jax.tree.map(lambda x: x, self.state)
+        twin._variables, twin._keys, twin.orphans = dict(self.variables), dict(self.keys), set(self.orphans)
+        twin.together, twin._twins = [list(keys) for keys in self.together], memo  # complete when the copy is done
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_stored": self.state, "keys": {}}
+        return self.__dict__ | {"_stored": self.state, "_variables": self.variables, "_keys": {}, "_notes": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores everything. A variable that comes later takes over the slots of the pickled one with its path."""
         self.__dict__.update(state)
-        self.keys.update((id(v), key) for key, v in self.variables.items())
+        self._keys.update((id(v), key) for key, v in self.variables.items())
         self.orphans = set(self.variables)
 
 

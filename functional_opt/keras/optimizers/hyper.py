@@ -106,7 +106,7 @@ class Hyperparameters:
             return hyper, make(hyper | dict.fromkeys(others, np.float32(0.0)))  # they may be tracers
 
         ahead = recording.steps_ahead(self._iterations)
-        given = recording.lift((id(self), key, ahead), outside)
+        given = recording.lift(self._traced_hyper, (key, ahead), outside)
         if given is None:
             hyper = traced if traced is not None else {n: self._present(x, ahead) for n, x in self._hyper.items()}
             return make(hyper | others)
@@ -176,7 +176,7 @@ _traceable: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
 def _is_traceable(x: Any, schedule: ScheduledValue) -> bool:
-    """Returns whether a schedule is made of JAX's operations; if not, it is Python code that needs to know the step."""
+    """Returns whether a schedule can be traced; if not, it is Python code that needs to know the step."""
     if (
         isinstance(x, Schedule)
         or isinstance(x, LearningRateSchedule)

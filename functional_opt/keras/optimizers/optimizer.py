@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from types import SimpleNamespace
@@ -20,12 +21,11 @@ from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
 from ..engine.views import Derived, Fields, SlotView
 from ..variables.foreign import all_ours
-from ..variables.recording import BUSY
+from ..variables.recording import BUSY, Cell
 from ..variables.variable import Variable
 from . import schedules
 from .configs import as_arguments, within
 from .graph_mode import users_level
-from .hooks import traced_hyper
 from .hyper import not_negative, present
 from .training import GradsAndVars, Training
 from .weights import Groups, Variables, WeightViews
@@ -35,6 +35,8 @@ NO_RATE: Any = object()
 Dialect = Literal["keras2", "keras3"]
 CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
 NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
+SHARED_RANGES = {"loss_scale_factor": Range("(0, inf)"), "ema_momentum": Range("[0, 1]")}
+"""The ranges of arguments that all optimizers have."""
 EPSILON = 1e-7
 """Keras's default epsilon, also used if epsilon is 0 or None."""
 
@@ -79,6 +81,8 @@ class Optimizer(Training):
     keras3_slots: Groups = ()
     scalars: dict[str, str] = {}
     """Weights that are kept once per optimizer, and the fields of the state that they are views of."""
+    weights_start_with_iteration: ClassVar[bool] = True
+    """Whether `set_weights` takes only lists that begin with the number of steps."""
     settings: tuple[str, ...] = ()
     """The constructor arguments that are plain attributes; `get_config` includes them."""
     default_dialect: Dialect = "keras2"
@@ -124,7 +128,7 @@ class Optimizer(Training):
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
-        self._traced_hyper, self._last, self._programs = traced_hyper(), None, {}
+        self._traced_hyper, self._last, self._programs = Cell(None), None, {}
         self._start_hooks()
         self._engine = self._new_engine()
         self._views = WeightViews(self)
@@ -134,12 +138,25 @@ class Optimizer(Training):
         self._set_hyper("decay", self._initial_decay)
 
     @property
+    def __class__(self) -> Any:
+        """The class. If the real Keras asks, as `compile` does, the optimizer first becomes one of Keras's, too."""
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.startswith("keras.") and Optimizer._asked_by_keras is not None:
+            return Optimizer._asked_by_keras(self, asking)
+        return type(self)
+
+    _asked_by_keras: ClassVar[Callable[["Optimizer", str], type] | None] = None
+    """Returns the class for a module of the real Keras that asks for it; `within_keras` sets it."""
+
+    @property
     def name(self) -> str:
         return self._name
 
     def __setattr__(self, name: str, x: Any) -> None:
         if name in NOT_NEGATIVE:
             not_negative(name, x)
+        if name in SHARED_RANGES and x is not None:
+            SHARED_RANGES[name].check(name, x)
         if name in CLIPS and x is not None:
             if self.gradient_transformers:
                 raise ValueError(
@@ -422,21 +439,21 @@ class Optimizer(Training):
 
     def __getstate__(self) -> dict[str, Any]:
         """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
-        undecayed = [
-            ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())])
-            for variables, names in self._undecayed
-        ]
-        return self.__dict__ | {"_undecayed": undecayed, "_last": None, "_programs": {}}
+        return self.__dict__ | {"_undecayed": _by_path(self._undecayed), "_last": None, "_programs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
+    return [({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed]
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
     if name in ("_last", "_programs"):
         return None if name == "_last" else {}
     if name == "_undecayed":
-        return [(dict(variables), list(names)) for variables, names in x]
+        return _by_path(x)
     return copy.deepcopy(x, memo)
 
 

@@ -51,18 +51,18 @@ class RMSprop(MayLackIteration):
         **kwargs: Any,
     ):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._has_momentum = has_momentum(momentum)
+        self._momentum = has_momentum(momentum)
         self._set_hyper("rho", rho)
         self._set_hyper("momentum", momentum)
         self.epsilon = or_default(epsilon)
         self.centered = centered
-        self.row_mode = "touched" if self._has_momentum else "slots_all"
+        self.row_mode = "touched" if self._momentum else "slots_all"
 
     def transform(self, hyper):
         rule = scale_by_stddev if self.centered else scale_by_rms
-        inside = self._has_momentum or self.dialect == "keras3"
+        inside = self._momentum or self.dialect == "keras3"
         direction = rule(hyper.rho, self.epsilon, eps_in_sqrt=inside)
-        if not self._has_momentum:
+        if not self._momentum:
             return chain(direction, scale_by_learning_rate(hyper.learning_rate))
         ascend = scale_by_learning_rate(hyper.learning_rate, flip_sign=False)
         return chain(direction, ascend, trace(hyper.momentum), scale(-1.0))

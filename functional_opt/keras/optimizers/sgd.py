@@ -40,10 +40,10 @@ class SGD(Optimizer):
         **kwargs: Any,
     ):
         super().__init__(name, learning_rate=learning_rate, **kwargs)
-        self._has_momentum = has_momentum(momentum)
+        self._momentum = has_momentum(momentum)
         self._set_hyper("momentum", momentum)
         self.nesterov = nesterov
 
     def transform(self, hyper):
         step = scale_by_learning_rate(hyper.learning_rate)
-        return chain(step, trace(hyper.momentum, nesterov=self.nesterov)) if self._has_momentum else step
+        return chain(step, trace(hyper.momentum, nesterov=self.nesterov)) if self._momentum else step

@@ -33,6 +33,7 @@ class Weighted(Protocol):
     _name: str
     dialect: str
     scalars: dict[str, str]
+    weights_start_with_iteration: bool
     _weights: list[Variable]
 
     def _rule_slots(self) -> Groups: ...
@@ -131,24 +132,35 @@ class WeightViews:
                 yield from (self.added_slot(key, name) for key in keys if key in table)
 
     def set(self, weights: Sequence[Any]) -> None:
-        """Assigns weights, or keeps them until the slots exist. Raises ValueError, and changes nothing, if one differs.
+        """Assigns weights, or keeps them until the slots exist. Raises ValueError, if one is wrong.
 
-        Before the first step, weights can still be refused for what the known variables contradict.
+        Before the first step, weights are refused that no variables could make fit.
         """
         own = self.variables()
         weights = list(weights)
         if not self._optimizer._engine.built and [np.shape(w) for w in weights] != [w.shape for w in own]:
-            self._store.pending_weights = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
+            kept = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
+            self._check_start(own, kept)
+            self._store.pending_weights = kept
             return
         self.assign(weights)
+
+    def _check_start(self, own: Sequence[Variable], weights: Sequence[np.ndarray]) -> None:
+        """Raises ValueError for weights that no variables could make fit: they must begin with those that exist."""
+        if not self._optimizer.weights_start_with_iteration:
+            return
+        for i, w in enumerate(own):
+            given = weights[i].shape if i < len(weights) else "nothing"
+            if given != w.shape:
+                raise ValueError(f"weight {i} must be {w.name} of shape {w.shape}, got {given} in its place")
 
     def assign(self, weights: Sequence[Any]) -> None:
         own = self.variables()
         weights = weights if len(weights) == len(own) else self._optimizer._of_older_generations(weights)
         if len(weights) != len(own):
             raise ValueError(
-                f"You called `set_weights(weights)` on optimizer {self._optimizer._name} with a weight list of length "
-                f"{len(weights)}, but the optimizer was expecting {len(own)} weights."
+                f"You called `set_weights(weights)` on optimizer {self._optimizer._name} with a weight list of "
+                f"length {len(weights)}, but the optimizer was expecting {len(own)} weights."
             )
         assign_all(own, weights)
 
@@ -163,7 +175,7 @@ class WrapperViews(WeightViews):
         return self._part_of(var).get_slot(var, slot_name)
 
     def variables(self):
-        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.variables)])
+        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.weights)])
 
     def set(self, weights):
         own, engine = self.variables(), self._optimizer._engine

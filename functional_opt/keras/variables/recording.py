@@ -1,6 +1,6 @@
 """Runs Python code that reads and assigns variables as a pure function of their values.
 
-A value that recorded code assigns, or is given to start from, lies in a scope of the thread that records, and never in
+A value that recorded code assigns, or is given to start from, is kept in a scope of the thread that records, never in
 the variable. So nothing has to be put back, whatever interrupts the code, and other threads see no tracers.
 """
 
@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
+from jax import core
 from jax.extend.core import get_opaque_trace_state
 
 Steps = Mapping[int, Sequence[jax.Array]]
@@ -42,7 +43,10 @@ class Cell:
     was assigned or given there.
     """
 
-    _stored: Any
+    def __init__(self, value: Any):
+        self._stored = value
+        note_made(self)
+
     _swaps = False
     """Whether the cell is another library's, whose code reads `_stored` itself: recording puts values there."""
     _stand_in = False  # whether JAX unflattened it in recorded code, so that it is not the user's variable
@@ -140,8 +144,8 @@ def active() -> bool:
 
 
 def is_assigned(cell: Cell) -> bool:
-    """Returns whether code that is being recorded has assigned or was given a value for a cell."""
-    return any(id(cell) in scope.values for scope in _thread.scopes)
+    """Returns whether code that is being recorded has assigned to a cell."""
+    return any(id(cell) in scope.assigned for scope in _thread.scopes)
 
 
 def note_read(variable: Any) -> None:
@@ -151,8 +155,14 @@ def note_read(variable: Any) -> None:
         scope.read_whole.add(id(variable))
 
 
+class MadeOfTraced(Exception):
+    """A variable is made of a traced value in a program that is being compiled: it could not outlive the program."""
+
+
 def note_made(cell: Cell) -> None:
-    """Records that a cell was made."""
+    """Records that a cell was made. Raises `MadeOfTraced`."""
+    if program() is not None and isinstance(cell._stored, core.Tracer):
+        raise MadeOfTraced
     for scope in _thread.scopes:
         scope.made.append(cell)
 
@@ -186,17 +196,21 @@ def steps_ahead(count: Cell) -> int:
 
 
 def notes_of(cell: Cell, outside: dict[str, Any]) -> dict[str, Any]:
-    """Returns a dict of notes on a cell: that of the outermost scope, so that it holds no tracer later, or `outside`."""
+    """Returns a dict of notes on a cell: that of the outermost scope, which ends with the trace, or `outside`."""
     return _thread.scopes[0].notes.setdefault(id(cell), {}) if _thread.scopes else outside
 
 
-def lift(key: Any, compute: Callable[[], Any]) -> Any:
+def lift(owner: Cell, key: Any, compute: Callable[[], Any]) -> Any:
     """Returns `compute()`, in a compiled program as an input that is computed anew, outside of it, at each call.
 
-    `key` tells the inputs of a program apart. Outside of a program the result is None.
+    `owner` and `key` tell the inputs of a program apart. The result is None outside of a program, and in one that has
+    made the owner itself.
     """
     scope = program()
-    return None if scope is None else scope.lift(key, compute)  # type: ignore
+    if scope is None or any(cell is owner for cell in scope.made):
+        return None
+    assert scope.lift is not None
+    return scope.lift((id(owner), key), compute)
 
 
 def read_rows(variable: Any, indices: jax.Array) -> jax.Array:

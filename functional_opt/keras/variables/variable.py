@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from . import dtype as dtypes
 from . import recording
 from .indexed_slices import IndexedSlices
 
@@ -83,8 +84,8 @@ class Variable(recording.Cell):
         self.constraint = constraint
         self.overwrite_with_gradient = overwrite_with_gradient
         self._name = name.removesuffix(":0")
-        _alive[id(self)] = self
         recording.note_made(self)
+        _alive[id(self)] = self
 
     @property
     def value(self) -> jax.Array:
@@ -104,7 +105,7 @@ class Variable(recording.Cell):
         return self._name
 
     shape = property(lambda self: self._value.shape)
-    dtype = property(lambda self: self._value.dtype)
+    dtype = property(lambda self: dtypes.of(self._value.dtype))
     ndim = property(lambda self: self._value.ndim)
     size = property(lambda self: self._value.size)
     T = property(lambda self: self.value.T)
@@ -159,6 +160,10 @@ class Variable(recording.Cell):
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(f"indices must be whole numbers, got dtype {indices.dtype}")
         return recording.read_rows(self, indices)
+
+    def ref(self) -> "Reference":
+        """Returns a key for dicts and sets, as in TensorFlow. Here a variable is such a key itself."""
+        return Reference(self)
 
     def read_value(self) -> jax.Array:
         """Returns the array, as `value` does."""
@@ -243,6 +248,23 @@ class Variable(recording.Cell):
         memo[id(self)] = twin
         _alive[id(twin)] = twin
         return twin
+
+
+class Reference:
+    """A variable as a key: equal to other references to it alone."""
+
+    def __init__(self, variable: Variable):
+        self._variable = variable
+
+    def deref(self) -> Variable:
+        """Returns the variable."""
+        return self._variable
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Reference) and other._variable is self._variable
+
+    def __hash__(self) -> int:
+        return id(self._variable)
 
 
 def trainable_variables() -> list[Variable]:
