@@ -44,7 +44,9 @@ class Program:
             try:
                 trace = self._trace_of(given, undo)
                 if trace is None:
-                    return self._fn(*args, **kwargs)
+                    out = self._fn(*args, **kwargs)
+                    self._made_variables.add(given.signature())
+                    return out
                 return trace.run(given.arrays)
             except BaseException:
                 if transaction.stored() == before:
@@ -75,7 +77,6 @@ class Program:
                 raise RuntimeError(
                     f"{_name(self._fn)} makes variables of computed values at every call; make them at the first only"
                 ) from None
-            self._made_variables.add(signature)
             return None
         traces.append(trace)
         del traces[:-16]
