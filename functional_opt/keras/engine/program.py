@@ -49,10 +49,13 @@ class Program:
                     return out
                 return trace.run(given.arrays)
             except BaseException:
-                if transaction.stored() == before:
+                if transaction.stored() == before and undo:
                     for restore in reversed(undo):
                         restore()
+                    self._traces.pop(given.signature(), None)  # what it was traced with is gone
                 raise
+            finally:
+                undo.clear()  # the trace keeps the list, and should not keep the state of before
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
