@@ -1,11 +1,13 @@
 """A step that fails changes nothing, and the next good one is as if it had never been tried."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from functional_opt import keras
 from functional_opt.keras import Variable
-from functional_opt.keras.optimizers import Adam
+from functional_opt.keras.optimizers import SGD, Adam, LossScaleOptimizer, MultiOptimizer, Optimizer, OptimizerMap
 
 from .helpers import assert_same, make_variables, snapshot
 
@@ -133,3 +135,167 @@ def test_weights_that_wait_are_not_lost_in_a_failed_step():
     opt.apply_gradients([(np.ones(3), a)])
     assert int(opt.iterations) == 8
     np.testing.assert_allclose(opt.get_slot(a, "m").value, 1.0)
+
+
+class Callback(Fuse):
+    """A fuse that is blown, or not, while the compiled program runs."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        x = jnp.asarray(x)
+        if self.by is jax.debug.callback:
+            jax.debug.callback(super().__call__, x)
+            return x
+        return jax.pure_callback(super().__call__, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.lax.stop_gradient(x))
+
+
+class Custom(Optimizer):
+    """Gradient descent with a count of its own, in code of the user's, which a fuse may interrupt."""
+
+    def __init__(self, fuse):
+        super().__init__("Custom")
+        self.fuse, self.taken = fuse, self.add_weight("taken")
+        self._set_hyper("learning_rate", 0.1)
+
+    def _create_slots(self, var_list):
+        for v in var_list:
+            self.add_slot(v, "last")
+
+    def _resource_apply_dense(self, grad, var, apply_state=None):
+        self.get_slot(var, "last").assign(grad)
+        self.taken.assign_add(1.0)
+        var.assign_sub(self.fuse(0.1 * grad))
+
+
+CALLED = {
+    "constraint": lambda fuse: (Adam(0.1), {"constraint": fuse}),
+    "schedule": lambda fuse: (Adam(lambda step: fuse(0.1 / (1.0 + step))), {}),
+    "custom code": lambda fuse: (Custom(fuse), {}),
+    "of an inner optimizer": lambda fuse: (LossScaleOptimizer(Custom(fuse)), {}),
+    "scaled": lambda fuse: (LossScaleOptimizer(Adam(0.1)), {"constraint": fuse}),
+    "several": lambda fuse: (MultiOptimizer(OptimizerMap(Adam(0.1), {".*bias": SGD(0.1)})), {"constraint": fuse}),
+    "loss": lambda fuse: (Adam(0.1), {}),
+}
+
+
+def steps_of(opt, variables, mean, fuse, place):
+    def loss():
+        mean.assign_add(1.0)
+        total = sum(jnp.sum(v**2) for v in variables)
+        return total + 0.0 * fuse(total) if place == "loss" else total
+
+    @keras.function
+    def whole():
+        value, grads = keras.value_and_grad(loss, variables)
+        opt.apply_gradients(zip(grads, variables, strict=True))
+        return value
+
+    grads = [jnp.ones(v.shape) for v in variables]
+    return {
+        "apply_gradients": lambda: opt.apply_gradients(zip(grads, variables, strict=True)),
+        "minimize": lambda: opt.minimize(loss, variables),
+        "make_train_step": opt.make_train_step(loss, variables),
+        "function": whole,
+    }
+
+
+CALLS = [
+    *(("pure", "constraint", way) for way in ("apply_gradients", "function")),
+    *(("pure", "loss", way) for way in ("minimize", "make_train_step")),
+    *(("pure", "schedule", way) for way in ("apply_gradients", "make_train_step")),
+    *(("pure", "custom code", way) for way in ("apply_gradients", "minimize")),
+    ("pure", "of an inner optimizer", "apply_gradients"),
+    ("pure", "scaled", "apply_gradients"),
+    ("pure", "several", "apply_gradients"),
+    *(("debug", "constraint", way) for way in ("apply_gradients", "make_train_step")),
+]
+
+
+@pytest.mark.parametrize(("by", "place", "way"), CALLS)
+def test_a_callback_that_raises(way, place, by):
+    fuse = Callback(jax.pure_callback if by == "pure" else jax.debug.callback)
+    opt, kwargs = CALLED[place](fuse)
+    variables, mean = make_variables(**kwargs), Variable(0.0, trainable=False, name="mean")
+    step = steps_of(opt, variables, mean, fuse, place)[way]
+    for failures in (1, 2):
+        before = snapshot(opt, [*variables, mean])
+        fuse.blown = True
+        for _ in range(failures):
+            with pytest.raises((Broken, ValueError, jax.errors.JaxRuntimeError)):
+                step()
+            assert_same(snapshot(opt, [*variables, mean]), before)
+        fuse.blown = False
+        step()
+    assert (int(opt.iterations), float(mean)) == (2, 0.0 if way == "apply_gradients" else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        *(("custom code", way) for way in ("apply_gradients", "minimize", "function")),
+        ("of an inner optimizer", "make_train_step"),
+        ("several", "apply_gradients"),
+    ],
+)
+def test_code_that_raises_while_it_is_traced(way, place):
+    fuse = Fuse()
+    opt, kwargs = CALLED[place](fuse)
+    variables, mean = make_variables(**kwargs), Variable(0.0, trainable=False, name="mean")
+    step = steps_of(opt, variables, mean, fuse, place)[way]
+    before = snapshot(opt, [*variables, mean])
+    fuse.blown = True
+    for _ in range(2):
+        with pytest.raises(Broken):
+            step()
+        assert_same(snapshot(opt, [*variables, mean]), before)
+    fuse.blown = False
+    step()
+    assert int(opt.iterations) == 1
+
+
+def test_a_function_that_fails_between_its_steps():
+    (a, b), count, fuse = make_variables(), Variable(0, trainable=False, name="count"), Fuse()
+    first, second = Adam(0.1), SGD(0.1, momentum=0.9)
+
+    @keras.function
+    def step(x, twice=True):
+        first.apply_gradients([(x * jnp.ones(3), a)])
+        count.assign_add(1)
+        fuse(x)
+        if twice:
+            second.apply_gradients([(jnp.ones(1), b)])
+
+    everything = lambda: (snapshot(first, [a, b, count]), snapshot(second, []))  # noqa: E731
+    fuse.blown, before = True, everything()
+    for x in (1.0, np.ones(3)):
+        with pytest.raises(Broken):
+            step(x)
+        assert_same(everything(), before)
+    fuse.blown = False
+    step(1.0)
+    fuse.blown, before = True, everything()
+    with pytest.raises(Broken):
+        step(1.0, twice=False)
+    assert_same(everything(), before)
+    step(1.0)  # compiled: the fuse is not looked at
+    assert (int(first.iterations), int(second.iterations), int(count)) == (2, 2, 2)
+
+
+def test_a_function_that_makes_variables_may_fail_at_first():
+    made, fuse, calls = [], Fuse(), []
+
+    @keras.function
+    def scaled(x):
+        calls.append(x)
+        fuse.blown = len(calls) == 2  # after the trace, which finds out that a variable is made of `x`
+        fuse(x)
+        if not made:
+            made.append(Variable(2.0 * x, name="scale"))
+        return made[0] * x
+
+    with pytest.raises(Broken):
+        scaled(3.0)
+    assert not made
+    assert [float(scaled(3.0)) for _ in range(2)] == [18.0, 18.0]
