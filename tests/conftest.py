@@ -1,7 +1,10 @@
 """Sets four CPU devices before JAX is imported and hypothesis' profiles; marks and groups tests; frees programs."""
 
+import collections
+import gc
 import itertools
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -15,12 +18,12 @@ settings.register_profile("ci", deadline=None, max_examples=100, derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 CONTRACTS = "tests/conformance/test_contracts.py"
-VERSIONS = (  # the selection for other Pythons and JAXs: these tests,
+VERSIONS = (  # the selection for other Pythons and JAXs: these tests (not the C++ under sanitizers),
     "tests/native/",
-    "tests/keras/test_goldens",
     "tests/test_examples.py::test_the_main_job",
     "tests/test_examples.py::test_a_failed_run",
 )
+GOLDENS = "tests/keras/test_goldens"  # every fifth of these, which has all classes and dtypes,
 A_DOZEN = {  # and the contracts of these
     *("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adafactor", "muon", "soap", "lbfgs"),
     *("schedule_free_adamw", "quantize_state"),
@@ -31,25 +34,39 @@ def pytest_ignore_collect(collection_path, config):
     """Leaves out files without a test of the selection, if it is asked for: they import peers that are not there."""
     path = collection_path.relative_to(config.rootpath).as_posix()
     if config.option.markexpr == "versions" and collection_path.name.startswith("test_"):
-        return not path.startswith((CONTRACTS, *(start.partition("::")[0] for start in VERSIONS))) or None
+        return not path.startswith((CONTRACTS, GOLDENS, *(start.partition("::")[0] for start in VERSIONS))) or None
     return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
+    goldens = [item for item in items if item.nodeid.startswith(GOLDENS)]
+    for item in goldens[::5]:
+        item.add_marker(pytest.mark.versions)
+    sizes = collections.Counter(item.path for item in items)
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        if case and item.nodeid.startswith("tests/conformance/"):  # one worker compiles what its tests share
+        # one worker compiles what tests share; those of small files fill the gaps at the end
+        if case and item.nodeid.startswith("tests/conformance/"):
             item.add_marker(pytest.mark.xdist_group(repr(case)))
+        elif sizes[item.path] >= 10:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         contract = item.nodeid.startswith(CONTRACTS) and repr(case) in A_DOZEN
-        if contract or item.nodeid.startswith(VERSIONS):
+        if contract or (item.nodeid.startswith(VERSIONS) and "under_sanitizers" not in item.nodeid):
             item.add_marker(pytest.mark.versions)
 
 
+def pytest_collection_finish():
+    """What was imported and collected stays until the end: later collections of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 _tests = itertools.count(1)
+MAPS = Path("/proc/self/maps")
 
 
 def pytest_runtest_teardown():
-    """A process may map some 65,000 pieces of memory, and every compiled program takes a few: XLA aborts without."""
-    if next(_tests) % 3000 == 0:
+    """A process may map some 65,000 pieces of memory; every compiled program takes a few, and XLA aborts without."""
+    if next(_tests) % 250 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()

@@ -1,4 +1,7 @@
-"""to_keras: a gradient transformation as an optimizer of the real Keras, for `model.compile` and `fit`."""
+"""to_keras: a gradient transformation as an optimizer of the real Keras, for `model.compile` and `fit`.
+
+Optimizers of the facade need no adapter: see `keras.within_keras`.
+"""
 
 import contextlib
 import functools
@@ -15,18 +18,21 @@ from ..core.apply import apply_updates
 from ..core.schedule import Schedule
 from ..core.transformation import GradientTransformation, as_transformation
 from ..keras.engine.by_variable import ByVariable, keep_variables
+from ..keras.optimizers import Optimizer
+from ..keras.within_keras.optimizers import check_backend, join_keras, register_classes
 from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
     """Returns a `keras.optimizers.Optimizer` that applies a gradient transformation. Keras must run on JAX.
 
-    Use it as `model.compile(optimizer=to_keras(tx))`. It works with fit, callbacks, mixed precision and `.keras`
-    files, which include the state. To load such a file in another process, set KERAS_BACKEND=jax or import Keras,
-    then import `functional_opt.interop`, which registers the optimizer with Keras.
+    An optimizer of `functional_opt.keras.optimizers` is returned itself, as `compile` takes it as it is. Use a
+    transformation as `model.compile(optimizer=to_keras(tx))`. Both work with fit, callbacks, mixed precision and
+    `.keras` files, which include the state. To load such a file in another process, set KERAS_BACKEND=jax or import
+    Keras, then import `functional_opt.interop`, which registers the optimizers with Keras.
 
     Args:
-        tx: a transformation of this library or of Optax.
+        tx: a transformation of this library or of Optax, or an optimizer of the facade, without other arguments.
         learning_rate: a number or a Keras schedule that replaces the rate of the `scale_by_learning_rate` links in
             `tx`. If None, the rate in `tx` is used. Callbacks can set it. It must be None if `tx` has no such link,
             or several with different rates.
@@ -36,11 +42,17 @@ def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", *
     Keras. If `tx` has no rate, or several, `learning_rate` reads as NaN.
 
     Raises ValueError for a `learning_rate`, or a `weight_decay`, which Keras multiplies by the rate, if `tx` has no
-    rate or several; TypeError when setting a learning rate that cannot be set; RuntimeError if Keras does not run
-    on JAX.
+    rate or several; TypeError when setting a learning rate that cannot be set, and for arguments beside an optimizer
+    of the facade; RuntimeError if Keras does not run on JAX.
 
         model.compile(to_keras(functional_opt.lion(1e-4, weight_decay=0.1)), loss="mse")
     """
+    if isinstance(tx, Optimizer):
+        if learning_rate is not None or name != "functional_opt" or kwargs:
+            raise TypeError(f"give the other arguments to {type(tx).__name__} itself, not to to_keras")
+        import keras  # noqa: F401  which `join_keras` looks for
+
+        return join_keras(tx)
     return _optimizer_class()(tx, learning_rate, name=name, **kwargs)
 
 
@@ -77,10 +89,7 @@ def _optimizer_class() -> type:
         """A Keras optimizer over a transformation, with one Keras variable for each array of its state."""
 
         def __init__(self, tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any):
-            if keras.backend.backend() != "jax":
-                raise RuntimeError(
-                    f"to_keras needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax"
-                )
+            check_backend()
             box = _Box(as_transformation(tx))
             if box.rate is None and learning_rate is not None:
                 raise ValueError(
@@ -166,8 +175,9 @@ def _plain_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")
 
 
-# So that a process that never calls `to_keras` can load `.keras` files. Keras must not be imported before its backend
+# So that a process that makes no optimizer can load `.keras` files. Keras must not be imported before its backend
 # is chosen.
 if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") == "jax":
     with contextlib.suppress(ImportError):
         _optimizer_class()
+        register_classes()

@@ -9,7 +9,8 @@ import functional_opt as fo
 from functional_opt.analysis.summary import Explanation, size
 from functional_opt.transforms.combining.nesting import children, walk
 
-from ..conformance.cases import OPTIMIZERS, each_case
+from ..conformance.cases import CASES, OPTIMIZERS, each_case
+from ..conformance.programs import quick
 from ..helpers import make_grads, make_params, train_eagerly
 
 PARAMS = make_params()
@@ -22,10 +23,15 @@ KEEP_MORE = ("with_metrics", "quantize_state")  # norms of the clips, scales of 
 ZERO = fo.linear_schedule(0.0, 0.0, 10)
 
 
+@pytest.fixture
+def without_flops(monkeypatch):
+    """Which XLA counts in a program that it compiles first: for tests that only read the rest."""
+    monkeypatch.setattr("functional_opt.analysis.summary._flops", lambda tx, params: None)
+
+
 @each_case
-def test_no_wrapper_is_unknown(case, monkeypatch):
+def test_no_wrapper_is_unknown(case, without_flops):
     """Bytes are those of the state, every inner state is found, and no optimizer of the library gets a warning."""
-    monkeypatch.setattr("functional_opt.analysis.summary._flops", lambda tx, params: None)  # slow, and tested below
     tx, plan = case.tx(), fo.explain(case.tx(), PARAMS)
     state = tx.init(PARAMS)
     actual = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -54,13 +60,15 @@ def test_bytes_of_what_sees_params_of_other_shapes(tx):
     assert plan.state_bytes == sum(row.state_bytes for row in plan.rows)
 
 
-@each_case
+def is_a_rule_alone(case):
+    return case.name.startswith("scale_by_") and type(case.tx()).__name__ == case.name.split("-")[0]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if is_a_rule_alone(case)], ids=repr)
 def test_a_rule_that_preconditions_says_so(case):
     """Its updates are as large for gradients four times as large; what keeps a rate of its own is left out."""
-    if not (case.name.startswith("scale_by_") and type(case.tx()).__name__ == case.name.split("-")[0]):
-        return
-    grads = make_grads(3)
-    ones, fours = (train_eagerly(case.tx(), PARAMS, jax.tree.map(lambda g, k=k: k * g, grads), 3)[0] for k in (1, 4))
+    tx, grads = quick(case), make_grads(3)
+    ones, fours = (train_eagerly(tx, PARAMS, jax.tree.map(lambda g, k=k: k * g, grads), 3)[0] for k in (1, 4))
     same = bool(fo.global_norm(fours) < 1.5 * fo.global_norm(ones))
     assert same == case.tx().preconditions or case.name.startswith(OF_ITS_OWN_SIZE), case.name
 
@@ -182,12 +190,12 @@ DENSE, SCALE = fo.PathRules({"dense/**": True}), fo.PathRules({"scale": True})
     ],
     ids=str,
 )
-def test_each_warning_where_it_belongs(rule, bad, good):
+def test_each_warning_where_it_belongs(rule, bad, good, without_flops):
     assert rules(bad) == [rule]
     assert rules(good) == []
 
 
-def test_a_schedule_that_ended():
+def test_a_schedule_that_ended(without_flops):
     tx = fo.adam(fo.cosine_decay_schedule(0.1, 100))
     assert rules(tx, steps=1000) == ["schedule_that_ended"]
     assert "is 0 after step 9" in str(fo.explain(tx, PARAMS, steps=1000))
@@ -199,7 +207,7 @@ def hints(tx):
     return [note.rule for note in fo.explain(tx, PARAMS).notes if note.kind == "hint"]
 
 
-def test_decay_of_vectors_is_a_hint():
+def test_decay_of_vectors_is_a_hint(without_flops):
     assert hints(fo.adamw(0.1)) == ["decay_of_vectors"]
     assert "(dense/bias, scale): biases and norms" in str(fo.explain(fo.adamw(0.1), PARAMS)).replace("\n    ", " ")
     assert hints(fo.adamw(0.1, mask={"*/bias": False})) == hints(fo.adamw(0.1, weight_decay=0.0)) == []

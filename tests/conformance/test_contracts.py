@@ -19,7 +19,6 @@ from ..helpers import (
     make_grads,
     make_params,
     structs,
-    train,
     train_eagerly,
     without_bias,
 )
@@ -27,6 +26,7 @@ from . import cases_free as free
 from . import cases_linesearch as linesearch
 from . import cases_precision as precision
 from .cases import CASES, OPTIMIZERS, PLAIN, each_case, each_plain_case
+from .programs import quick
 
 DTYPES = (  # of params and gradients
     ("bfloat16", "float32"),
@@ -46,19 +46,20 @@ def each_of(cases, *dtypes):
 
 @each_of(CASES, *DTYPES)
 def test_types_are_fixed_at_init(case, dtype):
-    params, grads = make_params(dtype[0]), at(make_grads(1, dtype[1]), 0)
+    """So that a step can be scanned; the transformation is traced too, and reading a number to the host raises."""
 
-    def step(tx, params, grads):
-        before = tx.init(params)
-        updates, after = tx.update(grads, before, params)
-        either = jax.lax.cond(True, lambda s: tx.update(grads, s, params)[1], lambda s: s, before)
-        return before, updates, after, either
+    def run(tx, params, grads):
+        def step(carry, g):
+            params, state = carry
+            updates, after = tx.update(g, state, params)
+            assert_same_types(after, state)
+            if case in OPTIMIZERS:
+                assert_same_types(updates, params)
+            return (apply_updates(params, updates), after), None
 
-    before, updates, after, either = jax.eval_shape(step, case.tx(), params, grads)
-    assert_same_types(after, before)
-    assert_same_types(either, before)
-    if case in OPTIMIZERS:
-        assert_same_types(updates, params)
+        return jax.lax.scan(step, (params, tx.init(params)), grads)
+
+    jax.eval_shape(run, case.tx(), make_params(dtype[0]), make_grads(2, dtype[1]))
 
 
 @each_case
@@ -67,12 +68,6 @@ def test_states_are_plain_arrays(case):
     for path, x in jax.tree_util.tree_leaves_with_path(case.tx().init(make_params())):
         assert isinstance(x, jax.Array) and x.size, jax.tree_util.keystr(path)
         assert x.dtype in (*PLAIN_DTYPES, "bfloat16"), f"{jax.tree_util.keystr(path)}: {x.dtype}"
-
-
-@each_of(CASES, *DTYPES)
-def test_scans_and_reads_nothing_back(case, dtype):
-    """Under a trace of the transformation itself too, where reading a number to the host raises."""
-    jax.eval_shape(train, case.tx(), make_params(dtype[0]), make_grads(2, dtype[1]))
 
 
 def sharded(mesh, tree):
@@ -88,6 +83,10 @@ def test_sharding_is_kept_and_buffers_donated(case):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     params, grads = sharded(mesh, make_params()), sharded(mesh, at(make_grads(1), 0))
 
+    def on_all(x):
+        """What is made without params is on one device, and free to go to all."""
+        return x if x.committed else jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
     @functools.partial(jax.jit, donate_argnums=(1, 2))
     def step(tx, params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -95,16 +94,12 @@ def test_sharding_is_kept_and_buffers_donated(case):
 
     tx = case.tx()
     with jax.transfer_guard_device_to_host("disallow"):  # the CPU has nothing to guard, an accelerator has
-        state = tx.init(params)
+        state = jax.tree.map(on_all, tx.init(params))
         before = jax.tree.map(lambda x: x.sharding, (params, state))
         new = step(tx, params, state, grads)
         new = step(tx, *new, grads)
     for (path, x), sharding in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(before), strict=True):
-        # these are made on one device, then are on all
-        names = ("ns_coeffs", "rng_key", "key", "weights_memory", "history", *"rmvs")
-        made_here = tuple(f".{name}" for name in names)
-        small = x.size == 1 or jax.tree_util.keystr(path).endswith(made_here)
-        assert x.sharding.is_equivalent_to(sharding, x.ndim) or small
+        assert x.sharding.is_equivalent_to(sharding, x.ndim), jax.tree_util.keystr(path)
 
 
 @each_case
@@ -135,8 +130,8 @@ def test_16_bit_is_close_to_float32(case, dtype):
     rtol = {"bfloat16": 0.01, "float16": 0.001}[dtype]
     params, grads = make_params(dtype), make_grads(3, dtype)
     exact = functools.partial(jax.tree.map, lambda x: x.astype("float32"))
-    updates, state = train_eagerly(case.tx(), params, grads, steps=3)
-    expected, expected_state = train_eagerly(case.tx(), exact(params), exact(grads), steps=3)
+    updates, state = train_eagerly(quick(case), params, grads, steps=3)
+    expected, expected_state = train_eagerly(quick(case), exact(params), exact(grads), steps=3)
     assert_close(updates, expected, rtol=rtol)
     assert_close(state, expected_state, rtol=rtol)
 
@@ -144,15 +139,15 @@ def test_16_bit_is_close_to_float32(case, dtype):
 @each_of(CASES, "float32", "bfloat16", "float16")
 def test_zero_gradients(case, dtype):
     params, grads = make_params(dtype), jax.tree.map(jnp.zeros_like, make_grads(2, dtype))
-    assert_finite(train_eagerly(case.tx(), params, grads, steps=2))
+    assert_finite(train_eagerly(quick(case), params, grads, steps=2))
     nowhere = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = train_eagerly(case.tx(), nowhere, grads, steps=2)
+    updates, _ = train_eagerly(quick(case), nowhere, grads, steps=2)
     assert_close(updates, jax.tree.map(jnp.zeros_like, updates))
 
 
 @each_case
 def test_none_in_gradients_is_no_update(case):
-    tx, params, grads = case.tx(), make_params(), make_grads(2)
+    tx, params, grads = quick(case), make_params(), make_grads(2)
     _, state = train_eagerly(tx, params, grads)
     updates, after = tx.update(without_bias(at(grads, 1)), state, params)
     assert updates["dense"]["bias"] is None
@@ -172,7 +167,7 @@ def is_slot_of_bias(path):
 @each_case
 def test_none_in_params(case):
     params, grads = without_bias(make_params()), without_bias(make_grads(2))
-    updates, state = train_eagerly(case.tx(), params, grads, steps=2)
+    updates, state = train_eagerly(quick(case), params, grads, steps=2)
     assert updates["dense"]["bias"] is None
     assert_finite((updates, state))
 
@@ -180,7 +175,7 @@ def test_none_in_params(case):
 @each_case
 @pytest.mark.parametrize("empty", [{}, (), {"dense": {}}], ids=repr)
 def test_empty_trees(case, empty):
-    tx = case.tx()
+    tx = quick(case)
     updates, state = tx.update(empty, tx.init(empty), empty)
     assert updates == empty
     assert_same_types(state, tx.init(empty))
@@ -208,7 +203,7 @@ def starts_from_params(case):
 @each_case
 def test_complex_turns_with_the_plane(case):
     """Rotated params and gradients give rotated updates: second moments are of |g|², signs are g/|g|."""
-    tx, turn = case.tx(), np.exp(0.7j).astype(np.complex64)
+    tx, turn = quick(case), np.exp(0.7j).astype(np.complex64)
 
     def run(turn):
         rotate = functools.partial(jax.tree.map, lambda x: x * turn)
@@ -229,7 +224,7 @@ def test_complex_turns_with_the_plane(case):
 
 @each_case
 def test_counts_saturate(case):
-    tx, params, grads = case.tx(), make_params(), at(make_grads(1), 0)
+    tx, params, grads = quick(case), make_params(), at(make_grads(1), 0)
 
     def at_the_end(path, x):
         return jnp.full_like(x, INT32_MAX) if is_count(path) else x

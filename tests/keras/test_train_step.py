@@ -235,7 +235,6 @@ def test_a_variable_made_of_traced_values_is_made_at_the_first_call_only():
             always(np.ones(1))
 
 
-
 def test_two_steps_of_one_optimizer_and_late_variables():
     (kernel, bias), opt = make_variables(), Adam(0.5, epsilon=1e-20)
     first = opt.make_train_step(lambda: jnp.sum(kernel))

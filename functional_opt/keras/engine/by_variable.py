@@ -34,7 +34,7 @@ class State(NamedTuple):
 
     `inner` is the state of the transformation, and `counted` the number of steps that the counts in it stand for.
     `average` and `accumulated` hold, by variable, running means of the values and the gradients accumulated so
-    far. They are empty if the optimizer keeps none. `slots` holds, by name and variable, the slots made by `add_slot`.
+    far. They are empty if the optimizer keeps none. `slots` holds the slots made by `add_slot`, by name and variable.
     """
 
     inner: Any

@@ -20,12 +20,13 @@ from .store import Store
 class Engine(Protocol):
     """Keeps variables, state and clock. An engine of several optimizers holds a part for each in all of them."""
 
-    iterations: Variable
-
     @property
-    def packs(self) -> bool:
-        """True if an eager step can take lists and a packed state."""
+    def iterations(self) -> Variable:
+        """The count of steps."""
         ...
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None: ...
 
     @property
     def built(self) -> bool: ...
@@ -111,10 +112,20 @@ class SingleEngine(Engine):
     """The engine of an optimizer with a transformation of its own."""
 
     def __init__(self, rules: Rules, iterations: Variable):
-        self.rules, self.iterations, self.store = rules, iterations, Store()
+        self.rules, self.store = rules, Store()
+        self._iterations = iterations
+
+    @property
+    def iterations(self) -> Variable:
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        self._iterations = variable
 
     @property
     def packs(self) -> bool:
+        """True if an eager step can take lists and a packed state."""
         return not self._averages_all
 
     @property
@@ -143,8 +154,8 @@ class SingleEngine(Engine):
             if program is not None:
                 program.undo.append(functools.partial(self.restore, self.snapshot()))
             self._extended(variables)
-            full = self.store.state
-        if (here := self.store.state) is not full and jax.tree.structure(here) != jax.tree.structure(full):
+            full = self.store.existing
+        if (here := self.store.existing) is not full and jax.tree.structure(here) != jax.tree.structure(full):
             self.store.state = completed(here, full)
         return self.rules._numbers()
 

@@ -56,11 +56,12 @@ def function(fn: Callable | None = None) -> Any:
     `value_and_grad`, and assign to any variables.
 
     The function is traced at its first call, again for arguments of other structure, shape or dtype, and when
-    something changes that it depends on: `trainable`, a callable `var_list`, the structure of an optimizer. Values
-    of variables, hyperparameters and numbers do not matter. Arrays and numbers among the arguments are inputs; strings,
-    booleans, variables and other objects are fixed for a trace, and must be hashable. Variables are made at the first
-    call only, for example in `if self.w is None`. An exception leaves everything as it was. Like `tf.function`, it runs
-    other effects of Python, such as `print`, only while it is traced.
+    something changes that it depends on: `trainable`, a callable `var_list`, the structure of an optimizer. New
+    values of variables, hyperparameters and numbers do not trace it again. Arrays and numbers among the arguments
+    are inputs; strings, booleans, variables and other objects are fixed for a trace, and must be hashable.
+
+    Variables are made at the first call only, for example in `if self.w is None`. An exception leaves everything as
+    it was. Other effects of Python, such as `print`, happen only while the function is traced, as in `tf.function`.
 
     Use it as a decorator of functions and methods, with or without parentheses.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -92,7 +93,7 @@ class imperative(GradientTransformation):
         new, rule, slots = done.out
         moved = {key: new[key] - params[key] for key in variables}
         moved = ByVariable((key, moved.get(key)) for key in updates)
-        return moved, ImperativeState(increment(state.count), shift_counts(rule, 1), slots)
+        return moved, ImperativeState(increment(state.count), shift_counts(rule, jnp.int32(1)), slots)
 
 
 class _Same:
@@ -140,7 +141,7 @@ def _check_unchanged(script: Any, before: tuple) -> None:
             leaves = jax.tree.leaves(vars(script).get(name))
             traced = "; it now holds a tracer" if any(isinstance(y, core.Tracer) for y in leaves) else ""
             raise RuntimeError(
-                f"the code of {type(script).__name__} changes self.{name}, which happens once, when it is compiled, and "
-                f"not at each step{traced}. Keep what changes in a variable, made by add_weight or add_slot, and assign "
-                "to that"
+                f"the code of {type(script).__name__} changes self.{name}, which happens once, when it is compiled, "
+                f"and not at each step{traced}. Keep what changes in a variable, made by add_weight or add_slot, and "
+                "assign to that"
             )

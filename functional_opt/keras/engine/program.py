@@ -94,7 +94,7 @@ class _Arguments:
     def signature(self) -> Any:
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in self.arrays)
         fixed = tuple(id(x) if isinstance(x, Cell) else x for x in self.fixed)
-        return self.treedef, self.is_array, shapes, fixed, jax.config.jax_enable_x64
+        return self.treedef, self.is_array, shapes, fixed, jax.config.read("jax_enable_x64")
 
     def rebuilt(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
         dynamic, fixed = iter(arrays), iter(self.fixed)

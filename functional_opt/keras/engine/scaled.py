@@ -60,8 +60,6 @@ class Scaled(Step):
 class ScaledEngine(Engine):
     """An engine that divides gradients by a loss scale, and skips the step of the inner engine if they overflow."""
 
-    packs = False
-
     def __init__(self, inner: Engine, counter: Variable, scale: Variable, growth_steps: int):
         self.inner, self.counter, self.scale, self.growth_steps = inner, counter, scale, growth_steps
         self.divided_before = False
@@ -71,6 +69,10 @@ class ScaledEngine(Engine):
     @property
     def iterations(self):
         return self.inner.iterations
+
+    @iterations.setter
+    def iterations(self, variable):
+        self.inner.iterations = variable
 
     @property
     def built(self):

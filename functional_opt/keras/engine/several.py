@@ -48,8 +48,6 @@ class SeveralEngine(Engine):
         loss_scale: returns the number that gradients are divided by, or None.
     """
 
-    packs = False
-
     def __init__(
         self,
         iterations: Variable,
@@ -57,10 +55,18 @@ class SeveralEngine(Engine):
         route: Callable[[Variable], int],
         loss_scale: Callable[[], Any],
     ):
-        self.iterations, self._engines, self._route, self._loss_scale = iterations, engines, route, loss_scale
+        self._iterations, self._engines, self._route, self._loss_scale = iterations, engines, route, loss_scale
         self._known: dict[int, Variable] = {}  # by id, in the order in which they came
         self.once_built: Callable[[], None] | None = None
         """Is called when the state exists."""
+
+    @property
+    def iterations(self):
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, variable):
+        self._iterations = variable
 
     def each(self, variables: Sequence[Variable], *more: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Yields each engine with its variables and the items that belong to them."""

@@ -54,6 +54,13 @@ class Store(Cell):
     def state(self, state: State | None) -> None:
         self._value = state
 
+    @property
+    def existing(self) -> State:
+        """The state, of an optimizer that has one."""
+        state = self.state
+        assert state is not None
+        return state
+
     def packed(self) -> Packed:
         """Returns arrays that a step may reuse, and their packing. Arrays that are held elsewhere too are copied."""
         x = self._settled()
@@ -90,7 +97,10 @@ class Store(Cell):
             self._keys = {id(v): key for key, v in self._variables.items()}
 
     def register(self, variables: Iterable[Variable]) -> bool:
-        """Gives each new variable its key: its path, prefixed by a number if that is taken. Returns whether any is."""
+        """Gives each new variable its key: its path, with a number before it if that is taken.
+
+        Returns whether any is new.
+        """
         made, new = [], [v for v in variables if id(v) not in self.keys]
         for v in new:
             key, n = v.path, 1

@@ -45,8 +45,8 @@ def run(
         cells: what holds the arrays now. If these are given away, readers wait until the results are stored.
         arrays: each is held by one cell. What somebody else holds too is copied.
         store: puts the results into the cells. It may be called twice.
-        warm: whether the program has run with such arguments. If not, it gets copies: JAX compiles it in Python, where
-            an exception can arrive after the arrays were given away.
+        warm: whether the program has run with such arguments. If not, it gets copies: JAX runs Python to compile it,
+            where an exception can arrive after the arrays were given away.
     """
     ours = [c for c in cells if warm and not isinstance(c, Foreign)]  # others' readers do not know of BUSY
     kept = BUSY.kept = {id(c): c._stored for c in ours}  # owns the arrays while the cells are busy

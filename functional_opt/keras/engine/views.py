@@ -38,9 +38,9 @@ class SlotView(Variable):
 
 
 class Derived(SlotView):
-    """A weight that other libraries keep and this one computes. `store`, if given, is called with what is assigned."""
+    """A weight that other libraries keep and this one computes. `store` is called with what is assigned to it."""
 
-    def __init__(self, compute: Callable[[], jax.Array], name: str, store: Callable[[Any], None] = lambda x: None):
+    def __init__(self, compute: Callable[[], jax.Array], name: str, store: Callable[[Any], Any] = lambda x: None):
         self._compute, self._name, self._put = compute, name, store
         self.trainable, self.constraint = False, None
 

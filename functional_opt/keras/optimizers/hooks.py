@@ -1,7 +1,7 @@
 """Methods that an optimizer of the user's own overrides or calls: OptimizerV2's and Keras 3's protected ones.
 
 Code that assigns to variables runs once, while the step is traced, with tracers in the variables, the slots, the
-iteration and the hyperparameters. The values that it assigns become the result. So it is compiled like everything else.
+iteration and the hyperparameters. The values that it assigns become the result, so it is compiled like any step.
 """
 
 import functools
@@ -25,7 +25,6 @@ from ..engine.step import resolve_schedules
 from ..engine.views import SlotView
 from ..variables.foreign import as_variable
 from ..variables.indexed_slices import IndexedSlices
-from ..variables.recording import Cell
 from ..variables.variable import Variable
 from .hyper import Hyperparameters
 
@@ -39,6 +38,7 @@ RULES = (
 @functools.cache
 def overrides(cls: type, *names: str) -> tuple[str, ...]:
     """Returns the methods among these that a class outside of this library defines for `cls`."""
+    cls = getattr(cls, "_facade", cls)  # what it was before the real Keras took it
 
     def is_theirs(name: str) -> bool:
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)
@@ -215,10 +215,10 @@ class SubclassHooks(Hyperparameters):
         key = engine.store.keys[id(variable)]
         if any(slot_name in group for group in self._rule_slots()):
             raise ValueError(f"{slot_name!r} is a slot that {type(self).__name__} keeps itself; choose another name")
-        shape = variable.shape if shape is None else tuple(shape)
+        of_shape = variable.shape if shape is None else tuple(shape)
         tables = self._added_slots()
         if key not in tables.get(slot_name, ()):
-            x = _initial(initializer, shape, variable.dtype)
+            x = _initial(initializer, of_shape, variable.dtype)
             if self._making is not None:
                 self._making.setdefault(slot_name, ByVariable())[key] = x
             else:
@@ -242,7 +242,7 @@ class SubclassHooks(Hyperparameters):
 
     def _set_added_slots(self, slots: dict[str, ByVariable]) -> None:
         store = self._single_engine().store
-        state = store.state
+        state = store.existing
         if isinstance(state.inner, ImperativeState):
             store.state = state._replace(inner=state.inner._replace(slots=slots))
         else:
@@ -337,7 +337,7 @@ class SubclassHooks(Hyperparameters):
         iterations = self._iterations._value
         count = self._updates_done(iterations)
         tx = resolve_schedules(count, self._rule(rate), variable.dtype == jnp.float64)
-        state = store.state
+        state = store.existing
         inner = state.inner.rule if isinstance(state.inner, ImperativeState) else state.inner
         # what is kept once for all variables is that of the start of the step for each of them
         notes = store.notes

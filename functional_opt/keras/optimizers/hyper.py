@@ -176,7 +176,7 @@ _traceable: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
 def _is_traceable(x: Any, schedule: ScheduledValue) -> bool:
-    """Returns whether a schedule is made of JAX's operations; if not, it is Python code that needs to know the step."""
+    """Returns whether a schedule can be traced; if not, it is Python code that needs to know the step."""
     if (
         isinstance(x, Schedule)
         or isinstance(x, LearningRateSchedule)

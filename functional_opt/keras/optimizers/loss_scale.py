@@ -74,7 +74,8 @@ class LossScaleOptimizer(Wrapper):
             self.initial_scale, trainable=False, dtype=jnp.float32, name=f"{self._name}/dynamic_scale"
         )
         inner = self.inner_optimizer._engine
-        return ScaledEngine(inner, self.step_counter, self.dynamic_scale, self.dynamic_growth_steps)
+        self._scaled = ScaledEngine(inner, self.step_counter, self.dynamic_scale, self.dynamic_growth_steps)
+        return self._scaled
 
     def _part_of(self, variable):
         return 0
@@ -144,11 +145,11 @@ class LossScaleOptimizer(Wrapper):
 
     def _apply_pairs(self, pairs, aggregate):
         with BUSY.lock:
-            self._engine.divided_before = self._unscales
+            self._scaled.divided_before = self._unscales
             try:
                 super()._apply_pairs(pairs, aggregate)
             finally:
-                self._engine.divided_before = False
+                self._scaled.divided_before = False
 
     def apply(self, grads, trainable_variables=None):
         unscales, self._unscales = self._unscales, False
@@ -159,7 +160,7 @@ class LossScaleOptimizer(Wrapper):
 
     def _gradients(self, pairs, variables, aggregate=True):
         inner = self.inner_optimizer
-        divided_before = self._engine.divided_before
+        divided_before = self._scaled.divided_before
         if divided_before or not (inner.gradient_aggregator or inner.gradient_transformers):
             return super()._gradients(pairs, variables, aggregate)
         # the user's functions get gradients of the loss itself
@@ -168,7 +169,7 @@ class LossScaleOptimizer(Wrapper):
         return [divided(g, 1 / s) for g in grads]
 
     def _step(self, grads, variables):
-        if self._runs_code and not self._engine.divided_before:
+        if self._runs_code and not self._scaled.divided_before:
             grads = [None if g is None else divided(g, self.dynamic_scale.value) for g in grads]
         super()._step(grads, variables)
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from types import SimpleNamespace
@@ -135,6 +136,17 @@ class Optimizer(Training):
         if learning_rate is not NO_RATE:
             self._set_hyper("learning_rate", learning_rate)
         self._set_hyper("decay", self._initial_decay)
+
+    @property
+    def __class__(self) -> Any:
+        """The class. If the real Keras asks, as `compile` does, the optimizer first becomes one of Keras's, too."""
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.startswith("keras.") and Optimizer._asked_by_keras is not None:
+            return Optimizer._asked_by_keras(self, asking)
+        return type(self)
+
+    _asked_by_keras: ClassVar[Callable[["Optimizer", str], type] | None] = None
+    """Returns the class for a module of the real Keras that asks for it; `within_keras` sets it."""
 
     @property
     def name(self) -> str:
@@ -434,9 +446,7 @@ class Optimizer(Training):
 
 
 def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
-    return [
-        ({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed
-    ]
+    return [({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed]
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:

@@ -18,8 +18,9 @@ def serialize(optimizer: Any) -> dict[str, Any]:
     >>> serialize(SGD(0.5))["config"]["learning_rate"]
     0.5
     """
-    name = type(optimizer).__name__
-    known = CLASSES.get(name) is type(optimizer)
+    cls = getattr(type(optimizer), "_facade", type(optimizer))  # what it was before the real Keras took it
+    name = cls.__name__
+    known = CLASSES.get(name) is cls
     return {
         "module": "keras.optimizers" if known else None,
         "class_name": name,

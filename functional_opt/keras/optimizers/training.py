@@ -266,24 +266,21 @@ class Training(SubclassHooks):
 
     def _apply_pairs(self, pairs: list[Any], aggregate: bool) -> None:
         """Takes a step: in the way of the last one if it is like that, else by all stages."""
-        if self._is_like_last(aggregate) and eager.repeat(self._engine, self._last, pairs):
+        last = self._last if self._may_repeat(aggregate) else None
+        if last is not None and eager.repeat(self._engine, last, pairs):
             return
         pairs = as_pairs(pairs)
         # as_pairs wraps other libraries' variables, so that the step may be like the last one after all
-        if self._is_like_last(aggregate) and eager.repeat(self._engine, self._last, pairs):
+        if last is not None and eager.repeat(self._engine, last, pairs):
             return
         with BUSY.lock:
             variables = [v for _, v in pairs]
             self._step(self._gradients(pairs, variables, aggregate), variables)
 
-    def _is_like_last(self, aggregate: bool) -> bool:
-        return not (
-            self._last is None
-            or aggregate
-            and (self.gradient_aggregator or self.axis_name is not None)
-            or self.gradient_transformers
-            or overrides(type(self), *STAGES)
-        )
+    def _may_repeat(self, aggregate: bool) -> bool:
+        """Returns whether gradients go into the compiled step as they are."""
+        summed_here = aggregate and (self.gradient_aggregator or self.axis_name is not None)
+        return not (summed_here or self.gradient_transformers or overrides(type(self), *STAGES))
 
     def _gradients(self, pairs: list[tuple], variables: Sequence[Variable], aggregate: bool = True) -> list[Any]:
         """Returns the gradients after the user's functions, one for each variable, None for a missing one."""

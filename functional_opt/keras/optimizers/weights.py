@@ -132,9 +132,9 @@ class WeightViews:
                 yield from (self.added_slot(key, name) for key in keys if key in table)
 
     def set(self, weights: Sequence[Any]) -> None:
-        """Assigns weights, or keeps them until the slots exist. Raises ValueError, and changes nothing, if one differs.
+        """Assigns weights, or keeps them until the slots exist. Raises ValueError, if one is wrong.
 
-        Before the first step, weights can still be refused for what the known variables contradict.
+        Before the first step, weights are refused that no variables could make fit.
         """
         own = self.variables()
         weights = list(weights)
@@ -159,8 +159,8 @@ class WeightViews:
         weights = weights if len(weights) == len(own) else self._optimizer._of_older_generations(weights)
         if len(weights) != len(own):
             raise ValueError(
-                f"You called `set_weights(weights)` on optimizer {self._optimizer._name} with a weight list of length "
-                f"{len(weights)}, but the optimizer was expecting {len(own)} weights."
+                f"You called `set_weights(weights)` on optimizer {self._optimizer._name} with a weight list of "
+                f"length {len(weights)}, but the optimizer was expecting {len(own)} weights."
             )
         assign_all(own, weights)
 
@@ -175,7 +175,7 @@ class WrapperViews(WeightViews):
         return self._part_of(var).get_slot(var, slot_name)
 
     def variables(self):
-        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.variables)])
+        return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.weights)])
 
     def set(self, weights):
         own, engine = self.variables(), self._optimizer._engine

@@ -18,8 +18,8 @@ DIFFERENTIATES = "minimize", "compute_gradients", "_compute_gradients", "_get_gr
 class Wrapper(Optimizer):
     """Base of optimizers that wrap others. The inner optimizers keep the slots; each one gets its variables.
 
-    A subclass returns from `_part_of` the index in `_parts` that a variable belongs to. If an inner optimizer has code
-    of the user's, the step calls its `apply_gradients`; else all steps are one.
+    A subclass returns from `_part_of` the index in `_parts` that a variable belongs to. If an inner optimizer runs
+    code of the user's, the step calls its `apply_gradients`; else all steps are one.
     """
 
     default_dialect = "keras3"

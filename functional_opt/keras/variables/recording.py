@@ -1,6 +1,6 @@
 """Runs Python code that reads and assigns variables as a pure function of their values.
 
-A value that recorded code assigns, or is given to start from, lies in a scope of the thread that records, and never in
+A value that recorded code assigns, or is given to start from, is kept in a scope of the thread that records, never in
 the variable. So nothing has to be put back, whatever interrupts the code, and other threads see no tracers.
 """
 
@@ -196,7 +196,7 @@ def steps_ahead(count: Cell) -> int:
 
 
 def notes_of(cell: Cell, outside: dict[str, Any]) -> dict[str, Any]:
-    """Returns a dict of notes on a cell: that of the outermost scope, so that it holds no tracer later, or `outside`."""
+    """Returns a dict of notes on a cell: that of the outermost scope, which ends with the trace, or `outside`."""
     return _thread.scopes[0].notes.setdefault(id(cell), {}) if _thread.scopes else outside
 
 

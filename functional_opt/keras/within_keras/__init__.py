@@ -1,0 +1,1 @@
+"""Makes optimizers of the facade optimizers of the real Keras, too, when its `compile` asks."""
