@@ -39,29 +39,20 @@ class Program:
         if recording.active() or any(isinstance(x, core.Tracer) for x in given.arrays):
             return self._fn(*args, **kwargs)  # it becomes a part of the program that is being traced
         with BUSY.lock:
-            undo: list[Callable[[], None]] = []
-            before = transaction.stored()
-            try:
-                trace = self._trace_of(given, undo)
-                if trace is None:
-                    return self._fn(*args, **kwargs)
-                return trace.run(given.arrays)
-            except BaseException:
-                if transaction.stored() == before:
-                    for restore in reversed(undo):
-                        restore()
-                raise
+            with recording.undoing(transaction.stored):
+                trace = self._trace_of(given)
+                return self._fn(*args, **kwargs) if trace is None else trace.run(given.arrays)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
         given = _Arguments(args, kwargs)
         with BUSY.lock:
-            trace = self._trace_of(given, [])
+            trace = self._trace_of(given)
             if trace is None:
                 raise RuntimeError("call the function once before: it makes variables at its first call")
             return trace.lower(given.arrays)
 
-    def _trace_of(self, given: "_Arguments", undo: list) -> "_Trace | None":
+    def _trace_of(self, given: "_Arguments") -> "_Trace | None":
         """Returns a trace that holds for these arguments now; None if the function must run as it is, once."""
         signature = given.signature()
         traces = self._traces.setdefault(signature, [])
@@ -69,7 +60,7 @@ class Program:
             if trace.holds():
                 return trace
         try:
-            trace = _Trace(self._fn, self._wrap, given, undo, traces[-1] if traces else None)
+            trace = _Trace(self._fn, self._wrap, given, traces[-1] if traces else None)
         except recording.MadeOfTraced:
             if signature in self._made_variables:
                 raise RuntimeError(
@@ -122,8 +113,8 @@ def _is_array(x: Any) -> bool:
 class _Trace:
     """A function traced for arguments of one signature: what it touches, what it depends on, and its program."""
 
-    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, undo: list, last: "_Trace | None"):
-        self._fn, self._undo, self._wrap = fn, undo, wrap
+    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, last: "_Trace | None"):
+        self._fn, self._wrap = fn, wrap
         self._rebuilt = given.rebuild()
         self.cells: list[Cell] = []  # that it reads
         self.assigned: list[Cell] = []  # of these, those that it assigns
@@ -177,7 +168,7 @@ class _Trace:
         self.guards = []
         with recording.recording() as scope:
             scope.lift = functools.partial(self._lift, lifted)
-            scope.guards, scope.undo, scope.memo = self.guards, self._undo, self.memo
+            scope.guards, scope.memo = self.guards, self.memo
             scope.discovers = self._discovering
             if not self._discovering:
                 leaves = iter(donated)

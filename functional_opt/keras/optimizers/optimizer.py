@@ -28,7 +28,7 @@ from .configs import as_arguments, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
 from .training import GradsAndVars, Training
-from .weights import Groups, Variables, WeightViews
+from .weights import Groups, OwnWeights, Variables, WeightViews
 
 NO_RATE: Any = object()
 """Stands for the learning rate of an optimizer without one."""
@@ -351,6 +351,16 @@ class Optimizer(Training):
     def weights(self) -> list[Variable]:
         """The same as `variables`."""
         return self.variables
+
+    @property
+    def _weights(self) -> list[Variable]:
+        return OwnWeights(self.variables, self._extra_weights)
+
+    @_weights.setter
+    def _weights(self, weights: Sequence[Variable]) -> None:
+        if not isinstance(weights, OwnWeights):  # which `+=` has extended
+            known = {id(w) for w in self._counters()}
+            self._extra_weights[:] = [w for w in weights if not isinstance(w, SlotView) and id(w) not in known]
 
     def get_weights(self) -> list[np.ndarray]:
         """Returns the values of `weights`."""

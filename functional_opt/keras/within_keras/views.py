@@ -117,7 +117,7 @@ def _parts(optimizer: Optimizer) -> list[Optimizer]:
 def _beside_the_state(part: Optimizer) -> list[Variable]:
     rate = part._hyper.get("learning_rate")  # other hyperparameters are constants of a program of Keras's
     found = [*part._counters(), *([rate] if isinstance(rate, Variable) else [])]
-    found += [*part._own_weights, *(as_variable(w) for w in part._weights)]
+    found += [*part._own_weights, *(as_variable(w) for w in part._extra_weights)]
     return list({id(v): v for v in found}.values())
 
 
