@@ -122,23 +122,33 @@ def _step(engine: Engine, numbers: Any, rounds: list[Pairs]) -> None:
     run_step(Flat(_whole(engine, rounds), treedef), [*variables, *engine.cells()], arrays, others, keep)
 
 
-_known: dict[Any, bool] = {}
-"""Whether each kind of step that has run calls Python."""
+class Kind:
+    """Calls that are compiled as one program. JAX compares kinds by identity, which no signal handler can interrupt.
+
+    `warm` is True once such a step has run, `python` if it calls Python.
+    """
+
+    def __init__(self, call: Any):
+        self.call, self.warm, self.python = call, False, False
+
+
+_kinds: dict[Any, Kind] = {}
 
 
 def run_step(call: Any, cells: Sequence[Any], arrays: list[jax.Array], others: tuple, keep: Callable) -> None:
     """Runs a step compiled for `call`, and stores its results. The caller holds the lock."""
     key = call, jax.tree.structure(others[0])
-    warm = key in _known
-    python = _known[key] if warm else transaction.calls_back(jitted_step.trace(call, arrays, *others).jaxpr.jaxpr)
-    if python:
-        transaction.run_with_callbacks(functools.partial(_undonated, call), arrays, others, keep)
+    if (kind := _kinds.get(key)) is None:
+        kind = _kinds[key] = Kind(call)
+        if len(_kinds) > 4096:
+            del _kinds[next(iter(_kinds))]
+    if not kind.warm:
+        kind.python = transaction.calls_back(jitted_step.trace(kind, arrays, *others).jaxpr.jaxpr)
+    if kind.python:
+        transaction.run_with_callbacks(functools.partial(_undonated, kind), arrays, others, keep)
     else:
-        transaction.run(functools.partial(jitted_step, call), cells, arrays, others, keep, warm=warm)
-    if not warm:
-        if len(_known) > 1000:
-            _known.clear()
-        _known[key] = python
+        transaction.run(functools.partial(jitted_step, kind), cells, arrays, others, keep, warm=kind.warm)
+    kind.warm = True
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,8 @@ class Flat:
         return [*results, *jax.tree.leaves(clock)]
 
 
-def _call(call: Any, arrays: list, numbers: Any, clock: Any, idle: Any, grads: Any) -> list[jax.Array]:
-    return call(arrays, numbers, clock, idle, grads)
+def _call(kind: Kind, arrays: list, numbers: Any, clock: Any, idle: Any, grads: Any) -> list[jax.Array]:
+    return kind.call(arrays, numbers, clock, idle, grads)
 
 
 # Arrays are passed in the order in which they are returned: donated buffers are matched to results in order, and one

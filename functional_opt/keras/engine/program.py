@@ -41,7 +41,11 @@ class Program:
         with BUSY.lock:
             with recording.undoing(transaction.stored):
                 trace = self._trace_of(given)
-                return self._fn(*args, **kwargs) if trace is None else trace.run(given.arrays)
+                if trace is not None:
+                    return trace.run(given.arrays)
+                out = self._fn(*args, **kwargs)
+                self._made_variables.add(given.signature())
+                return out
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
@@ -66,7 +70,6 @@ class Program:
                 raise RuntimeError(
                     f"{_name(self._fn)} makes variables of computed values at every call; make them at the first only"
                 ) from None
-            self._made_variables.add(signature)
             return None
         traces.append(trace)
         del traces[:-16]

@@ -44,27 +44,34 @@ def run(
         program: a jitted function that donates `arrays` and returns a list of arrays.
         cells: what holds the arrays now. If these are given away, readers wait until the results are stored.
         arrays: each is held by one cell. What somebody else holds too is copied.
-        store: puts the results into the cells. It may be called twice.
+        store: puts the results into the cells. It may be called several times.
         warm: whether the program has run with such arguments. If not, it gets copies: JAX runs Python to compile it,
             where an exception can arrive after the arrays were given away.
     """
     ours = [c for c in cells if warm and not isinstance(c, Foreign)]  # others' readers do not know of BUSY
     kept = BUSY.kept = {id(c): c._stored for c in ours}  # owns the arrays while the cells are busy
     done: list[list[Any]] = []
-    try:
-        for c in ours:
-            c._stored = BUSY
-        given = to_donate(arrays) if warm else [jnp.copy(x) for x in arrays]
-        done.extend(map(program, (given,), *[(x,) for x in others]))  # no Python between the call and the list
-        store(done[0])
-        _thread.stored += 1
-    except BaseException:
+
+    def settle() -> None:
         if done:
             store(done[0])
             _thread.stored += 1
         else:
             for c in ours:
                 c._stored = kept[id(c)]
+
+    try:
+        for c in ours:
+            c._stored = BUSY
+        given = to_donate(arrays) if warm else [jnp.copy(x) for x in arrays]
+        done.extend(map(program, (given,), *[(x,) for x in others]))  # no Python between the call and the list
+        settle()
+    except BaseException:
+        try:
+            settle()
+        except BaseException:  # two signals that arrive while a program runs raise one exception after the other
+            settle()
+            raise
         raise
     finally:
         BUSY.kept = {}
@@ -78,7 +85,12 @@ def run_with_callbacks(
 ) -> None:
     """Does the same for a program that calls Python, which may raise, or read the cells. It may not donate."""
     results = jax.block_until_ready(program(arrays, *others))  # an exception in the callback is raised here
-    store(results)
+    try:
+        store(results)
+    except BaseException:
+        store(results)
+        _thread.stored += 1
+        raise
     _thread.stored += 1
 
 
