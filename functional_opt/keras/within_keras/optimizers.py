@@ -24,7 +24,7 @@ from ..optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimi
 from ..optimizers.optimizer import SHARED
 from ..optimizers.weights import Variables
 from ..variables import recording
-from ..variables.foreign import all_ours, as_variable, unwrap
+from ..variables.foreign import all_ours, unwrap
 from ..variables.variable import Variable
 from .views import Views, family, keras, singles
 
