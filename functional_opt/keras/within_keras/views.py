@@ -216,13 +216,13 @@ def _entry_class() -> type:
         """A view of an array in the state of an optimizer."""
 
         def __init__(self, store: Store, path: tuple, name: str) -> None:
-            self._store, self._path = store, path
+            self._store, self._place = store, path
             super().__init__(_read(store.state, path), name)
 
         def _read(self) -> Any:
-            return _read(self._store.state, self._path)
+            return _read(self._store.state, self._place)
 
         def _write(self, x: Any) -> None:
-            _write(self._store, self._path, x)
+            _write(self._store, self._place, x)
 
     return EntryView
