@@ -161,9 +161,16 @@ class MultiOptimizer(Wrapper):
             where = self._where[id(variable)] = known.index(id(optimizer))
         return where
 
+    def __deepcopy__(self, memo):
+        twin = super().__deepcopy__(memo)
+        twin._left = self._by_path()
+        return twin
+
     def __getstate__(self):
-        left = {v.path: self._where[id(v)] for v in self._engine.known() if id(v) in self._where}
-        return super().__getstate__() | {"_where": {}, "_left": self._left | left}
+        return super().__getstate__() | {"_where": {}, "_left": self._by_path()}
+
+    def _by_path(self) -> dict[str, int]:
+        return self._left | {v.path: self._where[id(v)] for v in self._engine.known() if id(v) in self._where}
 
     def _take_step(self, grads, variables):
         if not self._runs_code:
