@@ -183,8 +183,11 @@ class Joined(Optimizer):
         return recording.call(scale, [view.variable for view in views], [view.value for view in views]).out
 
     def finalize_variable_values(self, var_list: Any) -> None:
+        variables = list(var_list)
+        if any(getattr(v, "_value", v) is None for v in variables):
+            return  # Keras calls this after an error in its first step, too, and by then has lost the values
         if any(part.use_ema for part in family(self)):
-            super().finalize_variable_values(var_list)
+            super().finalize_variable_values(variables)
             self._keras_views.unshare(self)
 
     # The learning rate
