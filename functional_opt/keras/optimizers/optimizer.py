@@ -460,7 +460,7 @@ def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tup
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
-    if name in ("_last", "_programs"):
+    if name in ("_last", "_programs", "_where"):  # which are by id
         return None if name == "_last" else {}
     if name == "_undecayed":
         return _by_path(x)
