@@ -1,8 +1,8 @@
 """An optimizer of one's own, written as for tf.keras's OptimizerV2: AdaBelief, with slots, sparse rows and a config.
 
-What a port changes: in the methods, `tf.` functions become JAX's, and `dtype.base_dtype` becomes `dtype`. They run
-compiled, by `minimize` too. Half-way, the script saves the run, resumes it with a new model and a new optimizer, and
-lets both go on: they end the same, bit for bit.
+What a port changes: in the methods, `tf.` functions become JAX's. They run compiled, by `minimize` too. Half-way, the
+script saves the run, resumes it with a new model and a new optimizer, and lets both go on: they end the same, bit for
+bit.
 """
 
 import argparse
@@ -39,14 +39,16 @@ class AdaBelief(keras.optimizers.Optimizer):
         coefficients.update(lr=lr, beta_1=beta_1, beta_2=beta_2)
 
     def _resource_apply_dense(self, grad, var, apply_state=None):
-        c = (apply_state or {}).get((var.device, var.dtype)) or self._fallback_apply_state(var.device, var.dtype)
+        place = var.device, var.dtype.base_dtype
+        c = (apply_state or {}).get(place) or self._fallback_apply_state(*place)
         m, s = self.get_slot(var, "m"), self.get_slot(var, "s")
         m.assign_add((1 - c["beta_1"]) * (grad - m), use_locking=self._use_locking)
         s.assign_add((1 - c["beta_2"]) * ((grad - m) ** 2 - s), use_locking=self._use_locking)
         var.assign_sub(c["lr"] * m / (jnp.sqrt(s) + self.epsilon), use_locking=self._use_locking)
 
     def _resource_apply_sparse(self, grad, var, indices, apply_state=None):  # moves only the rows of the batch
-        c = (apply_state or {}).get((var.device, var.dtype)) or self._fallback_apply_state(var.device, var.dtype)
+        place = var.device, var.dtype.base_dtype
+        c = (apply_state or {}).get(place) or self._fallback_apply_state(*place)
         m, s = self.get_slot(var, "m"), self.get_slot(var, "s")
         self._resource_scatter_add(m, indices, (1 - c["beta_1"]) * (grad - m[indices]))
         self._resource_scatter_add(s, indices, (1 - c["beta_2"]) * ((grad - m[indices]) ** 2 - s[indices]))

@@ -114,7 +114,7 @@ ACT_LATE = "rprop", "acprop", "adopt", "spam", "MultiSteps", "reduce_on_plateau"
 
 @plain_with_numbers
 def test_gradient_of_a_hyperparameter(case):
-    """Against central differences, in float64, through the constructor."""
+    """Against central differences, in float64, through the constructor; those of an epsilon of 1e-4 are 1e-5 off."""
     steps = 3 if case.name.removeprefix("scale_by_").startswith(ACT_LATE) else 2
     with jax.enable_x64(True):
         params, grads = (jax.tree.map(lambda x: np.asarray(x, np.float64), t) for t in (make_params(), make_grads(3)))
@@ -134,7 +134,7 @@ def test_gradient_of_a_hyperparameter(case):
         for name, x in numbers.items():
             (lower, _), (upper, _) = (outcome({**numbers, name: x + h}) for h in (-1e-6, 1e-6))
             if not case.name.endswith("bf16"):  # where rounding makes steps of what is stored
-                np.testing.assert_allclose(slopes[name], (upper - lower) / 2e-6, rtol=1e-5, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(slopes[name], (upper - lower) / 2e-6, rtol=2e-5, atol=1e-6, err_msg=name)
             assert np.isfinite(slopes[name])
 
 

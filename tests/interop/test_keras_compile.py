@@ -104,17 +104,12 @@ def noisy():
     return ours.Optimizer.from_transformation(fo.chain(fo.add_noise(0.01, 0.5, 0), fo.adam(0.01)))
 
 
-COMPOSED = "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"
 CASES = {
-    name: functools.partial(cls, 0.01)
-    for name, cls in ours.CLASSES.items()
-    if name not in COMPOSED and not name.endswith("Optimizer")  # TF1's differ in their arguments only
-} | {
-    "MomentumOptimizer": lambda: ours.MomentumOptimizer(0.01, 0.9),
+    # the rule of each class is the same pure function with Keras as without; these differ in what they keep
+    **{name: functools.partial(ours.CLASSES[name], 0.01) for name in ("Adafactor", "Nadam", "ScheduleFreeAdamW")},
     "LossScaleOptimizer": lambda: ours.LossScaleOptimizer(ours.Adam(0.01), dynamic_growth_steps=2),
     "MultiOptimizer": multi,
     "FromTransformation": lambda: ours.FromTransformation(fo.lion(0.01)),
-    "Version2": Version2,
     "Version3": Version3,
     "everything": lambda: ours.AdamW(0.01, clipnorm=0.5, use_ema=True, decay=0.1, loss_scale_factor=8.0),
 }
@@ -126,7 +121,8 @@ def test_trains_as_alone(make):
     optimizer, alone = make(), make()
     model, other = trained(optimizer), new_model("sgd")
     by_hand(other, alone, 2 * BATCHES)
-    alone.finalize_variable_values(other.trainable_variables)
+    if alone.use_ema:  # as Keras does it, also for ScheduleFreeAdamW, whose means training goes on without
+        alone.finalize_variable_values(other.trainable_variables)
     assert model.optimizer is optimizer and int(optimizer.iterations) == 6
     for _ in range(2):
         assert_close(model, other, 1e-5)
@@ -144,8 +140,6 @@ def kerass_adam():
     "options",
     [
         {},
-        {"jit_compile": True},
-        {"jit_compile": False},
         {"run_eagerly": True, "jit_compile": False},
         {"steps_per_execution": 2},
     ],
@@ -218,12 +212,11 @@ def test_callbacks_set_the_rate(callback):
     assert mine == pytest.approx(reference)
 
 
-@pytest.mark.parametrize("callback", [lambda: decays(0.5), plateau], ids=["scheduler", "plateau"])
-def test_callbacks_cannot_set_the_rate_of_a_schedule(callback):
+def test_callbacks_cannot_set_the_rate_of_a_schedule():
     """As in Keras."""
     for optimizer in (ours.SGD(schedule(ours)), ours.SGD(schedule(theirs)), theirs.SGD(schedule(theirs))):
         with pytest.raises(TypeError, match=r"schedule.*(cannot be set|not settable)|Schedule.*not settable"):
-            fit(new_model(optimizer), 3, [callback()])
+            fit(new_model(optimizer), 3, [decays(0.5)])
 
 
 def test_callbacks_read_the_rate():
@@ -269,7 +262,7 @@ SCALED = {
 
 
 @pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
-def test_mixed_float16(make, float16, tmp_path):
+def test_mixed_float16(make, float16):
     optimizer, reference = make(ours), trained(make(theirs))
     model = trained(optimizer)
     assert isinstance(model.optimizer, theirs.LossScaleOptimizer)
@@ -277,7 +270,6 @@ def test_mixed_float16(make, float16, tmp_path):
     assert float(model.optimizer.dynamic_scale) == float(reference.optimizer.dynamic_scale) < 2.0**15
     assert int(optimizer.iterations) == int(reference.optimizer.iterations) < 6
     assert_close(model, reference, 1e-3)
-    assert_resumes(model, tmp_path)
 
 
 # Files
@@ -301,8 +293,7 @@ class Halving(theirs.schedules.LearningRateSchedule):
 
 
 FILES = {
-    "Adam": lambda: ours.Adam(0.01, use_ema=True),
-    "our schedule": lambda: ours.SGD(schedule(ours), momentum=0.9),
+    "our schedule": lambda: ours.SGD(schedule(ours), momentum=0.9, use_ema=True),
     "the user's schedule": lambda: ours.SGD(Halving(), momentum=0.9),
     "MultiOptimizer": multi,
     "noise": noisy,
@@ -321,7 +312,7 @@ def test_a_file_resumes_exactly(make, tmp_path):
 
 
 LOAD = """
-import functional_opt.interop
+import keras, functional_opt.keras
 from tests.interop.test_keras_compile import fit, keras
 model = keras.models.load_model({path!r})
 fit(model)

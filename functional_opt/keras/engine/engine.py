@@ -149,10 +149,7 @@ class SingleEngine(Engine):
     def prepare(self, variables):
         if not recording.active():
             return self._extended(variables)
-        program = recording.program()
         with recording.paused():  # slots are made at once, of what the variables hold before the program
-            if program is not None:
-                program.undo.append(functools.partial(self.restore, self.snapshot()))
             self._extended(variables)
             full = self.store.existing
         if (here := self.store.existing) is not full and jax.tree.structure(here) != jax.tree.structure(full):
@@ -161,6 +158,7 @@ class SingleEngine(Engine):
 
     def _extended(self, variables: Sequence[Variable]) -> StepInputs:
         store, rules = self.store, self.rules
+        recording.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         new = store.register(variables)
         numbers = rules._numbers()
         rule = resolve_schedules(0, numbers.rule)

@@ -39,34 +39,29 @@ class Program:
         if recording.active() or any(isinstance(x, core.Tracer) for x in given.arrays):
             return self._fn(*args, **kwargs)  # it becomes a part of the program that is being traced
         with BUSY.lock:
-            undo: list[Callable[[], None]] = []
-            before = transaction.stored()
-            try:
-                trace = self._trace_of(given, undo)
-                if trace is None:
-                    out = self._fn(*args, **kwargs)
-                    self._made_variables.add(given.signature())
-                    return out
-                return trace.run(given.arrays)
-            except BaseException:
-                if transaction.stored() == before and undo:
-                    for restore in reversed(undo):
-                        restore()
-                    self._traces.pop(given.signature(), None)  # what it was traced with is gone
-                raise
-            finally:
-                undo.clear()  # the trace keeps the list, and should not keep the state of before
+            with recording.undoing(transaction.stored):
+                trace = self._trace_of(given)
+                if trace is not None:
+                    try:
+                        return trace.run(given.arrays)
+                    except BaseException:
+                        if not trace.warm:  # what it was traced with is undone
+                            self._traces.pop(given.signature(), None)
+                        raise
+                out = self._fn(*args, **kwargs)
+                self._made_variables.add(given.signature())
+                return out
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
         given = _Arguments(args, kwargs)
         with BUSY.lock:
-            trace = self._trace_of(given, [])
+            trace = self._trace_of(given)
             if trace is None:
                 raise RuntimeError("call the function once before: it makes variables at its first call")
             return trace.lower(given.arrays)
 
-    def _trace_of(self, given: "_Arguments", undo: list) -> "_Trace | None":
+    def _trace_of(self, given: "_Arguments") -> "_Trace | None":
         """Returns a trace that holds for these arguments now; None if the function must run as it is, once."""
         signature = given.signature()
         traces = self._traces.setdefault(signature, [])
@@ -74,7 +69,7 @@ class Program:
             if trace.holds():
                 return trace
         try:
-            trace = _Trace(self._fn, self._wrap, given, undo, traces[-1] if traces else None)
+            trace = _Trace(self._fn, self._wrap, given, traces[-1] if traces else None)
         except recording.MadeOfTraced:
             if signature in self._made_variables:
                 raise RuntimeError(
@@ -96,13 +91,27 @@ class _Arguments:
         self.fixed = tuple(x for x, dynamic in zip(leaves, self.is_array, strict=True) if not dynamic)
 
     def signature(self) -> Any:
+        """Returns what a trace is made for. Raises TypeError for an object that cannot be told apart from others."""
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in self.arrays)
         fixed = tuple(id(x) if isinstance(x, Cell) else x for x in self.fixed)
+        for x in fixed:
+            try:
+                hash(x)
+            except TypeError:
+                raise TypeError(
+                    f"arguments must be arrays, numbers, variables or hashable objects, got {x!r}"
+                ) from None
         return self.treedef, self.is_array, shapes, fixed, jax.config.read("jax_enable_x64")
 
-    def rebuilt(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
-        dynamic, fixed = iter(arrays), iter(self.fixed)
-        return self.treedef.unflatten([next(dynamic) if is_array else next(fixed) for is_array in self.is_array])
+    def rebuild(self) -> Callable[[Sequence[Any]], tuple[tuple, dict[str, Any]]]:
+        """Returns a function that puts other arrays in the place of these, and keeps none of these alive."""
+        treedef, is_array, fixed = self.treedef, self.is_array, self.fixed
+
+        def rebuilt(arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
+            ours, others = iter(arrays), iter(fixed)
+            return treedef.unflatten([next(ours) if dynamic else next(others) for dynamic in is_array])
+
+        return rebuilt
 
 
 def _is_array(x: Any) -> bool:
@@ -112,8 +121,9 @@ def _is_array(x: Any) -> bool:
 class _Trace:
     """A function traced for arguments of one signature: what it touches, what it depends on, and its program."""
 
-    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, undo: list, last: "_Trace | None"):
-        self._fn, self._given, self._undo, self._wrap = fn, given, undo, wrap
+    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, last: "_Trace | None"):
+        self._fn, self._wrap = fn, wrap
+        self._rebuilt = given.rebuild()
         self.cells: list[Cell] = []  # that it reads
         self.assigned: list[Cell] = []  # of these, those that it assigns
         self.lifted: list[tuple[Any, Callable[[], Any]]] = []  # inputs that are computed at each call
@@ -122,29 +132,30 @@ class _Trace:
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
         self.warm = self.calls_back = self._discovering = False
         if last is None:
-            self._discover()
+            self._discover(given.arrays)
         else:  # something has changed, but most of it is as it was
             self.cells, self.assigned, self.memo = last.cells, last.assigned, last.memo
             self._now_lifted, self._now_computed = last.lifted, [compute() for _, compute in last.lifted]
-        self._compile()
+        self._compile(given.arrays)
 
     # Tracing
 
-    def _discover(self) -> None:
+    def _discover(self, arrays: list[Any]) -> None:
         """Traces the function with what the cells hold as constants, to find out which it touches."""
         self._discovering = True
-        jax.eval_shape(self._wrap(self._pure), [], [], [], self._given.arrays)
+        jax.eval_shape(self._wrap(self._pure), [], [], [], arrays)
         self._discovering = False
         self.cells, self.assigned = self._touched, self._now_assigned
 
-    def _compile(self) -> None:
+    def _compile(self, arrays: list[Any]) -> None:
+        """Traces the function again, with what the cells hold as inputs, until these are all that it touches."""
         for _ in range(TRIES):
             self.lifted, self.current = list(self._now_lifted), list(self._now_computed)
             self.trees = [jax.tree.structure(_content(c)) for c in self.assigned]
             self.lifted_tree = jax.tree.structure(self.current)
             self.donating = jax.jit(_in_one_list(self._wrap(self._pure)), donate_argnums=0)
             inputs = self._inputs()
-            jaxpr = self.donating.trace(*inputs, self._given.arrays).jaxpr
+            jaxpr = self.donating.trace(*inputs, arrays).jaxpr
             found, assigned = self._touched, self._now_assigned
             known = set(map(id, self.cells))
             same_inputs = [key for key, _ in self._now_lifted] == [key for key, _ in self.lifted]
@@ -165,7 +176,7 @@ class _Trace:
         self.guards = []
         with recording.recording() as scope:
             scope.lift = functools.partial(self._lift, lifted)
-            scope.guards, scope.undo, scope.memo = self.guards, self._undo, self.memo
+            scope.guards, scope.memo = self.guards, self.memo
             scope.discovers = self._discovering
             if not self._discovering:
                 leaves = iter(donated)
@@ -173,7 +184,7 @@ class _Trace:
                     scope.give(c, tree.unflatten([next(leaves) for _ in range(tree.num_leaves)]))
                 for c, x in zip(read_only, kept, strict=True):
                     scope.give(c, x)
-            args, kwargs = self._given.rebuilt(arrays)
+            args, kwargs = self._rebuilt(arrays)
             out = jax.tree.map(lambda x: x, self._fn(*args, **kwargs))
             made = {id(v) for v in scope.made}
             touched = [c for c in scope.touched.values() if not c._stand_in and id(c) not in made]
@@ -185,7 +196,6 @@ class _Trace:
             self._now_assigned = written
             values = [_as_content(c, c._value) for c in written]
         leaves, self.out_tree = jax.tree.flatten(out)
-        self.out_size = len(leaves)
         return jax.tree.leaves(values), leaves
 
     def _lift(self, given: list, key: Any, compute: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ from ...core.transformation import increment
 from ..variables.variable import Variable
 from .engine import Engine
 from .step import Step
+from .store import Store
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SeveralEngine(Engine):
         loss_scale: Callable[[], Any],
     ):
         self._iterations, self._engines, self._route, self._loss_scale = iterations, engines, route, loss_scale
-        self._known: dict[int, Variable] = {}  # by id, in the order in which they came
+        self._known = Store()  # of variables only: the engines have the states
         self.once_built: Callable[[], None] | None = None
         """Is called when the state exists."""
 
@@ -82,13 +83,13 @@ class SeveralEngine(Engine):
         return [cell for engine in self._engines() for cell in engine.cells()]
 
     def known(self):
-        return list(self._known.values())
+        return list(self._known.variables.values())
 
     def is_known(self, variable):
-        return id(variable) in self._known
+        return id(variable) in self._known.keys
 
     def prepare(self, variables):
-        self._known |= {id(v): v for v in variables}
+        self._known.register(variables)
         parts = [engine.prepare(own) if own or engine.built else None for engine, own in self.each(variables)]
         if self.once_built is not None:
             call, self.once_built = self.once_built, None
@@ -130,12 +131,13 @@ class SeveralEngine(Engine):
             engine.detach()
 
     def snapshot(self):
-        own = self.iterations, self.iterations._value, dict(self._known)
+        own = self.iterations, self.iterations._value, self._known.snapshot()
         return own, [engine.snapshot() for engine in self._engines()]
 
     def restore(self, snapshot):
-        (iterations, count, self._known), parts = snapshot
+        (iterations, count, known), parts = snapshot
         iterations._value = count
+        self._known.restore(known)
         for engine, part in zip(self._engines(), parts, strict=False):  # a failed step may have added an engine
             engine.restore(part)
 

@@ -26,6 +26,7 @@ class Store(Cell):
         self._keys: dict[int, str] = {}
         self._twins: dict[int, Any] | None = None  # copies of all objects, by id, after a deep copy
         self.together: list[list[str]] = []  # keys of variables, in groups whose slots were made together
+        self.joins = self._joined = False  # whether a group is made slot by slot: the present one, the last one
         self.orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
         self.structure: Any = None  # of the transformation that made the state
         self.pending_weights: list[np.ndarray] | None = None  # for slots that are still to be made
@@ -111,8 +112,11 @@ class Store(Cell):
                 made.append(key)
             self.orphans.discard(key)
             self.variables[key], self.keys[id(v)] = v, key
-        if made:
+        if made and self.joins and self._joined:
+            self.together[-1] = [*self.together[-1], *made]
+        elif made:
             self.together.append(made)
+        self._joined = self.joins if made else self._joined
         return bool(new)
 
     def by_variable(self, variables: Sequence[Variable], values: Sequence[Any]) -> ByVariable:

@@ -60,11 +60,11 @@ class SubclassHooks(Hyperparameters):
     _name: str
     axis_name: Any
     _own_weights: list[Variable]  # made by `add_weight`
-    _weights: list[Variable]  # own weights or other variables that are listed in `weights`
+    _extra_weights: list[Variable]  # own weights or other variables that are listed in `weights`
     _making: dict[str, ByVariable] | None  # not None while slots are made
 
     def _start_hooks(self) -> None:
-        self._own_weights, self._weights, self._making = [], [], None
+        self._own_weights, self._extra_weights, self._making = [], [], None
 
     def transform(self, hyper: Any) -> GradientTransformation:
         """Returns the transformation for these hyperparameters: `hyper.learning_rate` is an array or a schedule."""
@@ -94,7 +94,7 @@ class SubclassHooks(Hyperparameters):
     def _create_all_weights(self, var_list: Sequence[Variable]) -> None:
         """Makes hyperparameters and slots."""
         self._create_hypers()
-        self._create_slots(var_list)
+        self._engine.prepare([as_variable(v) for v in var_list])
 
     def _prepare(self, var_list: Sequence[Variable]) -> dict:
         """Returns values computed once per step: calls `_prepare_local` for each dtype. May be extended."""
@@ -172,7 +172,7 @@ class SubclassHooks(Hyperparameters):
     ) -> Weight:
         """Makes a variable as `add_weight` does, in Keras 3's form, and adds it to `variables`."""
         weight = self.add_weight(name, shape, dtype, initializer, aggregation=aggregation)
-        self._weights.append(weight)
+        self._extra_weights.append(weight)
         return weight
 
     def add_variable_from_reference(
@@ -211,7 +211,11 @@ class SubclassHooks(Hyperparameters):
         """
         engine, variable = self._single_engine(), as_variable(var)
         if self._making is None and not engine.is_known(variable):
-            engine.prepare([variable])
+            engine.store.joins = True  # several calls in a row make the slots of one group
+            try:
+                engine.prepare([variable])
+            finally:
+                engine.store.joins = False
         key = engine.store.keys[id(variable)]
         if any(slot_name in group for group in self._rule_slots()):
             raise ValueError(f"{slot_name!r} is a slot that {type(self).__name__} keeps itself; choose another name")

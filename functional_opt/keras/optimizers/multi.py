@@ -122,7 +122,7 @@ class MultiOptimizer(Wrapper):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got {optimizer_map!r}")
         self._optimizer_map = optimizer_map
         self._parts = optimizer_map.optimizers() if isinstance(optimizer_map, OptimizerMap) else []
-        self._where: dict[int, int] = {}  # the part of each variable, by id
+        self._where: dict[int, tuple[int, Variable]] = {}  # the part of each variable, by id; it keeps the variable
         self._left: dict[str, int] = {}  # the same by path, for the variables of a pickled optimizer
         super().__init__(name, loss_scale_factor=loss_scale_factor, **kwargs)
 
@@ -149,7 +149,7 @@ class MultiOptimizer(Wrapper):
         return super().__getattr__(name)
 
     def _part_of(self, variable: Variable) -> int:
-        where = self._where.get(id(variable), self._left.get(variable.path))
+        where = self._where[id(variable)][0] if id(variable) in self._where else self._left.get(variable.path)
         if where is None:
             optimizer = _optimizer(f"the optimizer of {variable.path}", self._optimizer_map(unwrap(variable)))
             known = [id(part) for part in self._parts]
@@ -158,12 +158,20 @@ class MultiOptimizer(Wrapper):
                 for variables, names in self._undecayed:
                     optimizer.exclude_from_weight_decay(variables.values(), names)
                 known.append(id(optimizer))
-            where = self._where[id(variable)] = known.index(id(optimizer))
+            where = known.index(id(optimizer))
+            self._where[id(variable)] = where, variable
         return where
 
+    def __deepcopy__(self, memo):
+        twin = super().__deepcopy__(memo)
+        twin._left = self._by_path()
+        return twin
+
     def __getstate__(self):
-        left = {v.path: self._where[id(v)] for v in self._engine.known() if id(v) in self._where}
-        return super().__getstate__() | {"_where": {}, "_left": self._left | left}
+        return super().__getstate__() | {"_where": {}, "_left": self._by_path()}
+
+    def _by_path(self) -> dict[str, int]:
+        return self._left | {v.path: self._where[id(v)][0] for v in self._engine.known() if id(v) in self._where}
 
     def _take_step(self, grads, variables):
         if not self._runs_code:

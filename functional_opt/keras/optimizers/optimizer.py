@@ -28,7 +28,7 @@ from .configs import as_arguments, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
 from .training import GradsAndVars, Training
-from .weights import Groups, Variables, WeightViews
+from .weights import Groups, OwnWeights, Variables, WeightViews
 
 NO_RATE: Any = object()
 """Stands for the learning rate of an optimizer without one."""
@@ -352,6 +352,16 @@ class Optimizer(Training):
         """The same as `variables`."""
         return self.variables
 
+    @property
+    def _weights(self) -> list[Variable]:
+        return OwnWeights(self.variables, self._extra_weights)
+
+    @_weights.setter
+    def _weights(self, weights: Sequence[Variable]) -> None:
+        if not isinstance(weights, OwnWeights):  # which `+=` has extended
+            known = {id(w) for w in self._counters()}
+            self._extra_weights[:] = [w for w in weights if not isinstance(w, SlotView) and id(w) not in known]
+
     def get_weights(self) -> list[np.ndarray]:
         """Returns the values of `weights`."""
         return [w.numpy() for w in self.weights]
@@ -450,7 +460,7 @@ def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tup
 
 
 def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
-    if name in ("_last", "_programs"):
+    if name in ("_last", "_programs", "_where"):  # which are by id
         return None if name == "_last" else {}
     if name == "_undecayed":
         return _by_path(x)

@@ -1,7 +1,7 @@
 """WeightViews: the state of an optimizer, presented as variables in the order of a dialect."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,16 +25,37 @@ class Variables(list):
         return self
 
 
+class OwnWeights(list):
+    """OptimizerV2's `_weights`: all weights. What a script appends is listed in `weights` from then on."""
+
+    def __init__(self, weights: Sequence[Variable], extra: list[Variable]):
+        super().__init__(weights)
+        self._extra = extra
+
+    def append(self, weight: Variable) -> None:
+        self.extend([weight])
+
+    def extend(self, weights: Iterable[Variable]) -> None:
+        weights = list(weights)
+        super().extend(weights)
+        self._extra.extend(weights)
+
+    def __iadd__(self, weights: Iterable[Variable]) -> Self:
+        self.extend(weights)
+        return self
+
+
 class Weighted(Protocol):
     """An optimizer, as its views see it."""
 
     _engine: Any
+    weights: Sequence[Variable]
     _parts: Sequence[Any]
     _name: str
     dialect: str
     scalars: dict[str, str]
     weights_start_with_iteration: bool
-    _weights: list[Variable]
+    _extra_weights: list[Variable]
 
     def _rule_slots(self) -> Groups: ...
 
@@ -112,8 +133,8 @@ class WeightViews:
         there = own.scalars.items() if store.state is not None else ()
         scalars = [Scalar(store, field, f"{own._name}/{name}") for name, field in there]
         if own.dialect == "keras2":
-            return Variables([*own._counters()[:1], *own._weights, *scalars, *self._kept()])
-        return Variables([*own._counters(), *own._weights, *self._kept(), *scalars])
+            return Variables([*own._counters()[:1], *own._extra_weights, *scalars, *self._kept()])
+        return Variables([*own._counters(), *own._extra_weights, *self._kept(), *scalars])
 
     def _kept(self) -> Iterator[Variable]:
         store, state = self._store, self._store.state
@@ -136,7 +157,7 @@ class WeightViews:
 
         Before the first step, weights are refused that no variables could make fit.
         """
-        own = self.variables()
+        own = self._optimizer.weights
         weights = list(weights)
         if not self._optimizer._engine.built and [np.shape(w) for w in weights] != [w.shape for w in own]:
             kept = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
@@ -155,7 +176,8 @@ class WeightViews:
                 raise ValueError(f"weight {i} must be {w.name} of shape {w.shape}, got {given} in its place")
 
     def assign(self, weights: Sequence[Any]) -> None:
-        own = self.variables()
+        """Assigns to `weights`, as it may be overridden. Raises ValueError, and then changes nothing."""
+        own = self._optimizer.weights
         weights = weights if len(weights) == len(own) else self._optimizer._of_older_generations(weights)
         if len(weights) != len(own):
             raise ValueError(
@@ -178,7 +200,7 @@ class WrapperViews(WeightViews):
         return Variables([*self._optimizer._counters(), *(v for part in self._parts for v in part.weights)])
 
     def set(self, weights):
-        own, engine = self.variables(), self._optimizer._engine
+        own, engine = self._optimizer.weights, self._optimizer._engine
         weights = list(weights)
         if not engine.built and [np.shape(w) for w in weights] != [w.shape for w in own]:
             kept = [_array(f"weight {i}", w) for i, w in enumerate(weights)]

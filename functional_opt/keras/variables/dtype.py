@@ -17,6 +17,10 @@ class DType:
         self.dtype = np.dtype(dtype)
 
     @property
+    def __numpy_dtype__(self) -> np.dtype:
+        return self.dtype
+
+    @property
     def base_dtype(self) -> "DType":
         """The dtype itself: TensorFlow has dtypes of references, whose base is that of the value."""
         return self

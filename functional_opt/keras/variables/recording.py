@@ -96,7 +96,6 @@ class Scope:
         self.lift: Callable[[Any, Callable[[], Any]], Any] | None = None
         self.discovers = False  # whether it is only to be found out which cells the program touches
         self.guards: list[tuple[Callable[[], Any], Any]] = []
-        self.undo: list[Callable[[], None]] = []
         self.memo: dict[Any, Any] = {}
 
     def give(self, cell: Cell, x: Any) -> None:
@@ -126,6 +125,7 @@ class Call(NamedTuple):
 
 class _Thread(threading.local):
     scopes: tuple[Scope, ...] = ()
+    undo: list[Callable[[], None]] | None = None
 
 
 _thread = _Thread()
@@ -247,6 +247,27 @@ def recording(steps: Steps | None = None) -> Iterator[Scope]:
         _thread.scopes = outer
         for cell, x in scope.before.values():
             cell._stored = x
+
+
+@contextmanager
+def undoing(done: Callable[[], Any]) -> Iterator[None]:
+    """Undoes what `undo_with` was given meanwhile, the last first, if the code fails before `done` changes."""
+    before, outer, _thread.undo = done(), _thread.undo, []
+    try:
+        yield
+    except BaseException:
+        if done() == before:
+            for restore in reversed(_thread.undo or ()):
+                restore()
+        raise
+    finally:
+        _thread.undo = outer
+
+
+def undo_with(make: Callable[[], Callable[[], None]]) -> None:
+    """Notes how to undo something that a program does at once while it is traced: `make()` returns the function."""
+    if _thread.undo is not None:
+        _thread.undo.append(make())
 
 
 @contextmanager

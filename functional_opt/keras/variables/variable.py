@@ -106,6 +106,7 @@ class Variable(recording.Cell):
 
     shape = property(lambda self: self._value.shape)
     dtype = property(lambda self: dtypes.of(self._value.dtype))
+    __numpy_dtype__ = property(lambda self: self._value.dtype)  # for NumPy, which takes no other class as `dtype`
     ndim = property(lambda self: self._value.ndim)
     size = property(lambda self: self._value.size)
     T = property(lambda self: self.value.T)

@@ -24,7 +24,7 @@ from ..optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimi
 from ..optimizers.optimizer import SHARED
 from ..optimizers.weights import Variables
 from ..variables import recording
-from ..variables.foreign import all_ours, as_variable, unwrap
+from ..variables.foreign import all_ours, unwrap
 from ..variables.variable import Variable
 from .views import Views, family, keras, singles
 
@@ -92,7 +92,16 @@ class Joined(Optimizer):
     @property
     def variables(self) -> Variables:
         """Everything that a step may change, as variables of Keras; `weights` are the facade's own variables."""
+        if not recording.active():
+            self._settle()
         return Variables(self._keras_views(self))
+
+    def _settle(self) -> None:
+        """Makes slots that the user's code has come to need, before Keras takes the values out of its variables."""
+        for part in singles(self):
+            known = part._engine.known()
+            if part.built and part._is_custom and all(v._value is not None for v in known):
+                part._engine.prepare(known)
 
     @property
     def weights(self) -> list[Variable]:
@@ -112,10 +121,11 @@ class Joined(Optimizer):
 
     def build(self, var_list: Any) -> None:
         variables = list(var_list)
-        if len(list(family(self))) > 1:  # those that it wraps may have a `build` of the user's
-            self._build_once(all_ours(variables))
+        ours = all_ours(variables)  # kept, as a wrapper knows them by their ids
+        if self.__dict__.get("_parts"):  # which may have a `build` of the user's
+            self._build_once(ours)
         super().build(variables)
-        self._keras_views.trainable = [unwrap(as_variable(v)) for v in variables]
+        self._keras_views.trainable = [unwrap(v) for v in ours]
         join_keras(self)  # a function of a MultiOptimizer may have returned more optimizers
 
     # Steps
@@ -173,8 +183,11 @@ class Joined(Optimizer):
         return recording.call(scale, [view.variable for view in views], [view.value for view in views]).out
 
     def finalize_variable_values(self, var_list: Any) -> None:
+        variables = list(var_list)
+        if any(getattr(v, "_value", v) is None for v in variables):
+            return  # Keras calls this after an error in its first step, too, and by then has lost the values
         if any(part.use_ema for part in family(self)):
-            super().finalize_variable_values(var_list)
+            super().finalize_variable_values(variables)
             self._keras_views.unshare(self)
 
     # The learning rate

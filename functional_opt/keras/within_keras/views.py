@@ -117,7 +117,7 @@ def _parts(optimizer: Optimizer) -> list[Optimizer]:
 def _beside_the_state(part: Optimizer) -> list[Variable]:
     rate = part._hyper.get("learning_rate")  # other hyperparameters are constants of a program of Keras's
     found = [*part._counters(), *([rate] if isinstance(rate, Variable) else [])]
-    found += [*part._own_weights, *(as_variable(w) for w in part._weights)]
+    found += [*part._own_weights, *(as_variable(w) for w in part._extra_weights)]
     return list({id(v): v for v in found}.values())
 
 
@@ -216,13 +216,13 @@ def _entry_class() -> type:
         """A view of an array in the state of an optimizer."""
 
         def __init__(self, store: Store, path: tuple, name: str) -> None:
-            self._store, self._path = store, path
+            self._store, self._place = store, path
             super().__init__(_read(store.state, path), name)
 
         def _read(self) -> Any:
-            return _read(self._store.state, self._path)
+            return _read(self._store.state, self._place)
 
         def _write(self, x: Any) -> None:
-            _write(self._store, self._path, x)
+            _write(self._store, self._place, x)
 
     return EntryView
