@@ -45,11 +45,11 @@ class Store(Cell):
     @property
     def state(self) -> State | None:
         """The state. Reading it unpacks it."""
-        if _is_packed(self._value):
+        if _is_packed(x := self._value):
             with paused(), BUSY.lock:
                 if _is_packed(x := self._settled()):
-                    self._stored = x[1].unpacked(x[0])
-        return self._value
+                    x = self._stored = x[1].unpacked(x[0])
+        return x
 
     @state.setter
     def state(self, state: State | None) -> None:

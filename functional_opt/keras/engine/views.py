@@ -22,7 +22,11 @@ class SlotView(Variable):
 
     @property
     def _value(self) -> jax.Array:
-        return self._table(self._known())[self._key]
+        while True:
+            state = self._known()
+            x = self._table(state)[self._key]
+            if self._store._value is state:  # else another thread's step may have reused the memory of x
+                return x
 
     @_value.setter
     def _value(self, x: jax.Array) -> None:

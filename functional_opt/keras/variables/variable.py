@@ -270,7 +270,8 @@ class Reference:
 
 def trainable_variables() -> list[Variable]:
     """Returns all trainable variables that are alive, whatever model they belong to."""
-    return [v for v in _alive.values() if v.trainable and not (v._stand_in or _is_deleted(v._settled()))]
+    alive = [v for ref in _alive.valuerefs() if (v := ref()) is not None]  # a list at once: threads may add to it
+    return [v for v in alive if v.trainable and not (v._stand_in or _is_deleted(v._settled()))]
 
 
 def _is_deleted(x: Any) -> bool:
