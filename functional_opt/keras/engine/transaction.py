@@ -7,7 +7,7 @@ before Python runs another instruction, and are stored from there, whatever happ
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from ..variables.foreign import Foreign
 from ..variables.recording import BUSY, Cell
 from .donation import to_donate
+
+T = TypeVar("T")
 
 
 class _Thread(threading.local):
@@ -92,6 +94,22 @@ def run_with_callbacks(
         _thread.stored += 1
         raise
     _thread.stored += 1
+
+
+def followed_by(step: Callable[[], T], finish: Callable[[], None]) -> T:
+    """Takes a step and calls `finish`, unless the step is not taken. An exception comes before both or after both.
+
+    `finish` may be called twice.
+    """
+    before = stored()
+    try:
+        out = step()
+        finish()
+    except BaseException:
+        if stored() != before:
+            finish()
+        raise
+    return out
 
 
 def calls_back(jaxpr: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from ...core.transformation import EmptyState
 from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
 from ...transforms.combining.chain import chain
-from ..engine import eager
+from ..engine import eager, transaction
 from ..engine.engine import Engine, undone_on_error
 from ..engine.packing import Group
 from ..engine.program import Program
@@ -92,9 +92,10 @@ class Training(SubclassHooks):
         more = how if grad_loss is None else how | {"grad_loss": grad_loss}
         pairs = self.compute_gradients(loss, var_list, **more)
         given = {"name": name, "global_step": global_step}
-        operation = self.apply_gradients(pairs, **{key: x for key, x in given.items() if x is not None})
-        gradients.assign_all(loss.written)
-        return operation
+        given = {key: x for key, x in given.items() if x is not None}
+        return transaction.followed_by(
+            lambda: self.apply_gradients(pairs, **given), lambda: gradients.assign_all(loss.written)
+        )
 
     def compute_gradients(
         self,
@@ -235,16 +236,27 @@ class Training(SubclassHooks):
         Raises TypeError for an item that is not a pair, ValueError if all gradients are None or one does not
         have the shape of its variable, RuntimeError outside of the axis `axis_name`. Nothing is changed then.
         """
-        pairs, global_step = list(grads_and_vars), None if global_step is None else as_variable(global_step)
-        if pairs:
-            with jax.named_scope(name or self._name):
-                if overrides(type(self), "apply"):
-                    self.apply(*map(list, zip(*as_pairs(pairs), strict=True)))
-                else:
-                    self._apply_pairs(pairs, experimental_aggregate_gradients)
-            if global_step is not None:
-                global_step.assign_add(1)
+        pairs, aggregate = list(grads_and_vars), experimental_aggregate_gradients
+        if pairs and global_step is None:
+            self._apply_named(name, pairs, aggregate)
+        elif pairs:
+            count, new = as_variable(global_step), []
+
+            def increment() -> None:
+                if not new:
+                    new.append(count.value + 1)
+                count.assign(new[0])
+
+            with BUSY.lock:
+                transaction.followed_by(lambda: self._apply_named(name, pairs, aggregate), increment)
         return graph_mode.Operation(self._iterations)
+
+    def _apply_named(self, name: str | None, pairs: list[Any], aggregate: bool) -> None:
+        with jax.named_scope(name or self._name):
+            if overrides(type(self), "apply"):
+                self.apply(*map(list, zip(*as_pairs(pairs), strict=True)))
+            else:
+                self._apply_pairs(pairs, aggregate)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Applies gradients, in Keras 3's form: gradients and variables are separate lists.
