@@ -191,10 +191,7 @@ class Attack:
         return self.known[1]
 
 
-TORN = "global_step", "minimize"
-ways = pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.xfail(way in TORN, reason="two assignments")) for way in WAYS]
-)
+ways = pytest.mark.parametrize("way", WAYS)
 
 
 class AtEvent:

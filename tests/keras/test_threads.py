@@ -20,9 +20,6 @@ SCALE = int(os.environ.get("THREADS", "1"))
 """Multiplies the numbers of runs and steps. Run by hand with THREADS=40."""
 
 
-races = pytest.mark.xfail(reason="reads that other threads can come between")
-
-
 @pytest.fixture(autouse=True)
 def often_switched():
     """Lets threads alternate some hundred times more often than Python does."""
@@ -85,7 +82,6 @@ def test_models_of_their_own(var_list):
         assert_same([m.result() for m in models], expected)
 
 
-@races
 def test_minimize_while_variables_are_made():
     stop = threading.Event()
 
@@ -138,7 +134,6 @@ def test_steps_of_a_shared_optimizer_add_up():
     assert (float(v), float(w), int(opt.iterations)) == (4 * steps, 2 * steps, 4 * steps)
 
 
-@races
 def test_a_global_step_misses_none():
     v, count, opt, steps = Variable(0.0, name="v"), Variable(0, trainable=False, name="count"), SGD(1.0), 20 * SCALE
     step = lambda: [opt.apply_gradients([(1.0, v)], global_step=count) for _ in range(steps)]  # noqa: E731
@@ -167,7 +162,6 @@ READ = {
 }
 
 
-@races
 @pytest.mark.parametrize("case", READ)
 def test_readers_beside_the_steps(case):
     make, n, way, steps = READ[case]
@@ -207,7 +201,6 @@ def test_readers_beside_the_steps(case):
     assert int(opt.iterations) == 1 + steps * SCALE
 
 
-@races
 def test_arrays_that_were_taken_do_not_change():
     opt, variables = Adam(0.1), make_variables([(3,)] * 3)
     step, stop = opt.make_train_step(loss_of(variables), variables), threading.Event()
