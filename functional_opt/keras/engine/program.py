@@ -248,11 +248,11 @@ class _Trace:
 def _in_one_list(fn: Callable) -> Callable:
     """Lets a function return one list: JAX makes it without running Python, which an exception could interrupt."""
 
-    def run(*args: Any) -> list[Any]:
+    def program(*args: Any) -> list[Any]:
         assigned, out = fn(*args)
         return [*assigned, *out]
 
-    return run
+    return program
 
 
 def _content(cell: Cell) -> Any:
