@@ -35,14 +35,19 @@ def apply(engine: Engine, grads: Sequence[Any], variables: Sequence[Variable]) -
     if recording.active() or is_traced((list(grads), [v._value for v in variables])):
         take_inline(engine, rounds)
         return None
-    with BUSY.lock, undone_on_error(engine):
-        numbers = engine.prepare(variables)
-        if isinstance(engine, SingleEngine) and engine.packs and len(rounds) == 1:
-            group = Group(engine.store.variables, engine.store.keys, variables)
-            _packed_step(engine, group, numbers, [g for g, _ in rounds[0]])
-            return group
-        _step(engine, numbers, rounds)
-        return None
+    with BUSY.lock:
+        return undone_on_error(engine, lambda: _apply(engine, rounds))
+
+
+def _apply(engine: Engine, rounds: list[Pairs]) -> Group | None:
+    variables = [v for _, v in rounds[0]]
+    numbers = engine.prepare(variables)
+    if isinstance(engine, SingleEngine) and engine.packs and len(rounds) == 1:
+        group = Group(engine.store.variables, engine.store.keys, variables)
+        _packed_step(engine, group, numbers, [g for g, _ in rounds[0]])
+        return group
+    _step(engine, numbers, rounds)
+    return None
 
 
 def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
@@ -70,7 +75,8 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
 
 def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
     """Takes a step as a part of the program that is being traced."""
-    with undone_on_error(engine):
+
+    def step() -> None:
         variables = engine.moving([v for _, v in rounds[0]])
         numbers = engine.prepare(variables)
         values, state, clock = _whole(engine, rounds)(
@@ -85,6 +91,8 @@ def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
         for v, x in zip(variables, engine.scatter(variables, values), strict=True):
             v._value = x
         recording.note_step(engine.iterations)
+
+    undone_on_error(engine, step)
 
 
 def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequence[Any]) -> None:
