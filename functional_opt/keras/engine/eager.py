@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
 
 from ..variables import recording
 from ..variables.indexed_slices import IndexedSlices
-from ..variables.recording import BUSY
+from ..variables.recording import BUSY, Busy
 from ..variables.variable import Variable
 from . import transaction
 from .engine import Engine, SingleEngine, undone_on_error
@@ -64,7 +63,7 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
     ):
         return False
     with BUSY.lock:
-        if engine.store._settled() is None or any(isinstance(v._stored, core.Tracer) for v in group.variables):
+        if engine.store._settled() is None or set(map(type, _values(group))) != {ARRAY}:
             return False
         numbers = engine.rules._numbers()
         if jax.tree.structure(numbers.rule) != group.structure:
@@ -95,6 +94,11 @@ def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
     undone_on_error(engine, step)
 
 
+def _values(group: Group) -> list[Any]:
+    values = [v._stored for v in group.variables]  # a call of `_settled` for each would take longer
+    return [v._settled() for v in group.variables] if Busy in set(map(type, values)) else values
+
+
 def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequence[Any]) -> None:
     store, n = engine.store, len(group.variables)
     packed = store._stored = store.packed()
@@ -106,10 +110,11 @@ def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequen
         store._stored = results[n:-1], packing
         engine.iterations._stored = results[-1]
 
+    values = [*_values(group), *arrays]
     idle = [v._settled() for v in group.idle]
     others = numbers, engine.iterations._settled(), idle, [grads[i] for i in group.order]
     call = Packed(engine.step(group.variables), group.layout(packing))
-    run_step(call, [*group.variables, store], [*[v._settled() for v in group.variables], *arrays], others, keep)
+    run_step(call, [*group.variables, store], values, others, keep)
     group.structure = jax.tree.structure(numbers.rule)
 
 

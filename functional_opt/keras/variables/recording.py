@@ -23,14 +23,14 @@ class Busy:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.kept: dict[int, Any] = {}
-        """What cells held, by their ids, for the code of the step itself: JAX may trace it again."""
+        self.kept: tuple[Sequence[Cell], Sequence[Any]] = (), ()
+        """Cells, and what they held, for the code of the step itself: JAX may trace it again."""
 
     def wait_for(self, cell: "Cell") -> Any:
         """Returns what a cell holds after the step, or before it to the code that the step consists of."""
         with self.lock:
             x = cell._stored
-            return self.kept[id(cell)] if x is self else x
+            return next(y for c, y in zip(*self.kept, strict=True) if c is cell) if x is self else x
 
 
 BUSY = Busy()
