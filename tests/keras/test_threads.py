@@ -29,7 +29,7 @@ def often_switched():
     sys.setswitchinterval(interval)
 
 
-def at_once(*fns, timeout=240):
+def at_once(*fns, timeout=120 * SCALE):
     """Runs functions in a thread each, and raises the first error. Fails if one does not come to an end."""
     errors, start = [], threading.Barrier(len(fns))
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
 
 from ..variables import recording
 from ..variables.indexed_slices import IndexedSlices
-from ..variables.recording import BUSY
+from ..variables.recording import BUSY, Busy
 from ..variables.variable import Variable
 from . import transaction
 from .engine import Engine, SingleEngine, undone_on_error
@@ -35,14 +34,19 @@ def apply(engine: Engine, grads: Sequence[Any], variables: Sequence[Variable]) -
     if recording.active() or is_traced((list(grads), [v._value for v in variables])):
         take_inline(engine, rounds)
         return None
-    with BUSY.lock, undone_on_error(engine):
-        numbers = engine.prepare(variables)
-        if isinstance(engine, SingleEngine) and engine.packs and len(rounds) == 1:
-            group = Group(engine.store.variables, engine.store.keys, variables)
-            _packed_step(engine, group, numbers, [g for g, _ in rounds[0]])
-            return group
-        _step(engine, numbers, rounds)
-        return None
+    with BUSY.lock:
+        return undone_on_error(engine, lambda: _apply(engine, rounds))
+
+
+def _apply(engine: Engine, rounds: list[Pairs]) -> Group | None:
+    variables = [v for _, v in rounds[0]]
+    numbers = engine.prepare(variables)
+    if isinstance(engine, SingleEngine) and engine.packs and len(rounds) == 1:
+        group = Group(engine.store.variables, engine.store.keys, variables)
+        _packed_step(engine, group, numbers, [g for g, _ in rounds[0]])
+        return group
+    _step(engine, numbers, rounds)
+    return None
 
 
 def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
@@ -59,7 +63,7 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
     ):
         return False
     with BUSY.lock:
-        if engine.store._settled() is None or any(isinstance(v._stored, core.Tracer) for v in group.variables):
+        if engine.store._settled() is None or set(map(type, _values(group))) != {ARRAY}:
             return False
         numbers = engine.rules._numbers()
         if jax.tree.structure(numbers.rule) != group.structure:
@@ -70,7 +74,8 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
 
 def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
     """Takes a step as a part of the program that is being traced."""
-    with undone_on_error(engine):
+
+    def step() -> None:
         variables = engine.moving([v for _, v in rounds[0]])
         numbers = engine.prepare(variables)
         values, state, clock = _whole(engine, rounds)(
@@ -86,6 +91,13 @@ def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
             v._value = x
         recording.note_step(engine.iterations)
 
+    undone_on_error(engine, step)
+
+
+def _values(group: Group) -> list[Any]:
+    values = [v._stored for v in group.variables]  # a call of `_settled` for each would take longer
+    return [v._settled() for v in group.variables] if Busy in set(map(type, values)) else values
+
 
 def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequence[Any]) -> None:
     store, n = engine.store, len(group.variables)
@@ -98,10 +110,11 @@ def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequen
         store._stored = results[n:-1], packing
         engine.iterations._stored = results[-1]
 
+    values = [*_values(group), *arrays]
     idle = [v._settled() for v in group.idle]
     others = numbers, engine.iterations._settled(), idle, [grads[i] for i in group.order]
     call = Packed(engine.step(group.variables), group.layout(packing))
-    run_step(call, [*group.variables, store], [*[v._settled() for v in group.variables], *arrays], others, keep)
+    run_step(call, [*group.variables, store], values, others, keep)
     group.structure = jax.tree.structure(numbers.rule)
 
 

@@ -1,9 +1,8 @@
 """Engine: what compiled and eager steps need of an optimizer, and the engine of a single one."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,8 @@ from . import transaction
 from .by_variable import ByVariable, completed, extend_state
 from .step import Step, StepInputs, resolve_schedules
 from .store import Store
+
+T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -215,15 +216,14 @@ class SingleEngine(Engine):
             v._value = x
 
 
-@contextmanager
-def undone_on_error(engine: Engine) -> Iterator[None]:
-    """Restores the engine if a step fails; variables that were new to it are forgotten.
+def undone_on_error(engine: Engine, step: Callable[[], T]) -> T:
+    """Takes a step, and restores the engine if it fails; variables that were new to it are forgotten.
 
     A step whose results were stored has not failed, even if an exception came right after.
     """
     before, done = engine.snapshot(), transaction.stored()
     try:
-        yield
+        return step()
     except BaseException:
         if transaction.stored() == done:
             engine.restore(before)

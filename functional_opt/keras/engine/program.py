@@ -39,18 +39,19 @@ class Program:
         if recording.active() or any(isinstance(x, core.Tracer) for x in given.arrays):
             return self._fn(*args, **kwargs)  # it becomes a part of the program that is being traced
         with BUSY.lock:
-            with recording.undoing(transaction.stored):
-                trace = self._trace_of(given)
-                if trace is not None:
-                    try:
-                        return trace.run(given.arrays)
-                    except BaseException:
-                        if not trace.warm:  # what it was traced with is undone
-                            self._traces.pop(given.signature(), None)
-                        raise
-                out = self._fn(*args, **kwargs)
-                self._made_variables.add(given.signature())
-                return out
+            return recording.undoing(transaction.stored, lambda: self._run(given, args, kwargs))
+
+    def _run(self, given: "_Arguments", args: tuple, kwargs: dict[str, Any]) -> Any:
+        if (trace := self._trace_of(given)) is None:
+            out = self._fn(*args, **kwargs)
+            self._made_variables.add(given.signature())
+            return out
+        try:
+            return trace.run(given.arrays)
+        except BaseException:
+            if not trace.warm:  # what it was traced with is undone
+                self._traces.pop(given.signature(), None)
+            raise
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
@@ -174,7 +175,8 @@ class _Trace:
         self._now_lifted: list[tuple[Any, Callable[[], Any]]] = []
         self._now_computed: list[Any] = []
         self.guards = []
-        with recording.recording() as scope:
+
+        def run(scope: recording.Scope) -> tuple[Any, list[Any]]:
             scope.lift = functools.partial(self._lift, lifted)
             scope.guards, scope.memo = self.guards, self.memo
             scope.discovers = self._discovering
@@ -195,6 +197,9 @@ class _Trace:
             self._touched = [*touched, *(c for c in written if id(c) not in scope.touched)]
             self._now_assigned = written
             values = [_as_content(c, c._value) for c in written]
+            return out, values
+
+        out, values = recording.recorded(run)
         leaves, self.out_tree = jax.tree.flatten(out)
         return jax.tree.leaves(values), leaves
 

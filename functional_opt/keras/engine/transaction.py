@@ -50,8 +50,11 @@ def run(
         warm: whether the program has run with such arguments. If not, it gets copies: JAX runs Python to compile it,
             where an exception can arrive after the arrays were given away.
     """
-    ours = [c for c in cells if warm and not isinstance(c, Foreign)]  # others' readers do not know of BUSY
-    kept = BUSY.kept = {id(c): c._stored for c in ours}  # owns the arrays while the cells are busy
+    ours = cells if warm else []
+    if Foreign in set(map(type, ours)):  # whose readers do not know of BUSY
+        ours = [c for c in ours if type(c) is not Foreign]
+    kept = [c._stored for c in ours]  # owns the arrays while the cells are busy
+    BUSY.kept = ours, kept
     done: list[list[Any]] = []
 
     def settle() -> None:
@@ -59,8 +62,8 @@ def run(
             store(done[0])
             _thread.stored += 1
         else:
-            for c in ours:
-                c._stored = kept[id(c)]
+            for c, x in zip(ours, kept, strict=True):
+                c._stored = x
 
     try:
         for c in ours:
@@ -76,7 +79,7 @@ def run(
             raise
         raise
     finally:
-        BUSY.kept = {}
+        BUSY.kept = (), ()
 
 
 def run_with_callbacks(

@@ -384,8 +384,8 @@ class Training(SubclassHooks):
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the slots of the variables now, rather than at the first step."""
-        with BUSY.lock, undone_on_error(self._engine):
-            self._engine.prepare([as_variable(v) for v in var_list])
+        with BUSY.lock:
+            undone_on_error(self._engine, lambda: self._engine.prepare([as_variable(v) for v in var_list]))
 
     def _build_once(self, variables: Sequence[Variable]) -> None:
         """Calls `build` before the first step if the user overrides it, as Keras 3 does."""

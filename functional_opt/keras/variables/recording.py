@@ -7,12 +7,13 @@ the variable. So nothing has to be put back, whatever interrupts the code, and o
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import core
 from jax.extend.core import get_opaque_trace_state
 
+T = TypeVar("T")
 Steps = Mapping[int, Sequence[jax.Array]]
 """By variable id, the arrays to add to the rows of each `sparse_read` of the variable, in order."""
 
@@ -22,14 +23,14 @@ class Busy:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.kept: dict[int, Any] = {}
-        """What cells held, by their ids, for the code of the step itself: JAX may trace it again."""
+        self.kept: tuple[Sequence[Cell], Sequence[Any]] = (), ()
+        """Cells, and what they held, for the code of the step itself: JAX may trace it again."""
 
     def wait_for(self, cell: "Cell") -> Any:
         """Returns what a cell holds after the step, or before it to the code that the step consists of."""
         with self.lock:
             x = cell._stored
-            return self.kept[id(cell)] if x is self else x
+            return next(y for c, y in zip(*self.kept, strict=True) if c is cell) if x is self else x
 
 
 BUSY = Busy()
@@ -92,6 +93,7 @@ class Scope:
         self.differentiated = 0  # the number of losses differentiated in it
         self.row_steps = rows
         self.trace = get_opaque_trace_state()
+        self.ended = False
         # set for a program that is compiled:
         self.lift: Callable[[Any, Callable[[], Any]], Any] | None = None
         self.discovers = False  # whether it is only to be found out which cells the program touches
@@ -233,31 +235,33 @@ def read_rows(variable: Any, indices: jax.Array) -> jax.Array:
     return rows if step is None or step.shape != rows.shape else rows + step
 
 
-@contextmanager
-def recording(steps: Steps | None = None) -> Iterator[Scope]:
-    """Records reads and assignments. The assignments are in the scope only."""
+def recorded(run: Callable[[Scope], T], steps: Steps | None = None) -> T:
+    """Runs code that reads and assigns variables. The assignments are in the scope, which it is given, only.
+
+    This is no context manager: an interrupt at the start of `__exit__` would leave the thread recording.
+    """
     scope, outer = Scope(steps or {}), _thread.scopes
     try:
         with ExitStack() as stack:
             for watch in watchers:
                 stack.enter_context(watch())
             _thread.scopes = (*outer, scope)
-            yield scope
+            return run(scope)
     finally:
-        _thread.scopes = outer
+        _thread.scopes, scope.ended = outer, True
         for cell, x in scope.before.values():
             cell._stored = x
 
 
-@contextmanager
-def undoing(done: Callable[[], Any]) -> Iterator[None]:
+def undoing(done: Callable[[], Any], run: Callable[[], T]) -> T:
     """Undoes what `undo_with` was given meanwhile, the last first, if the code fails before `done` changes."""
-    before, outer, _thread.undo = done(), _thread.undo, []
+    before, outer = done(), _thread.undo
     try:
-        yield
+        undo = _thread.undo = []
+        return run()
     except BaseException:
         if done() == before:
-            for restore in reversed(_thread.undo or ()):
+            for restore in reversed(undo):
                 restore()
         raise
     finally:
@@ -277,13 +281,15 @@ def paused() -> Iterator[None]:
     try:
         with jax.ensure_compile_time_eval():
             yield
-    finally:
-        _thread.scopes = scopes
+    finally:  # long after, if `__exit__` was interrupted
+        if not (_thread.scopes or any(scope.ended for scope in scopes)):
+            _thread.scopes = scopes
 
 
 def call(fn: Callable, cells: Sequence[Any], values: Sequence[Any], *args: Any, steps: Steps | None = None) -> Call:
     """Calls `fn(*args)` with other values in the cells. What it assigns is in the result, and nowhere else."""
-    with recording(steps) as scope:
+
+    def run(scope: Scope) -> Call:
         for cell, value in zip(cells, values, strict=True):
             scope.put(cell, value)
         given = {id(v): x for v, x in zip(cells, values, strict=True)}
@@ -292,3 +298,5 @@ def call(fn: Callable, cells: Sequence[Any], values: Sequence[Any], *args: Any, 
         written = {i: (v, x) for i, (v, x) in written.items() if x is not given.get(i)}
         rows = {i: r for i, r in scope.rows.items() if i not in scope.read_whole}
         return Call(out, scope.reads, rows, written)
+
+    return recorded(run, steps)
