@@ -1,6 +1,7 @@
 """Native kernels against the pure path: the same numbers, and the pure path wherever a kernel would not do."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,14 @@ def uses_kernel(fn, *args):
     return KERNEL in jax.jit(fn).lower(*args).as_text()
 
 
+def fused():
+    """Whether the kernels add a product before it is rounded, as XLA does. Only x86's oldest instructions cannot."""
+    return platform.machine() != "x86_64" or "AVX" in native.status()
+
+
 def assert_close(ours, pure, ulps):
     """No further apart than some units in the last place of the largest element."""
+    ulps = ulps if fused() else max(ulps, 3)  # one for each of three steps
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(pure), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape
         x, y = np.asarray(x, "float32"), np.asarray(y, "float32")
