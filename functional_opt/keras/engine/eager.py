@@ -43,6 +43,7 @@ def _apply(engine: Engine, rounds: list[Pairs]) -> Group | None:
     numbers = engine.prepare(variables)
     if isinstance(engine, SingleEngine) and engine.packs and len(rounds) == 1:
         group = Group(engine.store.variables, engine.store.keys, variables)
+        group.structure = jax.tree.structure(numbers)
         _packed_step(engine, group, numbers, [g for g, _ in rounds[0]])
         return group
     _step(engine, numbers, rounds)
@@ -66,7 +67,7 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
         if engine.store._settled() is None or set(map(type, _values(group))) != {ARRAY}:
             return False
         numbers = engine.rules._numbers()
-        if jax.tree.structure(numbers.rule) != group.structure:
+        if jax.tree.structure(numbers) != group.structure:
             return False
         _packed_step(engine, group, numbers, grads)
     return True
@@ -114,8 +115,7 @@ def _packed_step(engine: SingleEngine, group: Group, numbers: Any, grads: Sequen
     idle = [v._settled() for v in group.idle]
     others = numbers, engine.iterations._settled(), idle, [grads[i] for i in group.order]
     call = Packed(engine.step(group.variables), group.layout(packing))
-    run_step(call, [*group.variables, store], values, others, keep)
-    group.structure = jax.tree.structure(numbers.rule)
+    run_step(call, group.structure, [*group.variables, store], values, others, keep)
 
 
 def _step(engine: Engine, numbers: Any, rounds: list[Pairs]) -> None:
@@ -132,7 +132,8 @@ def _step(engine: Engine, numbers: Any, rounds: list[Pairs]) -> None:
         engine.keep(state, jax.tree.unflatten(jax.tree.structure(clock), results[len(arrays) :]))
 
     others = numbers, clock, engine.idle(variables), _gathered(engine, rounds)
-    run_step(Flat(_whole(engine, rounds), treedef), [*variables, *engine.cells()], arrays, others, keep)
+    call = Flat(_whole(engine, rounds), treedef)
+    run_step(call, jax.tree.structure(numbers), [*variables, *engine.cells()], arrays, others, keep)
 
 
 class Kind:
@@ -148,9 +149,11 @@ class Kind:
 _kinds: dict[Any, Kind] = {}
 
 
-def run_step(call: Any, cells: Sequence[Any], arrays: list[jax.Array], others: tuple, keep: Callable) -> None:
-    """Runs a step compiled for `call`, and stores its results. The caller holds the lock."""
-    key = call, jax.tree.structure(others[0])
+def run_step(
+    call: Any, structure: Any, cells: Sequence[Any], arrays: list[jax.Array], others: tuple, keep: Callable
+) -> None:
+    """Runs a step compiled for `call` and numbers of this structure, and stores its results, under the lock."""
+    key = call, structure
     if (kind := _kinds.get(key)) is None:
         kind = _kinds[key] = Kind(call)
         if len(_kinds) > 4096:

@@ -136,7 +136,7 @@ class Group:
         self.keys, self.all_keys = tuple(keys[id(v)] for v in self.variables), tuple(place)
         moving = set(self.keys)
         self.idle = [v for key, v in known.items() if key not in moving]
-        self.structure: Any = None  # of the transformation at the last step
+        self.structure: Any = None  # of the transformation and its numbers at the last step
         self._layout: Layout | None = None
 
     def layout(self, packing: Packing) -> Layout:
