@@ -206,6 +206,7 @@ from .optimizers.stable_adamw import scale_by_stable_adamw as scale_by_stable_ad
 from .optimizers.stable_adamw import stable_adamw as stable_adamw
 from .optimizers.yogi import scale_by_yogi as scale_by_yogi
 from .optimizers.yogi import yogi as yogi
+from .placement.shardings import state_shardings as state_shardings
 from .schedules import constant_schedule as constant_schedule
 from .schedules import cosine_decay_schedule as cosine_decay_schedule
 from .schedules import cosine_onecycle_schedule as cosine_onecycle_schedule
@@ -362,6 +363,7 @@ from .transforms.wrapping.loss_scale import dynamic_loss_scale as dynamic_loss_s
 from .transforms.wrapping.loss_scale import loss_scale as loss_scale
 from .transforms.wrapping.sam import SAMState as SAMState
 from .transforms.wrapping.sam import sam as sam
+from .transforms.wrapping.shard import shard as shard
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment

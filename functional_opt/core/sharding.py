@@ -14,6 +14,25 @@ def replicate(x: Any, axis: int | None = None) -> Any:
     return x if [*spec] == kept else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*kept))
 
 
+def replicate_from(x: jax.Array, axis: int) -> jax.Array:
+    """Replicates an axis and those after it of an array whose type has an explicit sharding that splits them."""
+    spec = jax.typeof(x).sharding.spec
+    whole = all(names is None for names in spec[axis:])
+    kept = jax.sharding.PartitionSpec(*spec[:axis], *[None] * (x.ndim - axis))
+    return x if whole else jax.sharding.reshard(x, kept)
+
+
+def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Splits the axes of an array as the type of `like` says, which has as many, where their lengths allow it."""
+    own, spec = jax.typeof(x).sharding, jax.typeof(like).sharding.spec
+    if x.ndim != len(spec) or all(names is None for names in spec):
+        return x
+    sizes = jax.typeof(like).sharding.mesh.shape
+    parts = [math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names or ())) for names in spec]
+    fits = [names if n % k == 0 else None for names, n, k in zip(spec, x.shape, parts, strict=True)]
+    return x if [*own.spec] == fits else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*fits))
+
+
 def reshard_like(x: jax.Array, like: Any) -> jax.Array:
     """Shards x, which was computed from `replicate(like)`, as `like` is sharded, if that is part of its type."""
     sharding = jax.typeof(like).sharding

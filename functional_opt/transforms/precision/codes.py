@@ -28,6 +28,7 @@ from jax import lax
 
 from ...core.checks import checked
 from ...core.ranges import PositiveInt
+from ...core.sharding import replicate_from, split_as
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 PARTS = 8  # of a block: XLA vectorizes their elementwise maximum, which is taken first
@@ -66,8 +67,8 @@ def encode(
     >>> decode(codes, scale)[0, :3].tolist()
     [1.0, -0.5, 0.0]
     """
-    shape, x = np.shape(x), lax.stop_gradient(jnp.asarray(x, jnp.float32))
-    x = _in_rows(x, block_size or block_size_of(bits))
+    given = lax.stop_gradient(jnp.asarray(x, jnp.float32))
+    shape, x = given.shape, _in_rows(given, block_size or block_size_of(bits))
     n = x.shape[-1]
     blocks = -(-n // (block_size or block_size_of(bits)))
     # Decoding and encoding again moves a maximum by about an ulp; without its last bits the scale stays the same.
@@ -83,9 +84,8 @@ def encode(
         c = jnp.maximum(c, (x > 0).astype(jnp.int32))
     ones = (1,) * (len(shape) - x.ndim)
     scale = scale.reshape(*scale.shape[:-1], *ones, blocks) if shape else scale.reshape(())
-    if bits == 8:
-        return c.astype(jnp.int8 if signed else jnp.uint8).reshape(shape), scale
-    return _pack(c + 8 if signed else c, shape), scale
+    packed = c.astype(jnp.int8 if signed else jnp.uint8).reshape(shape) if bits == 8 else _pack(c + 8 * signed, shape)
+    return split_as(packed, given), scale
 
 
 @checked
@@ -98,7 +98,8 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
     [4.0, 1.0, 0.015625]
     """
     shape = shape_of(codes, scale, bits, signed)
-    lead = _lead(scale)
+    lead, given = _lead(scale), codes
+    codes = replicate_from(codes, len(lead))
     n = int(np.prod(shape[len(lead) :]))
     c = (codes.reshape(*lead, n) if bits == 8 else _unpack(codes, lead, shape)).astype(jnp.int32)
     if bits == 8:
@@ -109,7 +110,7 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
         y = y * jnp.abs(y)
     else:
         y = jnp.square((c + 1) * (1 / 16))
-    return (y * _spread(scale.reshape(*lead, -1), n)).reshape(shape)
+    return split_as((y * _spread(scale.reshape(*lead, -1), n)).reshape(shape), given)
 
 
 def shape_of(codes: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tuple[int, ...]:
@@ -196,7 +197,7 @@ def _in_rows(x: jax.Array, block_size: int) -> jax.Array:
     axis = max(x.ndim - 1, 0)
     while axis > 0 and (x.shape[axis - 1] == 1 or np.prod(x.shape[axis:]) < block_size):
         axis -= 1
-    return x.reshape(*x.shape[:axis], int(np.prod(x.shape[axis:])))
+    return replicate_from(x, axis).reshape(*x.shape[:axis], int(np.prod(x.shape[axis:])))
 
 
 def _absmax(x: jax.Array, blocks: int) -> jax.Array:

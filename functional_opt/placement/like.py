@@ -1,0 +1,54 @@
+"""placed_like: gives an array the placement of another one that only the compiler knows."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+
+
+def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns x, placed as `like` is on the automatic axes of its mesh.
+
+    Types do not say where an array lies on automatic axes. The compiler does: it runs this as an operation whose
+    result has the sharding of `like`, whatever that of x. With a plain constraint one would need to name that
+    sharding, and with none the compiler places the sum of a param and a split update as the update is.
+    """
+    return _placed_like(x, like) if x.ndim else x
+
+
+@jax.custom_jvp
+def _placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    return _batched(x, like)
+
+
+@_placed_like.defjvp
+def _derivative(primals: Any, tangents: Any) -> Any:
+    return _placed_like(*primals), tangents[0]  # wherever that lies
+
+
+@jax.custom_batching.custom_vmap
+def _batched(x: jax.Array, like: jax.Array) -> jax.Array:
+    return _operation(x.ndim)(x, like)
+
+
+@_batched.def_vmap
+def _rows(size: int, batched: list[bool], x: jax.Array, like: jax.Array) -> tuple[jax.Array, bool]:
+    pairs = zip((x, like), batched, strict=True)
+    return placed_like(*(y if rows else jnp.broadcast_to(y, (size, *y.shape)) for y, rows in pairs)), True
+
+
+@functools.cache
+def _operation(ndim: int) -> Any:
+    own, shared = (" ".join(f"{letter}{i}" for i in range(ndim)) for letter in "xy")
+
+    @custom_partitioning
+    def operation(x, like):
+        return x
+
+    def partition(mesh, args, result):
+        return mesh, lambda x, like: x, result.sharding, (result.sharding, args[1].sharding)
+
+    operation.def_partition(partition=partition, sharding_rule=f"{own}, {shared} -> {shared}")
+    return operation
