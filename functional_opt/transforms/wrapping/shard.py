@@ -110,7 +110,7 @@ class shard(GradientTransformation):
         run = self._explicitly if self._is_explicit(updates) else self._automatically
         updates, new = run(updates, here, params, **extra)
         if self.memory_kind:
-            new = jax.tree.map(lambda x: _moved(x, jax.memory.Space.Host) if self._is_split(x) else x, new)
+            new = jax.tree.map(lambda x, old: _moved(x, jax.typeof(old).memory_space), new, state)
         return updates, new
 
     def doubts(self, params):
@@ -156,10 +156,17 @@ class shard(GradientTransformation):
 
     def _typed(self, params: Tree, mesh: AnyMesh) -> Any:
         state = self.inner.init(self._split(params, params, mesh))
-        state = jax.tree.map(lambda x: _resharded(x, self._stored_spec(x, mesh)), state)
-        if self.memory_kind:
-            state = jax.tree.map(lambda x: _moved(x, jax.memory.Space.Host) if self._is_split(x) else x, state)
-        return state
+        places = jax.tree_util.tree_leaves_with_path(params)
+        whole = [jax.tree_util.keystr(path) for (path, _), r in zip(places, self._rules(params), strict=True) if r == WHOLE]
+
+        def stored(path: Any, x: Any) -> Any:
+            if not self._is_split(x) or any(map(jax.tree_util.keystr(path).endswith, whole)):
+                return x
+            spec = split_spec(x.shape, spec_of(x), self._names, mesh.shape)
+            x = x if spec is None else _resharded(x, spec)
+            return _moved(x, jax.memory.Space.Host) if self.memory_kind else x
+
+        return jax.tree_util.tree_map_with_path(stored, state)
 
     def _explicitly(self, updates: Tree, state: Any, params: Tree, **extra: Any) -> tuple[Tree, Any]:
         like = updates if params is None else params
@@ -216,14 +223,15 @@ class shard(GradientTransformation):
 
     def _split_specs(self, params: Tree, mesh: AnyMesh, specs: list[PartitionSpec]) -> list[PartitionSpec | None]:
         """Returns the spec of each leaf's part; None for a leaf that stays as it is."""
+        places = zip(jax.tree.leaves(params), specs, self._rules(params), strict=True)
+        return [self._split_spec(i, params, x, spec, rule, mesh) for i, (x, spec, rule) in enumerate(places)]
+
+    def _rules(self, params: Tree) -> list[Any]:
         leaves = jax.tree.leaves(params)
-        rules = [AUTO] * len(leaves) if self.rules is None else self.rules.of_each(params, AUTO)
-        if len(rules) != len(leaves):  # None and MaskedNode are no leaves here
-            rules = [r for r, x in zip(rules, jax.tree.leaves(params, is_leaf=is_nothing), strict=True) if x is not None]
-        return [
-            self._split_spec(i, params, x, spec, rule, mesh)
-            for i, (x, spec, rule) in enumerate(zip(leaves, specs, rules, strict=True))
-        ]
+        if self.rules is None:
+            return [AUTO] * len(leaves)
+        treedef = jax.tree.structure(params)
+        return treedef.flatten_up_to(self.rules.resolve(params, AUTO))
 
     def _split_spec(self, i: int, params: Tree, x: Any, spec: Any, rule: Any, mesh: AnyMesh) -> PartitionSpec | None:
         shape = jnp.shape(x)
@@ -239,11 +247,6 @@ class shard(GradientTransformation):
                 f"rules: axis {rule} of {leaf_names(params)[i]}, of shape {shape}, cannot be split over {n} devices"
             )
         return found
-
-    def _stored_spec(self, x: Any, mesh: AnyMesh) -> PartitionSpec:
-        """Returns the spec in which an array of the state is stored, which may be split where `inner` needs it whole."""
-        spec = spec_of(x)
-        return (split_spec(x.shape, spec, self._names, mesh.shape) if self._is_split(x) else None) or spec
 
     def _is_split(self, x: Any) -> bool:
         """Returns whether an array of the state is large enough to be split."""
