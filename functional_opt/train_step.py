@@ -7,17 +7,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import core
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .core.apply import apply_updates
 from .core.leaves import Tree, paths
 from .core.transformation import GradientTransformation, as_transformation
 from .microbatching import AccumulationType, Rows, loop_over_parts
+from .placement.shardings import state_shardings
+from .transforms.wrapping.shard import shard
 
 Loss = Callable[..., Any]
 
 
-def make_train_step(loss_fn: Loss, has_aux: bool = False, accumulate: int = 1, donate: bool = True) -> "TrainStep":
+def make_train_step(
+    loss_fn: Loss,
+    has_aux: bool = False,
+    accumulate: int = 1,
+    donate: bool = True,
+    mesh: Mesh | None = None,
+    shard: str | None = None,
+) -> "TrainStep":
     """Makes `step(tx, params, state, *batch) -> params, state, loss`, compiled once for all `tx` of one structure.
 
     A step computes the loss and its gradients, updates the state and adds the updates to the params. `tx` is an
@@ -38,6 +47,9 @@ def make_train_step(loss_fn: Loss, has_aux: bool = False, accumulate: int = 1, d
             Micro-batch i has its rows i, i + k, i + 2k ..., so that a batch split among devices stays where it is.
             All micro-batches get the same scalars; a typed PRNG key is split. Aux gets a first axis of length k.
         donate: whether the buffers of params and state are reused; those of the batch never are.
+        mesh: the devices of the step. Params that are not on it yet are placed on all of its devices.
+        shard: an axis of the mesh over which the rows of the batch and the state are split. `tx` then stands for
+            `shard(tx, axis)`, whose `init` makes a state in pieces; a whole one is split at the first step.
 
     Leaves of the params that are not floating or complex arrays are not trained: they are returned as they are.
     The gradient of a complex leaf is conjugated, so that the step descends. Params and state keep their shardings.
@@ -56,13 +68,15 @@ def make_train_step(loss_fn: Loss, has_aux: bool = False, accumulate: int = 1, d
     >>> round(w.item(), 1)
     3.0
     """
-    return TrainStep(loss_fn, has_aux, accumulate, donate)
+    return TrainStep(loss_fn, has_aux, accumulate, donate, _devices(mesh, shard))
 
 
 class TrainStep:
     """A training step, made by `make_train_step` and documented there."""
 
-    def __init__(self, loss_fn: Loss, has_aux: bool, accumulate: int, donate: bool):
+    def __init__(
+        self, loss_fn: Loss, has_aux: bool, accumulate: int, donate: bool, devices: "_Devices | None" = None
+    ):
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function of the params and the batch, got {loss_fn!r}")
         for name, x in (("has_aux", has_aux), ("donate", donate)):
@@ -72,16 +86,21 @@ class TrainStep:
             raise ValueError(
                 f"accumulate must be the number of micro-batches, an integer of at least 1, got {accumulate!r}"
             )
-        self._loss_fn, self._has_aux, self._k = loss_fn, has_aux, accumulate
+        self._loss_fn, self._has_aux, self._k, self._devices = loss_fn, has_aux, accumulate, devices
         self._program = jax.jit(self._run, static_argnums=0, donate_argnums=(2, 3) if donate else ())
 
     def __call__(self, tx: Any, params: Tree, state: Any, *batch: Any) -> tuple[Tree, Any, Any]:
-        params, state, loss = self._program(*_arguments(tx, params, state, batch))
+        params, state, loss = self._program(*self._arguments(tx, params, state, batch))
         return _released(params), _released(state), loss
 
     def lower(self, tx: Any, params: Tree, state: Any, *batch: Any) -> jax.stages.Lowered:
         """Returns the program for such arguments without running it, as `jax.jit(...).lower` does."""
-        return self._program.lower(*_arguments(tx, params, state, batch))
+        return self._program.lower(*self._arguments(tx, params, state, batch))
+
+    def _arguments(self, tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, ...]:
+        if self._devices is not None:
+            tx, params, state, batch = self._devices.placed(tx, params, state, batch)
+        return _arguments(tx, params, state, batch)
 
     def _run(self, layout, tx, params, state, batch):
         params, state = _released(params), _released(state)
@@ -193,6 +212,49 @@ def _is_key(x: Any) -> bool:
 
 def _is_trained(x: Any) -> bool:
     return _is_array(x) and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+# Several devices
+
+
+def _devices(mesh: Mesh | None, shard: str | None) -> "_Devices | None":
+    if mesh is None and shard is None:
+        return None
+    if mesh is None or shard is None:
+        raise ValueError(f"mesh and shard go together: the devices and the axis to split over, got {mesh}, {shard!r}")
+    if shard not in mesh.axis_names:
+        raise ValueError(f"shard must be one of the mesh's axes, {', '.join(mesh.axis_names)}, got {shard!r}")
+    return _Devices(Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)), shard)
+
+
+@dataclass(frozen=True)
+class _Devices:
+    """The devices of a step, and the axis over which state and batch are split."""
+
+    mesh: Mesh
+    axis: str
+
+    def placed(self, tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, Tree, Any, tuple]:
+        """Returns the arguments of a step placed on the mesh; what lies there already stays as it is."""
+        tx = as_transformation(tx)
+        tx = tx if isinstance(tx, shard) else shard(tx, self.axis)
+        params = jax.tree.map(lambda x: self._put(x, PartitionSpec()), params)
+        if not all(map(self._is_here, filter(_is_array, jax.tree.leaves(state)))):
+            state = jax.tree.map(jax.device_put, state, state_shardings(tx, params, self.mesh))
+        rows = PartitionSpec(self.axis)
+        n = self.mesh.shape[self.axis]
+        for path, x in zip(paths(batch), jax.tree.leaves(batch), strict=True):
+            if jnp.ndim(x) and len(x) % n:
+                raise ValueError(f"batch{path} has shape {jnp.shape(x)}: {n} devices must divide its rows")
+        batch = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(self.mesh, rows)) if jnp.ndim(x) else x, batch)
+        return tx, params, state, batch
+
+    def _put(self, x: Any, spec: PartitionSpec) -> Any:
+        return jax.device_put(x, NamedSharding(self.mesh, spec)) if _is_array(x) and not self._is_here(x) else x
+
+    def _is_here(self, x: Any) -> bool:
+        sharding = getattr(x, "sharding", None)
+        return isinstance(sharding, NamedSharding) and sharding.device_set == set(self.mesh.devices.flat)
 
 
 # Leaves that are not arrays, such as the activation function of a model

@@ -267,3 +267,33 @@ K3 = fo.make_train_step(loss_fn, accumulate=3)
 def call(step, *batch, tx=None):
     params = make_params()
     return step(tx or fo.adam(0.1), params, fo.adam(0.1).init(params), *batch)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_state_in_pieces(accumulate):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(64, 32)).astype("float32"), "b": np.zeros(32, "float32")}
+    batches = rng.normal(size=(3, 16, 64)).astype("float32"), rng.normal(size=(3, 16, 32)).astype("float32")
+
+    def loss(params, x, y):
+        return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+    tx, runs = fo.adam(1e-2), []
+    for more in ({}, {"mesh": mesh, "shard": "data"}):
+        step = fo.make_train_step(loss, accumulate=accumulate, **more)
+        w, state = jax.tree.map(jnp.asarray, params), tx.init(params)
+        for batch in zip(*batches, strict=True):
+            w, state, value = step(tx, w, state, *batch)
+        runs.append((w, value))
+    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *(w for w, _ in runs))
+    assert state[0].mu["w"].sharding.spec == P("data") and w["w"].sharding.is_fully_replicated
+    assert step._program._cache_size() == 1
+    with pytest.raises(ValueError, match=r"batch\[0\] has shape \(6, 64\): 4 devices must divide its rows"):
+        step(tx, w, state, np.zeros((6, 64), "float32"), np.zeros((6, 32), "float32"))
+    for wrong in ({"mesh": mesh}, {"shard": "data"}):
+        with pytest.raises(ValueError, match="mesh and shard go together"):
+            fo.make_train_step(loss, **wrong)
+    with pytest.raises(ValueError, match="shard must be one of the mesh's axes, data, got 'rows'"):
+        fo.make_train_step(loss, mesh=mesh, shard="rows")

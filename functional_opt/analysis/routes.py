@@ -22,11 +22,12 @@ from ..core.paths import (
 from ..core.transformation import GradientTransformation, Transformation
 from ..core.value import show
 from ..optimizers.scion import scale_by_scion
+from ..placement.mesh import mesh_of
 from ..transforms.combining.nesting import children
 from ..transforms.combining.select import masked, partition, selective_transform, set_to_zero
 from ..transforms.matrices.routing import leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
-from .summary import WIDTH, given_to, names_of, shapes_of
+from .summary import WIDTH, given_to, names_of, shapes_of, types_on
 
 
 class Route(NamedTuple):
@@ -106,11 +107,13 @@ def describe(tx: Transformation, params: Tree) -> Description:
     adam: scale_by_adam(nesterov=True) → ...
     muon: scale_by_muon() → scale_by_shape() → add_decayed_weights() → scale_by_learning_rate(0.02)
     """
-    params = shapes_of(params)
+    mesh = mesh_of(params)
+    params = shapes_of(params, mesh)
     leaves = dict(zip(names_of(params), jax.tree.leaves(params), strict=True))
     routes = {name: Route(name, x.shape, (), (), ()) for name, x in leaves.items()}
     notes: list[str] = []
-    _follow(tx, params, tuple(leaves), routes, notes)
+    with types_on(mesh):
+        _follow(tx, params, tuple(leaves), routes, notes)
     return Description(tuple(routes.values()), tuple(dict.fromkeys(notes)))
 
 

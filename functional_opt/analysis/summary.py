@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from ..core.checks import checked
 from ..core.leaves import Tree
 from ..core.model_trees import names
 from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
+from ..placement.mesh import AnyMesh, all_explicit, mesh_of, spec_of
 from ..transforms.combining.nesting import children, with_children
 from .lint import Note, review
+from .placed import Placed, as_bytes
 
 WIDTH = 118
 COLUMNS = (("link", 42), ("what it does", 40), ("leaves", 9), ("state", 10), ("FLOPs", 9))
@@ -47,6 +50,7 @@ class Explanation:
 
     `rows`: the links, outer ones first. `leaves`: the paths of all params. `state_bytes`: the size of the entire
     state. `flops`: the cost of one update; None if XLA does not report it. `notes`: likely mistakes, and hints.
+    `placed`: the cost on each device, if the params lie on several.
     """
 
     rows: tuple[Row, ...]
@@ -54,18 +58,21 @@ class Explanation:
     state_bytes: int
     flops: float | None
     notes: tuple[Note, ...]
+    placed: Placed | None = None
 
     def __str__(self):
         lines = [_line([name for name, _ in COLUMNS]), "-" * WIDTH]
         for row in self.rows:
             name = repr(row.link) if not children(row.link) else type(row.link).__name__
             leaves = "all" if len(row.leaves) == len(self.leaves) else f"{len(row.leaves)} of {len(self.leaves)}"
-            cells = ["  " * row.depth + name, row.what, leaves, _bytes(row.state_bytes), _count(row.flops)]
+            cells = ["  " * row.depth + name, row.what, leaves, as_bytes(row.state_bytes), _count(row.flops)]
             lines.append(_line(cells))
             if 0 < len(row.leaves) < len(self.leaves) and not children(row.link):
                 lines.append(_cut("  " * row.depth + "    on " + ", ".join(row.leaves), WIDTH))
-        total = f"in all, {len(self.leaves)} leaves", "", "", _bytes(self.state_bytes), _count(self.flops)
+        total = f"in all, {len(self.leaves)} leaves", "", "", as_bytes(self.state_bytes), _count(self.flops)
         lines += ["-" * WIDTH, _line(total), "FLOPs of one update, as XLA counts them before it optimizes."]
+        if self.placed is not None:
+            lines.append(str(self.placed))
         for note in self.notes:
             lines += textwrap.wrap(f"{note.kind}: {note.message}", WIDTH, subsequent_indent="    ")
         return "\n".join(lines)
@@ -74,7 +81,7 @@ class Explanation:
 
 
 @checked
-def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Explanation:
+def explain(tx: Transformation, params: Tree, steps: int | None = None, mesh: Mesh | None = None) -> Explanation:
     """Shows what a transformation will do to params: each link, the leaves it changes, its state and cost, and notes.
 
     Nothing is computed except schedules at some of the steps: `jax.eval_shape` gives the size of the state, and XLA
@@ -84,6 +91,9 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
         tx: any transformation.
         params: the params, or anything with their shapes and dtypes (`jax.eval_shape` of what makes them).
         steps: the number of updates planned; if given, a schedule that ends earlier gets a note.
+        mesh: the mesh of devices that the params lie on; only needed if the params themselves do not tell. On several
+            devices the result also has the bytes of state on each, and those that an update sends between them, for
+            which XLA compiles it; and a warning for state that lies whole on every device.
 
     Returns a printable `Explanation`. Its notes are a "warning" for a likely mistake (weight decay with the wrong
     sign, a clip after Adam, no learning rate or two, a mask or a group without leaves, a schedule of zeros) and a
@@ -97,10 +107,16 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None) -> Expla
     >>> print(plan.notes[0].kind, plan.notes[0].rule, plan.notes[0].path)
     warning decay_after_learning_rate .transforms[1]
     """
-    shapes = shapes_of(params)
-    state = jax.eval_shape(tx.init, shapes)
-    rows = tuple(_rows(tx, shapes, "", 0))
-    return Explanation(rows, names_of(shapes), size(state), _flops(tx, shapes), review(tx, rows, shapes, steps))
+    devices = mesh_of(params) if mesh is None else mesh
+    placed = None if devices is None or devices.size == 1 else Placed.of(tx, params, devices)
+    with types_on(devices):
+        shapes = shapes_of(params, devices)
+        state = jax.eval_shape(tx.init, shapes)
+        rows = tuple(_rows(tx, shapes, "", 0))
+        notes = review(tx, rows, shapes, steps)
+    notes = notes if placed is None else (*placed.notes(), *notes)
+    flops = _flops(tx, shapes_of(params))
+    return Explanation(rows, names_of(shapes), size(state), flops, notes, placed)
 
 
 def size(tree: Tree) -> int:
@@ -111,15 +127,25 @@ def size(tree: Tree) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
-def shapes_of(params: Tree) -> Tree:
-    """Returns the shapes and dtypes of the params; None for a leaf that is not numeric, such as a function."""
+def shapes_of(params: Tree, mesh: AnyMesh | None = None) -> Tree:
+    """Returns the shapes and dtypes of the params; None for a leaf that is not numeric, such as a function.
+
+    With a mesh, they say in their types where the params lie on it.
+    """
+    typed = None if mesh is None else all_explicit(mesh)
 
     def leaf(x: Any) -> Any:
         if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
             return None
-        return jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x))
+        place = None if typed is None else NamedSharding(typed, spec_of(x))
+        return jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x), sharding=place)
 
     return jax.tree.map(leaf, params)
+
+
+def types_on(mesh: AnyMesh | None) -> contextlib.AbstractContextManager:
+    """Returns a context in which types say where arrays lie on a mesh, if there is one."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(all_explicit(mesh))
 
 
 def names_of(params: Tree) -> tuple[str, ...]:
@@ -170,7 +196,7 @@ def given_to(tx: Any, params: Tree) -> list[Tree]:
 
         def init(params):
             if not isinstance(params, AllParams):  # with `AllParams`, `init` only locates the slots
-                given[i] = shapes_of(params)
+                given[i] = shapes_of(params, mesh_of(params))
             return child.init(params)
 
         return GradientTransformation(init, child.update)
@@ -180,13 +206,19 @@ def given_to(tx: Any, params: Tree) -> list[Tree]:
 
 
 def _flops(tx: Any, params: Tree) -> float | None:
-    """Returns XLA's count for one update; None if `update` needs more arguments or a mesh."""
+    """Returns XLA's count for one update on one device; None if `update` needs more arguments or a mesh."""
     with contextlib.suppress(Exception):
-        state = jax.eval_shape(tx.init, params)
-        cost: Any = jax.jit(tx.update).lower(params, state, params).cost_analysis()
-        cost = cost[0] if isinstance(cost, list) else cost
-        return float(cost.get("flops", 0.0))
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return _counted(tx, params)
     return None
+
+
+def _counted(tx: Any, params: Tree) -> float:
+    state = jax.eval_shape(tx.init, params)
+    cost: Any = jax.jit(tx.update).lower(params, state, params).cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return float(cost.get("flops", 0.0))
 
 
 def _line(cells: Any) -> str:
@@ -198,13 +230,6 @@ def _line(cells: Any) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _bytes(n: int) -> str:
-    if n < 10_000:
-        return f"{n:,} B"
-    power, unit = next(((p, u) for p, u in ((3, "kB"), (6, "MB")) if n < 10 ** (p + 4)), (9, "GB"))
-    return f"{n / 10**power:,.1f} {unit}"
 
 
 def _count(n: float | None) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .leaves import Tree, is_nothing, widen
+from .sharding import on_automatic_axes
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -52,11 +53,12 @@ def batches(leaves: Sequence[jax.Array], most: int = 8, size: int = 2**14) -> li
     """Groups leaves that can be stacked and processed as one, by index: alike, and of at most `size` elements each.
 
     A group has at most `most` leaves. One kernel for each of many small leaves would take long to compile, and so
-    would one kernel that reads many of them.
+    would one kernel that reads many of them. A leaf on automatic axes of a mesh is a group of its own: its type does
+    not say how it is split, and stacking leaves that are split differently would send them.
     """
     alike: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
-        alike.setdefault(jax.typeof(x) if x.size <= size else i, []).append(i)
+        alike.setdefault(i if x.size > size or on_automatic_axes(x) else jax.typeof(x), []).append(i)
     return [some[i : i + most] for some in alike.values() for i in range(0, len(some), most)]
 
 

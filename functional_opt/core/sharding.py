@@ -5,21 +5,36 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def reshard(x: jax.Array, to: Any) -> jax.Array:
+    """Reshards an array on the mesh of its type, which need not be that of `jax.set_mesh`, to a spec or sharding."""
+    mesh = jax.typeof(x).sharding.mesh
+    named = isinstance(to, PartitionSpec) and not mesh.empty
+    return jax.sharding.reshard(x, NamedSharding(mesh, to) if named else to)
+
+
+def on_automatic_axes(x: Any) -> bool:
+    """Returns whether an array lies on a mesh of several devices with axes on which only the compiler knows where."""
+    mesh = jax.typeof(x).sharding.mesh
+    kinds = zip(mesh.axis_types, mesh.shape.values(), strict=True)
+    return any(kind == AxisType.Auto and size > 1 for kind, size in kinds)
 
 
 def replicate(x: Any, axis: int | None = None) -> Any:
     """Replicates an array, or one axis of it, if its type has an explicit sharding that splits it."""
     spec = jax.typeof(x).sharding.spec
     kept = [None] * len(spec) if axis is None else [*spec[:axis], None, *spec[axis + 1 :]]
-    return x if [*spec] == kept else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*kept))
+    return x if [*spec] == kept else reshard(x, PartitionSpec(*kept))
 
 
 def replicate_from(x: jax.Array, axis: int) -> jax.Array:
     """Replicates an axis and those after it of an array whose type has an explicit sharding that splits them."""
     spec = jax.typeof(x).sharding.spec
     whole = all(names is None for names in spec[axis:])
-    kept = jax.sharding.PartitionSpec(*spec[:axis], *[None] * (x.ndim - axis))
-    return x if whole else jax.sharding.reshard(x, kept)
+    kept = PartitionSpec(*spec[:axis], *[None] * (x.ndim - axis))
+    return x if whole else reshard(x, kept)
 
 
 def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -30,13 +45,13 @@ def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
     sizes = jax.typeof(like).sharding.mesh.shape
     parts = [math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names or ())) for names in spec]
     fits = [names if n % k == 0 else None for names, n, k in zip(spec, x.shape, parts, strict=True)]
-    return x if [*own.spec] == fits else jax.sharding.reshard(x, jax.sharding.PartitionSpec(*fits))
+    return x if [*own.spec] == fits else reshard(x, PartitionSpec(*fits))
 
 
 def reshard_like(x: jax.Array, like: Any) -> jax.Array:
     """Shards x, which was computed from `replicate(like)`, as `like` is sharded, if that is part of its type."""
     sharding = jax.typeof(like).sharding
-    return jax.sharding.reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
+    return reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
 
 
 def varying_axes(x: Any) -> frozenset[str]:
@@ -58,7 +73,7 @@ def match_type(x: jax.Array, like: Any) -> jax.Array:
     """Gives an array the explicit sharding of `like`, and makes it vary over the same axes in `shard_map`."""
     sharding = _type(like).sharding
     if any(axis is not None for axis in getattr(sharding, "spec", ())):
-        x = jax.sharding.reshard(x, sharding)
+        x = reshard(x, sharding)
     return as_varying(x, varying_axes(like) - varying_axes(x))
 
 

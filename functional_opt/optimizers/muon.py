@@ -14,6 +14,7 @@ from ..core.schedule import Rate
 from ..core.slots import Counter, Number, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..core.value import value
+from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.nesting import with_children
 from ..transforms.combining.select import partition
@@ -67,6 +68,8 @@ class scale_by_muon(GradientTransformation):
             `MuonDimensionNumbers` for all leaves, a tree of them (or a prefix of one), a function from params to such
             a tree, or path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto"
             means the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
+        distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
+            works on them where they lie. None means "owners".
 
     Raises ValueError for a leaf with fewer than two axes, or without the axes that the numbers name.
 
@@ -95,6 +98,7 @@ class scale_by_muon(GradientTransformation):
     preconditioning: Static[Preconditioning] = "frobenius"
     weight_dimension_numbers: Static[MuonNumbers | None] = dataclasses.field(default=None, kw_only=True)
     state_dtype: Static[DType | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         Stacks(self.weight_dimension_numbers, params)
@@ -119,7 +123,7 @@ class scale_by_muon(GradientTransformation):
         needs_matrices(updates)
         like = stacks.stack(updates if params is None else params)
         m_hat, mu = map_leaves(moments, widen_tree(stacks.stack(updates), "updates"), stacks.stack(state.mu))
-        updates, mu = stacks.back(map_matrices(direction, m_hat, like)), stacks.back(mu)
+        updates, mu = stacks.back(map_matrices(direction, m_hat, like, self.distributed)), stacks.back(mu)
         return updates, MuonState(t, mu, jnp.asarray(self.ns_coeffs, state.ns_coeffs.dtype))
 
 
@@ -229,6 +233,7 @@ def muon(
     muon_mask: Mask | None = None,
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 
@@ -244,6 +249,7 @@ def muon(
             matrix.
         muon_mask: which matrices Muon updates, as in `muon_labels`; all but embeddings and heads if None.
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
+        distributed: "owners" or "local", how matrices on a mesh are worked on; as in `scale_by_muon`.
 
     Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
 
@@ -267,6 +273,7 @@ def muon(
         preconditioning,
         state_dtype,
         weight_dimension_numbers=numbers,
+        distributed=distributed,
     )
     matrices = chain(
         rule,

@@ -14,6 +14,7 @@ from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
@@ -58,6 +59,8 @@ class scale_by_normuon(GradientTransformation):
         state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. v has
             the axes of the stack first, then 1 and the columns.
+        distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
+            works on them where they lie. None means "owners".
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -81,6 +84,7 @@ class scale_by_normuon(GradientTransformation):
     nesterov: Static[bool] = True
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    distributed: Static[Distributed | None] = None
 
     def init(self, params):
         def neurons(p):
@@ -116,7 +120,8 @@ class scale_by_normuon(GradientTransformation):
 
         stacks = Stacks(self.weight_dimension_numbers, updates)
         m, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
-        o, like = map_matrices(orthogonal, stacks.stack(m), params=None), updates if params is None else params
+        o = map_matrices(orthogonal, stacks.stack(m), None, self.distributed)
+        like = updates if params is None else params
         updates, nu = map_leaves(of_one_size, o, state.nu, params=stacks.stack(like), same_shape=False)
         updates = stacks.back(updates)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
@@ -147,6 +152,7 @@ def normuon(
     weight_dimension_numbers: MuonNumbers | None = None,
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> partition:
     """NorMuon for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -158,20 +164,22 @@ def normuon(
         adam_learning_rate: learning rate of the other leaves; learning_rate if None.
         matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices for NorMuon, and how they are
             stored; as in `muon_labels`.
+        distributed: "owners" or "local", how matrices on a mesh are worked on; as in `scale_by_normuon`.
 
     Li et al. 2025, arXiv:2510.05491.
 
     >>> normuon(1e-3).param_labels({"embed": jnp.ones((9, 2)), "kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': 'adam', 'embed': 'adam', 'kernel': 'normuon'}
     """
+    numbers = weight_dimension_numbers
     matrices = chain(
         scale_by_normuon(
-            b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype, weight_dimension_numbers
+            b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype, numbers, distributed
         ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)
-    labels = muon_labels(matrix_mask, weight_dimension_numbers, "normuon", matrix_layout)
+    labels = muon_labels(matrix_mask, numbers, "normuon", matrix_layout)
     return partition({"adam": rest, "normuon": matrices}, labels)

@@ -14,6 +14,7 @@ from ..core.ranges import DType, Fraction, NonNegative, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
 from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
@@ -58,6 +59,8 @@ class scale_by_scion(GradientTransformation):
         weight_dimension_numbers: which axes are rows and columns, as in `scale_by_muon`. None means "auto". A leaf
             without numbers uses its last two axes.
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
+        distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
+            works on them where they lie. None means "owners".
 
     Raises ValueError, naming the leaf, for an unknown norm and for a norm that needs more axes than the leaf has.
 
@@ -82,6 +85,7 @@ class scale_by_scion(GradientTransformation):
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     matrix_layout: Static[Layout | None] = None
+    distributed: Static[Distributed | None] = None
 
     def init(self, params):
         return ScaleByScionState(zero_count(), zeros_like(params, self.state_dtype))
@@ -100,7 +104,8 @@ class scale_by_scion(GradientTransformation):
         leaves, treedef = jax.tree.flatten(stacks.stack(direction), is_leaf=is_nothing)
         norms = self.norm_of_each(like)
         both = list(zip(leaves, norms, strict=True))
-        orthogonal = map_matrices(self._orthogonal, [d if norm == "spectral" else None for d, norm in both], None)
+        matrices = [d if norm == "spectral" else None for d, norm in both]
+        orthogonal = map_matrices(self._orthogonal, matrices, None, self.distributed)
         nearest = [d if o is None else o for d, o in zip(leaves, orthogonal, strict=True)]
         edges = [d if is_nothing(d) else self._edge(d, norm) for d, norm in zip(nearest, norms, strict=True)]
         edges = stacks.back(treedef.unflatten(edges))
@@ -180,6 +185,7 @@ def scion(
     state_dtype: DType | None = None,
     weight_dimension_numbers: MuonNumbers | None = None,
     matrix_layout: Layout | None = None,
+    distributed: Distributed | None = None,
 ) -> chain:
     """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
 
@@ -207,6 +213,7 @@ def scion(
         state_dtype,
         weight_dimension_numbers,
         matrix_layout,
+        distributed,
     )
     inwards = (add_decayed_weights(1.0),) if constrained else ()
     return chain(rule, *inwards, scale_by_learning_rate(learning_rate))

@@ -1,1 +1,1 @@
-"""Where arrays lie on a mesh of devices: the mesh of a tree, the shardings of a state, and how to split one more axis."""
+"""Where arrays lie on a mesh of devices: shardings of a state, axes split further, owners of matrices."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
 
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -41,6 +40,8 @@ def _rows(size: int, batched: list[bool], x: jax.Array, like: jax.Array) -> tupl
 
 @functools.cache
 def _operation(ndim: int) -> Any:
+    from jax.experimental.custom_partitioning import custom_partitioning  # most programs do not need it
+
     own, shared = (" ".join(f"{letter}{i}" for i in range(ndim)) for letter in "xy")
 
     @custom_partitioning

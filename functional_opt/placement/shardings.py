@@ -1,7 +1,7 @@
 """state_shardings: where the state of an optimizer lies when its params lie on a mesh."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -43,11 +43,11 @@ def state_shardings(tx: Transformation, params: Tree, mesh: Mesh | AbstractMesh 
     [P(None,), P('data',)]
     """
     own = mesh_of(params)
-    mesh = own if mesh is None else mesh
+    mesh = cast(Any, own) if mesh is None else mesh
     if mesh is None:
         raise ValueError(
-            "state_shardings needs a mesh: place the params on one (jax.device_put with a NamedSharding), pass mesh=, "
-            "or call it under jax.set_mesh(mesh)"
+            "state_shardings needs a mesh: place the params on one (jax.device_put with a NamedSharding), pass "
+            "mesh=, or call it under jax.set_mesh(mesh)"
         )
     if own is not None and any(mesh.shape.get(name) != n for name, n in own.shape.items()):
         raise ValueError(
@@ -71,9 +71,7 @@ def state_shardings(tx: Transformation, params: Tree, mesh: Mesh | AbstractMesh 
     return jax.tree.map(sharding, state_types(tx.init, params, mesh, [spec_of(x) for x in jax.tree.leaves(params)]))
 
 
-def state_types(
-    init: Callable[[Tree], Any], params: Tree, mesh: AnyMesh, specs: list[PartitionSpec | None]
-) -> Tree:
+def state_types(init: Callable[[Tree], Any], params: Tree, mesh: AnyMesh, specs: Sequence[PartitionSpec]) -> Tree:
     """Returns the types of what `init` makes of params with these specs, as if all axes of the mesh were explicit.
 
     JAX derives the spec of every slot from those of the params while it traces `init`. Leaves that are not arrays are

@@ -38,5 +38,5 @@ def split_spec(
     place = next((i for i in places if fits(i)), None)
     if place is None:
         return None
-    names = (*axis_names(spec[place]), *more)
-    return PartitionSpec(*spec[:place], names if len(names) > 1 else names[0], *spec[place + 1 :])
+    entry = [*axis_names(spec[place]), *more]
+    return PartitionSpec(*spec[:place], tuple(entry) if len(entry) > 1 else entry[0], *spec[place + 1 :])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import functional_opt as fo
 from functional_opt.analysis.summary import Explanation, size
@@ -221,3 +222,22 @@ def test_a_note_says_where_and_what_to_do():
         note.message.startswith("clip_by_global_norm(1.0) comes after scale_by_adam")
         and "Put it first" in note.message
     )
+
+
+def test_on_several_devices():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    params = {"w": np.zeros((64, 32), "float32"), "odd": np.zeros((33, 35), "float32"), "b": np.zeros(32, "float32")}
+    alone, split = fo.explain(fo.adam(0.1), params, mesh=mesh), fo.explain(fo.shard(fo.adam(0.1)), params, mesh=mesh)
+    assert fo.explain(fo.adam(0.1), params).placed is None
+    assert alone.placed.state_bytes == alone.state_bytes == split.state_bytes
+    assert split.placed.state_bytes == 2 * 4 * (64 * 32 // 4 + 33 * 35 + 32) + 4
+    assert (alone.placed.sent, split.placed.sent) == ({}, {"all-gather": 4 * 64 * 32})
+    assert alone.placed.whole == ("[0].mu['odd']", "[0].mu['w']", "[0].nu['odd']", "[0].nu['w']")
+    assert split.placed.whole == ("[0].mu['odd']", "[0].nu['odd']")
+    assert [note.rule for note in split.notes] == ["whole_on_every_device"]
+    assert "Each of 4 devices has 13.6 kB of the state; in an update it gets 8,192 B by all-gather." in str(split)
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    with jax.set_mesh(mesh):
+        state = fo.shard(fo.adam(0.1)).init(placed)
+    assert split.placed.state_bytes == sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    assert alone.flops == fo.explain(fo.adam(0.1), params).flops

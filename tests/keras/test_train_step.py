@@ -1,12 +1,15 @@
 """make_train_step: the trajectory of minimize in one program, whatever the loss reads, assigns and returns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from functional_opt.keras import Variable, function
-from functional_opt.keras.optimizers import SGD, Adam, RMSprop, schedules
+from functional_opt.keras.optimizers import SGD, Adam, LossScaleOptimizer, MultiOptimizer, RMSprop, schedules
 
 from .helpers import BIAS, KERNEL, assert_close, assert_same, make_variables, no_compilation, snapshot
 
@@ -245,3 +248,55 @@ def test_two_steps_of_one_optimizer_and_late_variables():
     np.testing.assert_allclose(kernel.value, KERNEL - 1.5, rtol=1e-5)
     np.testing.assert_allclose(bias.value, BIAS - 0.5 * (0.1 / 0.19) / (0.001 / (1 - 0.999**2)) ** 0.5, rtol=1e-4)
     assert int(opt.iterations) == 3
+
+
+def by_name(optimizers, variable):
+    return optimizers[variable.name.split(":")[0]]
+
+
+MAKERS = {
+    "Adam": lambda: Adam(1e-2),
+    "LossScaleOptimizer": lambda: LossScaleOptimizer(Adam(1e-2)),
+    "MultiOptimizer": lambda: MultiOptimizer(
+        functools.partial(by_name, {"w": SGD(1e-2, momentum=0.9), "b": Adam(1e-2)})
+    ),
+    "averages and accumulates": lambda: Adam(1e-2, use_ema=True, gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_slots_in_pieces(name):
+    mesh, runs = jax.make_mesh((4,), ("data",)), []
+    for more in ({}, {"mesh": mesh, "shard": "data"}):
+        rng = np.random.default_rng(0)
+        w, b = Variable(rng.normal(size=(64, 32)), "float32", name="w"), Variable(np.zeros(32, "float32"), name="b")
+        steps = Variable(0.0, name="steps", trainable=False)
+
+        def loss(x, y, w=w, b=b, steps=steps):
+            steps.assign_add(1.0)
+            return jnp.mean((x @ w.value + b.value - y) ** 2)
+
+        opt = MAKERS[name]()
+        step = opt.make_train_step(loss, **more)
+        for x, y in zip(rng.normal(size=(4, 16, 64)), rng.normal(size=(4, 16, 32)), strict=True):
+            value = step(x.astype("float32"), y.astype("float32"))
+        runs.append((value, np.asarray(w), np.asarray(b), [np.asarray(x) for x in opt.variables]))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *runs)
+    assert float(steps) == 4 and w.value.sharding.is_fully_replicated
+    slots = [v.value for v in opt.variables if v.shape == (64, 32)]
+    assert slots and all(x.sharding.spec == PartitionSpec("data") for x in slots)
+    assert [t.donating._cache_size() for ts in step._program._traces.values() for t in ts] == [1]
+
+
+def test_slots_in_pieces_need_a_mesh():
+    mesh, loss = jax.make_mesh((4,), ("data",)), lambda x: x.sum()
+    with pytest.raises(ValueError, match="shard='data' needs mesh="):
+        Adam().make_train_step(loss, shard="data")
+    with pytest.raises(ValueError, match="without axis_name, got 'data'"):
+        Adam(axis_name="data").make_train_step(loss, mesh=mesh, shard="data")
+    with pytest.raises(ValueError, match="shard must be one of the mesh's axes, data, got 'model'"):
+        Adam().make_train_step(loss, mesh=mesh, shard="model")
+    v = Variable(np.ones(2, "float32"), name="v")
+    step = Adam().make_train_step(lambda x: (x * v.value).sum(), mesh=mesh, shard="data")
+    with pytest.raises(ValueError, match=r"shape \(3, 2\); the 4 devices of 'data' must divide its first axis"):
+        step(np.ones((3, 2), "float32"))

@@ -107,7 +107,9 @@ def test_errors():
         fo.state_shardings(tx, {"w": np.zeros(4)})
     with pytest.raises(ValueError, match=r"params\['data'\] lies on a mesh of {'data': 2}, and params\['rows'\]"):
         fo.state_shardings(tx, w)
-    with pytest.raises(ValueError, match=r"mesh has the axes {'rows': 2}, but the params lie on a mesh of {'data': 2}"):
+    with pytest.raises(
+        ValueError, match=r"mesh has the axes {'rows': 2}, but the params lie on a mesh of {'data': 2}"
+    ):
         fo.state_shardings(tx, w["data"], other)
     with pytest.raises(ValueError, match="outside of jit"):
         jax.jit(lambda w: fo.state_shardings(tx, w) and w)(w["data"])

@@ -1,5 +1,6 @@
 """shard: each device has its part of the state and does its part of the work; the numbers and placements stay."""
 
+import functools
 import math
 import pickle
 import re
@@ -47,7 +48,9 @@ def bytes_here(tree):
 def collectives(fn, *args):
     """The elements that each device gets from each kind of collective operation of the compiled program."""
     text, sizes = jax.jit(fn).lower(*args).compile().as_text(), {}
-    for shape, kind in re.findall(r" = f32\[([\d,]*)\]\S* (all-gather|all-to-all|all-reduce|collective-permute)\(", text):
+    for shape, kind in re.findall(
+        r" = f32\[([\d,]*)\]\S* (all-gather|all-to-all|all-reduce|collective-permute)\(", text
+    ):
         sizes[kind] = sizes.get(kind, 0) + math.prod(map(int, filter(None, shape.split(","))))
     return sizes
 
@@ -185,9 +188,12 @@ def test_sweeps_and_hypergradients():
             return updates["kernel"].sum()
 
         rates = jnp.array([0.1, 0.2])
-        for fn in (lambda f: jax.vmap(f)(rates), lambda f: jax.grad(f)(0.1)):
-            ours, plain = (jax.jit(lambda w=w: fn(lambda r: moved(r, w)))() for w in (fo.shard, lambda tx: tx))
-            np.testing.assert_allclose(ours, plain, rtol=1e-5)
+        swept, slopes = [], []
+        for wrap in (fo.shard, lambda tx: tx):
+            swept.append(jax.jit(jax.vmap(functools.partial(moved, wrap=wrap)))(rates))
+            slopes.append(jax.jit(jax.grad(functools.partial(moved, wrap=wrap)))(0.1))
+        np.testing.assert_allclose(*swept, rtol=1e-5)
+        np.testing.assert_allclose(*slopes, rtol=1e-5)
 
 
 def test_errors():

@@ -131,6 +131,8 @@ class _Trace:
         self.current: list[Any] = []  # these inputs, for the next call
         self.guards: list[tuple[Callable[[], Any], Any]] = []  # what it depends on besides, and its value
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
+        self._touched: list[Cell] = []
+        self._now_assigned: list[Cell] = []
         self.warm = self.calls_back = self._discovering = False
         if last is None:
             self._discover(given.arrays)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from ..variables import recording
+from ..variables.gradients import resolve
 from .program import Program
 from .replicas import vary_over
+from .split import Split
 
 
 class Loss:
@@ -39,17 +41,42 @@ class Loss:
 class TrainStep:
     """A function of the batch that does one training step. See `Optimizer.make_train_step`, which makes it."""
 
-    def __init__(self, optimizer: Any, loss_fn: Callable, var_list: Any, has_aux: bool, mesh: Mesh | None):
+    def __init__(
+        self,
+        optimizer: Any,
+        loss_fn: Callable,
+        var_list: Any,
+        has_aux: bool,
+        mesh: Mesh | None = None,
+        shard: str | None = None,
+    ):
         axis = optimizer.axis_name
+        self._split = _split(mesh, shard, axis)
+        self._placed: set[int] = set()  # the ids of variables whose slots are in pieces
+        if self._split is not None:
+            mesh = None  # the program is one for all devices
         if mesh is not None and not (isinstance(axis, str) and axis in mesh.axis_names):
             raise ValueError(f"mesh must have the optimizer's axis_name, which is {axis!r}, among {mesh.axis_names}")
         self._optimizer, self._loss_fn, self._var_list, self._has_aux = optimizer, loss_fn, var_list, has_aux
         # without axis types, so that arrays with any sharding are accepted, and jax.jit moves them
         self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
-        self._program = Program(self._step, self._on_devices if mesh is not None else lambda pure: pure)
+        wrap = self._on_devices if mesh is not None else self._split.keep if self._split else lambda pure: pure
+        self._program = Program(self._step, wrap)
 
     def __call__(self, *batch: Any) -> Any:
-        return self._program(*batch)
+        return self._program(*(batch if self._split is None else self._in_pieces(self._split, batch)))
+
+    def _in_pieces(self, split: Split, batch: tuple) -> tuple:
+        """Places the slots at the first step, before there is a state on one device, and splits the batch."""
+        leaves, treedef = jax.tree.flatten(batch)
+        batch = treedef.unflatten(split.batch(leaves))
+        engine = self._optimizer._engine
+        if not self._placed or {id(v) for v in engine.known()} != self._placed:
+            reads = recording.call(lambda: jax.eval_shape(lambda: self._loss_fn(*batch)), (), ()).reads
+            self._optimizer.build(resolve(self._var_list, reads))
+            split.place(engine, [*engine.known(), *reads.values()])
+            self._placed = {id(v) for v in engine.known()}
+        return batch
 
     def lower(self, *batch: Any) -> jax.stages.Lowered:
         """Lowers the program for such a batch, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
@@ -81,3 +108,16 @@ class TrainStep:
             return mapped(donated, kept, lifted, batch)
 
         return run
+
+
+def _split(mesh: Mesh | None, shard: str | None, axis_name: Any) -> Split | None:
+    if shard is None:
+        return None
+    if mesh is None:
+        raise ValueError(f"shard={shard!r} needs mesh=, the devices over which the slots are split")
+    if axis_name is not None:
+        raise ValueError(
+            f"shard={shard!r} needs an optimizer without axis_name, got {axis_name!r}: the loss is that of the whole "
+            "batch, and its gradients are sums over all devices already"
+        )
+    return Split(mesh, shard)

@@ -192,7 +192,12 @@ class Training(SubclassHooks):
         raise NotImplementedError
 
     def make_train_step(
-        self, loss_fn: Callable, var_list: Any = None, has_aux: bool = False, mesh: jax.sharding.Mesh | None = None
+        self,
+        loss_fn: Callable,
+        var_list: Any = None,
+        has_aux: bool = False,
+        mesh: jax.sharding.Mesh | None = None,
+        shard: str | None = None,
     ) -> TrainStep:
         """Returns a function of the batch that does loss, gradients and update as one compiled program.
 
@@ -208,10 +213,13 @@ class Training(SubclassHooks):
                 dimension, each device computes the loss of its part, and the gradients are summed. The results
                 then have a first dimension with one entry per device. A variable that the loss assigns to gets
                 the mean over the devices.
+            shard: an axis of the mesh over which slots are kept in pieces, as by `functional_opt.shard`. The batch is
+                split over it too, but the loss is that of the whole batch, as on one device, and so are the results.
+                The optimizer must have no `axis_name`.
 
         Raises ValueError for a mesh without that axis.
         """
-        return TrainStep(self, loss_fn, var_list, has_aux, mesh)
+        return TrainStep(self, loss_fn, var_list, has_aux, mesh, shard)
 
     # Gradients
 

@@ -1,5 +1,6 @@
 """orthogonalize, scale_by_shape: updates whose singular values are all about 1, scaled by their shape."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
 from ...core.norms import abs_sq, batches, safe_sqrt
 from ...core.ranges import Convert, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
+from ...placement.owners import Distributed, by_owners, owners_mesh
 from .dimension_numbers import MuonNumbers, Stacks
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
@@ -84,6 +86,9 @@ class orthogonalize(GradientTransformation):
         preconditioning: what G is divided by: its "frobenius" or "spectral" norm, "aol" (a number for each row,
             Boissin et al. 2025, arXiv:2512.04632) or its "schatten" 4-norm (arXiv:2506.10935).
         weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`.
+        distributed: how matrices on a mesh of several devices are worked on. "owners": matrices of one shape are
+            divided among the devices, which compute theirs whole, and the results go back to where the matrices lie.
+            "local": each product is computed where its factors lie, as the compiler splits it. None means "owners".
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -101,6 +106,7 @@ class orthogonalize(GradientTransformation):
     eps: NonNegative = 1e-8
     preconditioning: Static[Preconditioning] = "frobenius"
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         return EmptyState()
@@ -114,7 +120,7 @@ class orthogonalize(GradientTransformation):
 
         stacks = Stacks(self.weight_dimension_numbers, updates)
         like = None if params is None else stacks.stack(params)
-        return stacks.back(map_matrices(stack, stacks.stack(updates), params=like)), state
+        return stacks.back(map_matrices(stack, stacks.stack(updates), like, self.distributed)), state
 
 
 @transformation
@@ -174,16 +180,20 @@ def coefficient_rows(ns_coeffs: Any, steps: int) -> Sequence[Any]:
     return [ns_coeffs] * steps if one_row else ns_coeffs
 
 
-def map_matrices(fn: Callable, updates: Tree, params: Tree) -> Tree:
+def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distributed | None = None) -> Tree:
     """Applies a function of stacks of matrices like `map_leaves`, but once for many small matrices of one shape.
 
     `fn` gets a tall matrix transposed, so it can share a call with wide ones. One large product keeps the machine
-    busier than many small ones.
+    busier than many small ones. On a mesh, each device does whole matrices of its own (see `by_owners`), unless
+    `distributed` is "local".
     """
     leaves, treedef = jax.tree.flatten(widen_tree(updates, "updates"))
     there = [i for i, x in enumerate(leaves) if not is_nothing(x)]
     wide = [x.mT if _is_tall(x) else x for x in (leaves[i] for i in there)]
-    for some in batches(wide, size=2**18):
+    mesh = owners_mesh(wide, distributed)
+    if mesh is not None:
+        wide = by_owners(fn, wide, mesh)
+    for some in batches(wide, size=2**18) if mesh is None else ():
         if len(some) > 1 and not any(jax.typeof(wide[some[0]]).sharding.spec):
             for i, x in zip(some, fn(jnp.stack([wide[i] for i in some])), strict=True):
                 wide[i] = x

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import core
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing
 from ...core.model_trees import names as leaf_names
 from ...core.paths import PathRules
 from ...core.ranges import Convert, Count
+from ...core.sharding import reshard
 from ...core.transformation import GradientTransformation, Transformation, transformation
 from ...placement.like import placed_like
 from ...placement.mesh import AnyMesh, axis_type, mesh_of, spec_of
@@ -37,7 +38,9 @@ def _rules(name: str, x: Any) -> PathRules:
         raise TypeError(f"{name} must be a dict from path patterns to axes, got {x!r}")
     for pattern, axis in rules.rules:
         if axis not in (AUTO, WHOLE) and (isinstance(axis, bool) or not isinstance(axis, int)):
-            raise TypeError(f'{name}[{pattern!r}] must be the axis of the leaf to split, "whole" or "auto", got {axis!r}')
+            raise TypeError(
+                f'{name}[{pattern!r}] must be the axis of the leaf to split, "whole" or "auto", got {axis!r}'
+            )
     return rules
 
 
@@ -122,7 +125,7 @@ class shard(GradientTransformation):
         doubts = []
         for x in leaves:
             spec = None if is_nothing(x) else next(found)[1]
-            whole = not is_nothing(x) and spec is None and jnp.size(x) >= self.min_size
+            whole = not is_nothing(x) and spec is None and math.prod(jnp.shape(x)) >= self.min_size
             n = math.prod(mesh.shape[name] for name in self._names)
             says = f"no axis of PATH, of shape {jnp.shape(x) if whole else ()}, can be split over {n} devices"
             doubts.append(f"{says}: its state lies whole on each of them" if whole else "")
@@ -138,7 +141,7 @@ class shard(GradientTransformation):
         return new, jax.tree.map(_like, after, state)
 
     def _as_worked_on(self, state: Any, like: Tree) -> Any:
-        """Returns the state with arrays whole that are split only where they are stored: `inner` mixes their elements."""
+        """Returns the state with arrays whole that are only stored split, since `inner` mixes their elements."""
         mesh = mesh_of(like)
         if mesh is None:
             return state
@@ -157,7 +160,9 @@ class shard(GradientTransformation):
     def _typed(self, params: Tree, mesh: AnyMesh) -> Any:
         state = self.inner.init(self._split(params, params, mesh))
         places = jax.tree_util.tree_leaves_with_path(params)
-        whole = [jax.tree_util.keystr(path) for (path, _), r in zip(places, self._rules(params), strict=True) if r == WHOLE]
+        whole = [
+            jax.tree_util.keystr(path) for (path, _), r in zip(places, self._rules(params), strict=True) if r == WHOLE
+        ]
 
         def stored(path: Any, x: Any) -> Any:
             if not self._is_split(x) or any(map(jax.tree_util.keystr(path).endswith, whole)):
@@ -174,7 +179,7 @@ class shard(GradientTransformation):
         whole = [spec_of(x) for x in treedef.flatten_up_to(like)]
 
         def given(x: Any) -> Any:
-            """Returns other trees like the params split as they are, and functions of the params that take them so."""
+            """Returns a tree like the params split as they are, and a function of the params for split ones."""
             if jax.tree.structure(x) == treedef:
                 return self._split(x, like, mesh)
             return (lambda p, *args, **kwargs: x(restored(p), *args, **kwargs)) if callable(x) else x
@@ -215,10 +220,12 @@ class shard(GradientTransformation):
         return mesh
 
     def _split(self, tree: Tree, like: Tree, mesh: AnyMesh) -> Tree:
-        """Returns the leaves resharded to the parts in which they are worked on, as the placement of `like` allows."""
+        """Returns the leaves split into the parts that are worked on, as the placement of `like` allows."""
         leaves, treedef = jax.tree.flatten(like)
         specs = self._split_specs(like, mesh, [spec_of(x) for x in leaves])
-        split = [x if s is None else _resharded(x, s) for x, s in zip(treedef.flatten_up_to(tree), specs, strict=True)]
+        split = [
+            x if s is None else _resharded(x, s) for x, s in zip(treedef.flatten_up_to(tree), specs, strict=True)
+        ]
         return treedef.unflatten(split)
 
     def _split_specs(self, params: Tree, mesh: AnyMesh, specs: list[PartitionSpec]) -> list[PartitionSpec | None]:
@@ -274,7 +281,8 @@ def _resharded(x: Any, spec: PartitionSpec) -> Any:
     return x if is_nothing(x) or spec_of(x) == spec else reshard(x, spec)
 
 
-def _moved(x: Any, space: jax.memory.Space) -> Any:
+def _moved(x: Any, space: Any) -> Any:
+    """Returns an array in a memory space of JAX: the device's or the host's."""
     return x if is_nothing(x) or jax.typeof(x).memory_space == space else jax.device_put(x, space)
 
 
