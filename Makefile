@@ -1,5 +1,6 @@
 # make demo: sets everything up and trains on real data.  make characters: compares eight
-# optimizers on a character transformer.  make test: sets everything up and tests.
+# optimizers on a character transformer.  make distributed: trains it on two processes of four
+# devices each.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
 # make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
 # make mutants: puts mistakes into a copy of the library, one at a time, and runs the tests that must notice.
@@ -11,12 +12,15 @@ BIN = $(VENV)/bin
 # flags with which XLA compiles several times faster; tests/native is about the code it makes with all optimizations
 QUICK = $$($(BIN)/python -m tests.xla_flags)
 
-.PHONY: demo characters test test-versions check sanitize mutants bench clean
+.PHONY: demo characters distributed test test-versions check sanitize mutants bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
 characters: $(VENV)/demo
 	$(BIN)/python examples/characters.py
+
+distributed: $(VENV)/demo
+	$(BIN)/python examples/distributed.py
 
 test: $(VENV)/test
 	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --dist loadgroup --ignore tests/native

@@ -99,3 +99,16 @@ def test_the_readme():
     assert names["fo"].metrics(names["state"])["step"] == 1
     exec(blocks[5], names)
     assert int(names["opt"].iterations) == 10
+
+
+def test_two_processes(examples):
+    """The losses of two processes are those of one, and each device has its part of the state."""
+    pytest.importorskip("rich")
+    import distributed
+
+    reports = distributed.main(3, None)
+    two, one = reports.values()
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-6)
+    np.testing.assert_allclose(two["held out"], one["held out"], rtol=1e-6)
+    assert two["state on a device"] == one["state on a device"] < 0.15 * two["state in all"]
+    assert {report["compilations"] for report in reports.values()} == {1}

@@ -36,6 +36,10 @@ class Engine(Protocol):
         """Returns what holds the arrays of the state, which a step may reuse."""
         ...
 
+    def counters(self) -> list[Variable]:
+        """Returns the scalar variables that a step counts with."""
+        ...
+
     def known(self) -> list[Variable]:
         """Returns the variables seen so far, in their order."""
         ...
@@ -140,6 +144,9 @@ class SingleEngine(Engine):
 
     def cells(self):
         return [self.store]
+
+    def counters(self):
+        return [self.iterations]
 
     def known(self):
         return list(self.store.variables.values())

@@ -81,6 +81,9 @@ class ScaledEngine(Engine):
     def cells(self):
         return [self.counter, self.scale, *self.inner.cells()]
 
+    def counters(self):
+        return [self.iterations, self.counter, self.scale, *self.inner.counters()]
+
     def known(self):
         return self.inner.known()
 

@@ -82,6 +82,9 @@ class SeveralEngine(Engine):
     def cells(self):
         return [cell for engine in self._engines() for cell in engine.cells()]
 
+    def counters(self):
+        return [self.iterations, *(v for engine in self._engines() for v in engine.counters())]
+
     def known(self):
         return list(self._known.variables.values())
 

@@ -33,7 +33,7 @@ class Split:
 
     def place(self, engine: Engine, variables: Sequence[Variable]) -> None:
         """Places variables that are not on the mesh yet on all of its devices, and slots in pieces."""
-        for v in (*variables, engine.iterations):
+        for v in variables:
             if not self._is_here(v._settled()):
                 v.assign(jax.device_put(v._settled(), NamedSharding(self._mesh, PartitionSpec())))
         engine.keep(jax.tree.map(self._placed, engine.state()), engine.clock())

@@ -74,7 +74,7 @@ class TrainStep:
         if not self._placed or {id(v) for v in engine.known()} != self._placed:
             reads = recording.call(lambda: jax.eval_shape(lambda: self._loss_fn(*batch)), (), ()).reads
             self._optimizer.build(resolve(self._var_list, reads))
-            split.place(engine, [*engine.known(), *reads.values()])
+            split.place(engine, [*engine.known(), *reads.values(), *engine.counters()])
             self._placed = {id(v) for v in engine.known()}
         return batch
 
