@@ -18,7 +18,7 @@ OUT = Path(__file__).parent.parent / "out"
 
 
 def train(rank: int, processes: int, address: str, steps: int, report: Path) -> None:
-    """Trains on all devices of all processes. Each process has its rows of every batch. Process 0 writes the report."""
+    """Trains on the devices of all processes. Each has its rows of every batch; process 0 writes the report."""
     import jax
 
     if processes > 1:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+from jax import core
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -67,6 +68,14 @@ def _type(x: Any) -> Any:
 def as_varying(x: jax.Array, axes: Collection[str]) -> jax.Array:
     """Declares to `shard_map` that an array may differ over axes over which it was the same before."""
     return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+
+
+def vary_like(tree: Any, like: Any) -> Any:
+    """Lets every array of a tree vary over the axes over which the leaves of another do, for loops in `shard_map`."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    axes = frozenset().union(*(varying_axes(x) for x in jax.tree.leaves(like) if isinstance(x, core.Tracer)))
+    return jax.tree.map(lambda x: as_varying(x, axes - varying_axes(x)) if isinstance(x, jax.Array) else x, tree)
 
 
 def match_type(x: jax.Array, like: Any) -> jax.Array:

@@ -6,6 +6,7 @@ State is a `NamedTuple` with Optax's field names. A step is::
     params = apply_updates(params, updates)
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, Self, cast
@@ -17,6 +18,7 @@ from . import kernels
 from .checks import Static
 from .leaves import Tree, cast_tree_like
 from .ranges import Convert
+from .sharding import vary_like
 from .state_check import CACHED, checks_state, state_class
 from .value import show, value
 
@@ -67,6 +69,9 @@ class GradientTransformation:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        for name, wrap in (("init", _varying), ("update", _kept_varying)):
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
         for name in {"update", "as_kernel"} & vars(cls).keys():
             setattr(cls, name, checks_state(vars(cls)[name]))
 
@@ -135,6 +140,35 @@ TransformUpdateFn = TransformUpdateExtraArgsFn = Callable[..., tuple[Updates, Op
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _varying(init: Callable) -> Callable:
+    """Wraps `init` so that inside `shard_map` counts and flags differ among the devices if the params do.
+
+    Each device then has a state of its own, as in local SGD, and a loop may carry it.
+    """
+
+    @functools.wraps(init)
+    def varying(self, params):
+        return vary_like(init(self, params), params)
+
+    return varying
+
+
+def _kept_varying(update: Callable) -> Callable:
+    """Wraps `update` so that what differs among the devices of a `shard_map` in a state still may in the next one."""
+
+    @functools.wraps(update)
+    def kept(self, updates, state, *args, **extra):
+        result = update(self, updates, state, *args, **extra)
+        if not jax.sharding.get_abstract_mesh().manual_axes:
+            return result
+        updates, new = result
+        if jax.tree.structure(new) != jax.tree.structure(state):
+            return result
+        return updates, jax.tree.map(vary_like, new, state)
+
+    return kept
 
 
 @transformation

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..core.leaves import cast_like, widen
 from ..core.norms import safe_sqrt
+from ..core.sharding import vary_like
 
 Vector = list[jax.Array]
 """Leaves that together form one vector; 16-bit leaves have been widened."""
@@ -103,7 +104,7 @@ def times_inverse_hessian(g: Vector, s: Vector, y: Vector, rho: jax.Array, newes
         return add(r, alphas[i] - beta, at(s, i))
 
     length = safe_sqrt(dot(q, q))
-    r, alphas = jax.lax.fori_loop(0, m, backward, (q, jnp.zeros(m, dtype)))
+    r, alphas = jax.lax.fori_loop(0, m, backward, vary_like((q, jnp.zeros(m, dtype)), (q, s, y, rho)))
     if scaled:
         latest_first = (newest - jnp.arange(m)) % m
         last = latest_first[jnp.argmax(rho[latest_first] != 0)]

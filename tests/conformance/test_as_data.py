@@ -201,3 +201,24 @@ def test_copies_prints_and_compares(case):
         tx.anything = 1.0
     if case.vary:
         assert tx != case.tx(**others(case))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "aggregate"], ids=repr)
+def test_a_state_of_its_own_on_each_device(case):
+    """Local SGD: inside `shard_map`, a loop carries params and a state that differ among the devices."""
+    tx, mesh = case.tx(), jax.make_mesh((4,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
+    several = jax.tree.map(lambda x: jnp.stack([x] * 4), make_params())
+
+    def local(params, grads):
+        params, grads = (jax.tree.map(lambda x: x[0], tree) for tree in (params, grads))
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(grads, state, params)
+            return (fo.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=2)
+        return jax.tree.map(lambda x: x[None], params)
+
+    rows = jax.sharding.PartitionSpec("replica")
+    jax.eval_shape(jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows), several, several)

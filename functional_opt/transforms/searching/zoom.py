@@ -9,6 +9,7 @@ from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, zeros_like
 from ...core.norms import safe_sqrt
 from ...core.ranges import Bound, Count, NonNegative
+from ...core.sharding import vary_like
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, needs_params, transformation
 from .linesearch import Grow, filled, needs_loss, params_along, rounding, scaled, slope, value_and_gradient
@@ -158,7 +159,7 @@ class scale_by_zoom_linesearch(GradientTransformation):
         nowhere = _Trial(start, filled(grad, state.grad), *(jnp.full_like(zero, jnp.inf),) * 2)
         no = jnp.zeros([], bool)
         search = _Search(jnp.zeros([], jnp.int32), no, no, start, start, start, nowhere, nowhere)
-        search = jax.lax.while_loop(goes_on, attempt, search)
+        search = jax.lax.while_loop(goes_on, attempt, vary_like(search, (params, updates, value)))
         last, safe = search.last, search.safe
         done = (last.decrease_error <= self.tol) & (last.curvature_error <= self.tol)
         best = _where(done | ~(safe.decrease_error <= self.tol), last, safe)
