@@ -138,10 +138,10 @@ class Store(Cell):
     def snapshot(self) -> tuple[Any, ...]:
         """Returns everything that a step may change."""
         known = dict(self.variables), dict(self.keys), list(self.together), set(self.orphans)
-        return known, self.structure, self.pending_weights, self._value
+        return known, self._joined, self.structure, self.pending_weights, self._value
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        known, self.structure, self.pending_weights, x = snapshot
+        known, self._joined, self.structure, self.pending_weights, x = snapshot
         self._variables, self._keys, self.together, self.orphans = known
         if x is not self._stored and x is not BUSY:
             self._value = x

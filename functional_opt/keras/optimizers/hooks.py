@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from ...core.apply import apply_updates
 from ...core.transformation import GradientTransformation
 from ...transforms.combining.chain import chain
-from ..engine.by_variable import ByVariable, merged, restricted, shift_counts
+from ..engine.by_variable import BySlot, ByVariable, merged, restricted, shift_counts
 from ..engine.engine import SingleEngine
-from ..engine.imperative import ImperativeState, imperative, python_state
+from ..engine.imperative import imperative, python_state
 from ..engine.replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
 from ..engine.rows import RowMode, by_rows
 from ..engine.step import resolve_schedules
@@ -61,7 +61,7 @@ class SubclassHooks(Hyperparameters):
     axis_name: Any
     _own_weights: list[Variable]  # made by `add_weight`
     _extra_weights: list[Variable]  # own weights or other variables that are listed in `weights`
-    _making: dict[str, ByVariable] | None  # not None while slots are made
+    _making: BySlot | None  # not None while slots are made
 
     def _start_hooks(self) -> None:
         self._own_weights, self._extra_weights, self._making = [], [], None
@@ -76,6 +76,11 @@ class SubclassHooks(Hyperparameters):
     def _is_custom(self) -> bool:
         """True if the user's code takes the place of the rule, or wraps it."""
         return bool(overrides(type(self), *RULES))
+
+    @property
+    def _runs_traced(self) -> bool:
+        """True in the user's code while a step is traced. `_iterations` is the number of updates there."""
+        return self._traced_hyper._value is not None
 
     @property
     def _has_rule(self) -> bool:
@@ -226,7 +231,9 @@ class SubclassHooks(Hyperparameters):
             if self._making is not None:
                 self._making.setdefault(slot_name, ByVariable())[key] = x
             else:
-                self._set_added_slots(tables | {slot_name: ByVariable(tables.get(slot_name, {}) | {key: x})})
+                store = engine.store
+                table = ByVariable(tables.get(slot_name, {}) | {key: x})
+                store.state = store.existing.with_added(BySlot(tables | {slot_name: table}))
         return self._slot(key, slot_name)
 
     def _slot(self, key: str, slot_name: str) -> SlotView:
@@ -237,26 +244,17 @@ class SubclassHooks(Hyperparameters):
         """Returns the slots of the rule, in groups."""
         raise NotImplementedError
 
-    def _added_slots(self) -> dict[str, ByVariable]:
+    def _added_slots(self) -> BySlot:
         """Returns the slots made by `add_slot`, by name and variable."""
         if self._making is not None:
             return self._making
         state = self._single_engine().store.state
-        return {} if state is None else _added(state)
+        return BySlot() if state is None else state.added
 
-    def _set_added_slots(self, slots: dict[str, ByVariable]) -> None:
-        store = self._single_engine().store
-        state = store.existing
-        if isinstance(state.inner, ImperativeState):
-            store.state = state._replace(inner=state.inner._replace(slots=slots))
-        else:
-            store.state = state._replace(slots=slots)
-
-    def _slots_for(self, params: ByVariable) -> dict[str, ByVariable]:
+    def _slots_for(self, params: ByVariable) -> BySlot:
         """Returns all slots that the user's code makes."""
         store = self._single_engine().store
-        there = {} if store.state is None else _added(store.state)
-        self._making = {name: ByVariable(table) for name, table in there.items()}
+        self._making = BySlot((name, ByVariable(table)) for name, table in self._added_slots().items())
         try:
             self._create_slots([store.variables[key] for key in params])
             return self._making
@@ -342,7 +340,7 @@ class SubclassHooks(Hyperparameters):
         count = self._updates_done(iterations)
         tx = resolve_schedules(count, self._rule(rate), variable.dtype == jnp.float64)
         state = store.existing
-        inner = state.inner.rule if isinstance(state.inner, ImperativeState) else state.inner
+        inner = state.rule
         # what is kept once for all variables is that of the start of the step for each of them
         notes = store.notes
         if notes.get("iterations") is not iterations:
@@ -357,9 +355,7 @@ class SubclassHooks(Hyperparameters):
         values = ByVariable({key: variable._value})
         values, part = by_rows(rule, self.row_mode, part, values, ByVariable({key: grad}))
         inner = merged(inner, part, shared_of="second", but_counts=True)
-        if isinstance(state.inner, ImperativeState):
-            inner = state.inner._replace(rule=inner)
-        store.state = state._replace(inner=inner)
+        store.state = state.with_rule(inner)
         variable.assign(values[key])
 
     def _apply_all(self, pairs: Sequence[tuple[Any, Variable]]) -> None:
@@ -376,10 +372,6 @@ class SubclassHooks(Hyperparameters):
                 self._resource_apply_sparse_duplicate_indices(g.values, v, g.indices, **more)
             else:
                 self._resource_apply_dense(_dense(g, v), v, **_takes(self._resource_apply_dense, apply_state))
-
-
-def _added(state: Any) -> dict[str, ByVariable]:
-    return state.inner.slots if isinstance(state.inner, ImperativeState) else state.slots
 
 
 def _rate(apply_state: dict | None, var: Variable) -> Any:

@@ -21,7 +21,7 @@ from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
 from ..engine.views import Derived, Fields, SlotView
 from ..variables.foreign import all_ours
-from ..variables.recording import BUSY, Cell
+from ..variables.recording import BUSY, Cell, depends_on
 from ..variables.variable import Variable
 from . import schedules
 from .configs import as_arguments, within
@@ -267,7 +267,8 @@ class Optimizer(Training):
         )
 
     def _updates_done(self, count: Any) -> Any:
-        return count // self.gradient_accumulation_steps if self.gradient_accumulation_steps else count
+        n = None if self._runs_traced else self.gradient_accumulation_steps
+        return count // n if n else count
 
     def _known_attributes(self) -> frozenset[str]:
         return _attributes_of_all()
@@ -290,7 +291,7 @@ class Optimizer(Training):
         With `gradient_accumulation_steps` in the "keras3" dialect it is the number of updates, as in Keras 3.
         """
         n = self.gradient_accumulation_steps
-        if n is None or self.dialect == "keras2":
+        if n is None or self.dialect == "keras2" or self._runs_traced:
             return self._iterations
         count = self._iterations
         return Derived(lambda: count._value // n, count.path, lambda x: count.assign(x * n))
@@ -325,7 +326,8 @@ class Optimizer(Training):
 
         Only needed for gradients computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
         """
-        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+        factor = depends_on(lambda: self.loss_scale_factor)
+        return loss if factor is None else loss * factor
 
     # Slots and weights
 

@@ -304,8 +304,9 @@ class Training(SubclassHooks):
         if aggregate:
             present = self._aggregate_gradients(self._transform_unaggregated_gradients(present))
         present = as_pairs(self._transform_gradients(list(present)))
-        if self.global_clipnorm is not None and len({id(v) for _, v in present}) < len(present):
-            present = _clipped_together(present, self.global_clipnorm * (self.loss_scale_factor or 1.0))
+        if len({id(v) for _, v in present}) < len(present):
+            bound, factor = recording.depends_on(lambda: (self.global_clipnorm, self.loss_scale_factor))
+            present = present if bound is None else _clipped_together(present, bound * (factor or 1.0))
         queues: dict[int, list] = {}
         for g, v in present:
             check_gradient(g, v)
@@ -318,8 +319,8 @@ class Training(SubclassHooks):
 
     def _aggregate_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
         """Sums gradients of several replicas. OptimizerV2's hook."""
-        if self.gradient_aggregator:
-            return self.gradient_aggregator(grads_and_vars)
+        if aggregator := recording.depends_on(lambda: self.gradient_aggregator):
+            return aggregator(grads_and_vars)
         if self.axis_name is None:
             return grads_and_vars
         sums = summed([g for g, _ in grads_and_vars], self.axis_name)
@@ -329,17 +330,17 @@ class Training(SubclassHooks):
         """Clips gradients and calls `gradient_transformers`. OptimizerV2's hook."""
         if self._clips_here:
             grads, variables = zip(*grads_and_vars, strict=True)
-            if self.loss_scale_factor is not None:
-                grads = divided(list(grads), self.loss_scale_factor)
+            if (factor := recording.depends_on(lambda: self.loss_scale_factor)) is not None:
+                grads = divided(list(grads), factor)
             grads_and_vars = list(zip(self._clip_gradients(list(grads)), variables, strict=True))
-        for fn in self.gradient_transformers:
+        for fn in recording.depends_on(lambda: tuple(self.gradient_transformers)):
             grads_and_vars = fn(list(grads_and_vars))
         return grads_and_vars
 
     def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
         """Clips gradients as the optimizer is set to. OptimizerV2's hook."""
         plain = [g.values if isinstance(g, IndexedSlices) else g for g in grads]
-        clips = chain(*(make(bound) for make, bound in self._clips()))
+        clips = chain(*(make(bound) for make, bound in recording.depends_on(self._clips)))
         clipped, _ = clips.update(plain, clips.init(plain))
         return [
             g.with_values(new) if isinstance(g, IndexedSlices) else new for g, new in zip(grads, clipped, strict=True)

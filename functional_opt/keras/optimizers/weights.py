@@ -112,7 +112,7 @@ class WeightViews:
 
     def added_slot(self, key: str, slot_name: str) -> SlotView:
         """Returns a slot made by `add_slot`."""
-        return self._view(lambda state: _added(state)[slot_name], key, slot_name)
+        return self._view(lambda state: state.added[slot_name], key, slot_name)
 
     def _view(self, table: Callable[[Any], dict], key: str, slot_name: str) -> SlotView:
         return SlotView(self._store, table, key, self._optimizer._slot_label(key, slot_name))
@@ -238,7 +238,3 @@ def _array(what: str, x: Any) -> np.ndarray:
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool or array.dtype.kind == "V"):
         raise ValueError(f"{what} must be an array of numbers, got dtype {array.dtype}")
     return array
-
-
-def _added(state: Any) -> dict[str, Any]:
-    return getattr(state.inner, "slots", state.slots)
