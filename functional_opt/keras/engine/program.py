@@ -132,6 +132,8 @@ class _Trace:
         self.guards: list[tuple[Callable[[], Any], Any]] = []  # what it depends on besides, and its value
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
         self.warm = self.calls_back = self._discovering = False
+        self._touched: list[Cell] = []  # by the code in the present trace, and of these, what it assigns
+        self._now_assigned: list[Cell] = []
         if last is None:
             self._discover(given.arrays)
         else:  # something has changed, but most of it is as it was

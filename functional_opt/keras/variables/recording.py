@@ -256,8 +256,9 @@ def recorded(run: Callable[[Scope], T], steps: Steps | None = None) -> T:
 def undoing(done: Callable[[], Any], run: Callable[[], T]) -> T:
     """Undoes what `undo_with` was given meanwhile, the last first, if the code fails before `done` changes."""
     before, outer = done(), _thread.undo
+    undo: list[Callable[[], None]] = []
     try:
-        undo = _thread.undo = []
+        _thread.undo = undo
         return run()
     except BaseException:
         if done() == before:
