@@ -163,7 +163,8 @@ class SingleEngine(Engine):
         new = store.register(variables)
         numbers = rules._numbers()
         rule = resolve_schedules(0, numbers.rule)
-        structure = jax.tree.structure(rule)  # a reassigned hyperparameter may mean another transformation and slots
+        # a reassigned hyperparameter may mean another transformation and other slots
+        structure = jax.tree.structure(rule), rules.use_ema
         if new or not store.built or structure != store.structure:
             store.structure = structure
             known = list(store.variables.values())

@@ -154,7 +154,7 @@ class _Trace:
         """Traces the function again, with what the cells hold as inputs, until these are all that it touches."""
         for _ in range(TRIES):
             self.lifted, self.current = list(self._now_lifted), list(self._now_computed)
-            self.trees = [jax.tree.structure(_content(c)) for c in self.assigned]
+            self.trees = self._present_trees()
             self.lifted_tree = jax.tree.structure(self.current)
             self.donating = jax.jit(_in_one_list(self._wrap(self._pure)), donate_argnums=0)
             inputs = self._inputs()
@@ -162,6 +162,7 @@ class _Trace:
             found, assigned = self._touched, self._now_assigned
             known = set(map(id, self.cells))
             same_inputs = [key for key, _ in self._now_lifted] == [key for key, _ in self.lifted]
+            same_inputs = same_inputs and self._present_trees() == self.trees  # tracing may make or drop slots
             if same_inputs and known.issuperset(map(id, found)) and _ids(assigned) == _ids(self.assigned):
                 self.calls_back = transaction.calls_back(jaxpr.jaxpr)
                 self.plain = jax.jit(_in_one_list(self._wrap(self._pure))) if self.calls_back else self.donating
@@ -222,8 +223,10 @@ class _Trace:
         if any(compute() != value for compute, value in self.guards):
             return False
         self.current = [compute() for _, compute in self.lifted]
-        trees = [jax.tree.structure(_content(c)) for c in self.assigned]
-        return trees == self.trees and jax.tree.structure(self.current) == self.lifted_tree
+        return self._present_trees() == self.trees and jax.tree.structure(self.current) == self.lifted_tree
+
+    def _present_trees(self) -> list[Any]:
+        return [jax.tree.structure(_content(c)) for c in self.assigned]
 
     def _inputs(self) -> tuple[list, list, list]:
         assigned = set(map(id, self.assigned))

@@ -88,7 +88,7 @@ def put_all(variables: Sequence[Variable], values: Sequence[jax.Array]) -> None:
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
-    """Returns the rule's only field of that name with an array for a variable. Raises KeyError unless one is found."""
+    """Returns the rule's only field of that name with an array for a variable. Raises KeyError."""
     named = (field,) if isinstance(field, str) else field
     found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
     if len(found) != 1:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from ...core.ranges import Range, unread
+from ...core.ranges import unread
 from ...transforms.combining.chain import chain
 from ..engine.engine import Engine, SingleEngine, zero_iterations
 from ..engine.replicas import AxisName
@@ -27,16 +27,13 @@ from . import schedules
 from .configs import as_arguments, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
+from .shared import CLIPS, SHARED, checked
 from .training import GradsAndVars, Training
 from .weights import Groups, OwnWeights, Variables, WeightViews
 
 NO_RATE: Any = object()
 """Stands for the learning rate of an optimizer without one."""
 Dialect = Literal["keras2", "keras3"]
-CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
-NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
-SHARED_RANGES = {"loss_scale_factor": Range("(0, inf)"), "ema_momentum": Range("[0, 1]")}
-"""The ranges of arguments that all optimizers have."""
 EPSILON = 1e-7
 """Keras's default epsilon, also used if epsilon is 0 or None."""
 
@@ -111,10 +108,6 @@ class Optimizer(Training):
         for key in kwargs:
             if key not in {"lr", "decay"}:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
-        if use_ema and not 0 <= ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in the range [0, 1]. Received: ema_momentum={ema_momentum}")
-        _at_least("ema_overwrite_frequency", ema_overwrite_frequency, 1)
-        _at_least("gradient_accumulation_steps", gradient_accumulation_steps, 2)
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
@@ -153,10 +146,12 @@ class Optimizer(Training):
         return self._name
 
     def __setattr__(self, name: str, x: Any) -> None:
-        if name in NOT_NEGATIVE:
-            not_negative(name, x)
-        if name in SHARED_RANGES and x is not None:
-            SHARED_RANGES[name].check(name, x)
+        x = checked(name, x)
+        if name == "gradient_accumulation_steps" and x != self.__dict__.get(name, x) and self.built:
+            raise RuntimeError(
+                f"gradient_accumulation_steps cannot change from {self.gradient_accumulation_steps} to {x} after the "
+                "first step, as the steps are counted by it; set it before, or make another optimizer"
+            )
         if name in CLIPS and x is not None:
             if self.gradient_transformers:
                 raise ValueError(
@@ -475,25 +470,6 @@ def _attributes_of_all() -> frozenset[str]:
     return frozenset(vars(Optimizer("blank")))
 
 
-SHARED: dict[str, Any] = {
-    "weight_decay": None,
-    "clipnorm": None,
-    "global_clipnorm": None,
-    "clipvalue": None,
-    "use_ema": False,
-    "ema_momentum": 0.99,
-    "ema_overwrite_frequency": None,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
-"""The shared arguments that are plain attributes, and their defaults, in the order of Keras 3's config."""
-
-
 def _default_name(cls: str, dialect: Dialect) -> str:
     """Returns the name of the class as it is for Keras 2, in snake case for Keras 3."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
-
-
-def _at_least(name: str, x: int | None, least: int) -> None:
-    if x is not None and (not isinstance(x, int) or x < least):
-        raise ValueError(f"`{name}` must be an integer >= {least} or None. Received: {name}={x}")

@@ -21,7 +21,7 @@ import numpy as np
 from ...config import from_config, to_config
 from ...core.schedule import Schedule
 from ..optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimizer, schedules
-from ..optimizers.optimizer import SHARED
+from ..optimizers.shared import SHARED
 from ..optimizers.weights import Variables
 from ..variables import recording
 from ..variables.foreign import all_ours, unwrap
