@@ -276,3 +276,21 @@ def test_what_is_assigned_later_is_seen(name, make):
     for compiled in results[1:]:
         for x, y in zip(results[0], compiled, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_python_runs_twice_at_first_and_then_no_more(capsys):
+    v, opt = Variable(1.0, name="v"), SGD(0.25)
+
+    @keras.function
+    def step(x):
+        print("traced")
+        jax.debug.print("run")
+        opt.minimize(lambda: v * x, [v])
+
+    for _ in range(3):
+        step(1.0)
+    jax.effects_barrier()
+    assert capsys.readouterr().out.split() == ["traced", "traced", "run", "run", "run"]
+    step(2.0)
+    assert "traced" not in capsys.readouterr().out
+    assert float(v) == -0.25

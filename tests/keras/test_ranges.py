@@ -160,6 +160,18 @@ def test_growth_steps_assigned_later_are_seen():
         assert float(opt.dynamic_scale) == 4.0
 
 
+def test_a_schedule_free_optimizer_needs_a_share_of_the_average():
+    opt, v = ScheduleFreeAdamW(0.1), Variable([1.0, 2.0], name="v")
+    for wrong in (0, 0.0, -0.5, 1.5, NAN):
+        for act in (lambda x=wrong: ScheduleFreeAdamW(beta_1=x), lambda x=wrong: setattr(opt, "beta_1", x)):
+            assert "must be in (0, 1]" in refused(ValueError, "beta_1", act)
+    assert float(opt.beta_1) == np.float32(0.9)
+    opt.beta_1 = 1.0  # the values are the average
+    for _ in range(3):
+        opt.apply_gradients([(jnp.ones(2), v)])
+    np.testing.assert_allclose(opt.averaged_params([v])[0], v.numpy(), rtol=1e-6)
+
+
 def test_a_traced_count_is_refused():
     def make(n):
         return SGD(gradient_accumulation_steps=n).iterations.value

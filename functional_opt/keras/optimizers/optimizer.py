@@ -427,7 +427,7 @@ class Optimizer(Training):
         return [self._iterations, *([rate] if isinstance(rate, Variable) else [])]
 
     def _assign_weights(self, weights: Sequence[Any]) -> None:
-        self._views.assign(weights)
+        self._views.assign_kept(weights)
 
     def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
         """Converts weights to the present form, if the class knows an older one."""
