@@ -207,7 +207,7 @@ class Training(SubclassHooks):
             mesh: a mesh with the axis `axis_name`. Arrays of the batch are split over that axis along their first
                 dimension, each device computes the loss of its part, and the gradients are summed. The results
                 then have a first dimension with one entry per device. A variable that the loss assigns to gets
-                the mean over the devices.
+                the mean over the devices, one of integers the largest.
 
         Raises ValueError for a mesh without that axis.
         """

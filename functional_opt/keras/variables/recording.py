@@ -145,6 +145,11 @@ def active() -> bool:
     return bool(_thread.scopes)
 
 
+def may_assign() -> bool:
+    """Returns whether a traced value can be assigned here: in a program, but not in a `jax.jit` or scan inside it."""
+    return program() is not None and _thread.scopes[-1].trace == get_opaque_trace_state()
+
+
 def is_assigned(cell: Cell) -> bool:
     """Returns whether code that is being recorded has assigned to a cell."""
     return any(id(cell) in scope.assigned for scope in _thread.scopes)
