@@ -65,7 +65,7 @@ class OptimizerMap(MutableMapping):
         return len(self._by_pattern)
 
     def optimizers(self) -> list[Optimizer]:
-        """Returns each optimizer once, the default one last."""
+        """Returns each optimizer once, in the order of the patterns. The default one is last if no pattern has it."""
         found = [*self._by_pattern.values(), self.default_optimizer]
         return list({id(o): o for o in found}.values())
 
