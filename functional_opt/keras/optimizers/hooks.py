@@ -4,7 +4,6 @@ Code that assigns to variables runs once, while the step is traced, with tracers
 iteration and the hyperparameters. The values that it assigns become the result, so it is compiled like any step.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -13,38 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.apply import apply_updates
 from ...core.transformation import GradientTransformation
 from ...transforms.combining.chain import chain
-from ..engine.by_variable import BySlot, ByVariable, merged, restricted, shift_counts
+from ..engine.by_variable import BySlot, ByVariable
 from ..engine.engine import SingleEngine
 from ..engine.imperative import imperative, python_state
 from ..engine.replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
-from ..engine.rows import RowMode, by_rows
+from ..engine.rows import RowMode
+from ..engine.rule import apply_rule
 from ..engine.step import resolve_schedules
 from ..engine.views import SlotView
 from ..variables.foreign import as_variable
 from ..variables.indexed_slices import IndexedSlices
+from ..variables.initializers import initial
 from ..variables.variable import Variable
 from .hyper import Hyperparameters
-
-RULES = (
-    *("update_step", "_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices"),
-    *("_prepare", "_prepare_local", "_decayed_lr", "_create_slots"),
-)
-"""The methods that make up the rule of an optimizer. If a class overrides one, its step runs them all."""
-
-
-@functools.cache
-def overrides(cls: type, *names: str) -> tuple[str, ...]:
-    """Returns the methods among these that a class outside of this library defines for `cls`."""
-    cls = getattr(cls, "_facade", cls)  # what it was before the real Keras took it
-
-    def is_theirs(name: str) -> bool:
-        owner = next((c for c in cls.__mro__ if name in vars(c)), None)
-        return owner is not None and not owner.__module__.startswith("functional_opt.")
-
-    return tuple(name for name in names if is_theirs(name))
+from .overrides import RULES, overrides
 
 
 class SubclassHooks(Hyperparameters):
@@ -227,7 +210,7 @@ class SubclassHooks(Hyperparameters):
         of_shape = variable.shape if shape is None else tuple(shape)
         tables = self._added_slots()
         if key not in tables.get(slot_name, ()):
-            x = _initial(initializer, of_shape, variable.dtype)
+            x = initial(initializer, of_shape, variable.dtype)
             if self._making is not None:
                 self._making.setdefault(slot_name, ByVariable())[key] = x
             else:
@@ -292,7 +275,7 @@ class SubclassHooks(Hyperparameters):
                 "variables. You have specified trainable=True and synchronization=VariableSynchronization.ON_READ."
             )
         weight = Weight(
-            _initial(initializer, tuple(shape), jnp.float32 if dtype is None else dtype),
+            initial(initializer, tuple(shape), jnp.float32 if dtype is None else dtype),
             trainable=bool(trainable),
             name=f"{self._name}/{name}",
             axis_name=self.axis_name,
@@ -335,28 +318,10 @@ class SubclassHooks(Hyperparameters):
             self.transform(None)  # says what to override
         if not engine.is_known(variable):
             engine.prepare([variable])
-        store, key = engine.store, engine.store.keys[id(variable)]
         iterations = self._iterations._value
         count = self._updates_done(iterations)
         tx = resolve_schedules(count, self._rule(rate), variable.dtype == jnp.float64)
-        state = store.existing
-        inner = state.rule
-        # what is kept once for all variables is that of the start of the step for each of them
-        notes = store.notes
-        if notes.get("iterations") is not iterations:
-            notes.update(iterations=iterations, start=shift_counts(inner, count - state.counted))
-        part = merged(restricted(notes["start"], key), restricted(inner, key), shared_of="first")
-
-        def rule(inner: Any, values: ByVariable, grads: ByVariable) -> tuple[ByVariable, Any]:
-            updates, new = tx.update(grads, inner, values)
-            return apply_updates(values, updates), new
-
-        grad = grad if isinstance(grad, IndexedSlices) else jnp.asarray(grad)
-        values = ByVariable({key: variable._value})
-        values, part = by_rows(rule, self.row_mode, part, values, ByVariable({key: grad}))
-        inner = merged(inner, part, shared_of="second", but_counts=True)
-        store.state = state.with_rule(inner)
-        variable.assign(values[key])
+        apply_rule(tx, engine.store, variable, grad, self.row_mode, iterations, count)
 
     def _apply_all(self, pairs: Sequence[tuple[Any, Variable]]) -> None:
         """Runs the user's code for each variable, while the step is traced."""
@@ -377,16 +342,6 @@ class SubclassHooks(Hyperparameters):
 def _rate(apply_state: dict | None, var: Variable) -> Any:
     var = as_variable(var)
     return (apply_state or {}).get((var.device, var.dtype), {}).get("lr_t")
-
-
-def _initial(initializer: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    if isinstance(initializer, str):
-        if initializer not in ("zeros", "ones"):
-            raise ValueError(f"initializer must be 'zeros', 'ones', an array or a function, got {initializer!r}")
-        return jnp.full(shape, float(initializer == "ones"), dtype)
-    if callable(initializer) and not isinstance(initializer, Variable):
-        return jnp.asarray(initializer(shape, dtype), dtype)
-    return jnp.broadcast_to(jnp.array(initializer, dtype), shape)
 
 
 def _takes(fn: Callable, apply_state: dict) -> dict[str, Any]:

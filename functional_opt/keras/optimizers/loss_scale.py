@@ -13,11 +13,11 @@ from ..variables import recording
 from ..variables.recording import BUSY
 from ..variables.variable import Variable
 from .configs import within
-from .hooks import overrides
 from .optimizer import Optimizer
+from .overrides import DIFFERENTIATES, overrides
 from .serialization import deserialize, serialize
 from .shared import SHARED
-from .wrapper import DIFFERENTIATES, Wrapper, refuse_loss_scale, required_entry
+from .wrapper import Wrapper, refuse_loss_scale, required_entry
 
 
 class LossScaleOptimizer(Wrapper):

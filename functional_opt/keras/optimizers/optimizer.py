@@ -15,7 +15,6 @@ import numpy as np
 from jax import core
 
 from ...core.ranges import unread
-from ...transforms.combining.chain import chain
 from ..engine.engine import Engine, SingleEngine, zero_iterations
 from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
@@ -24,11 +23,14 @@ from ..variables.foreign import all_ours
 from ..variables.recording import BUSY, Cell, depends_on
 from ..variables.variable import Variable
 from . import schedules
+from .clips import as_chain
 from .configs import as_arguments, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
+from .pairs import GradsAndVars
 from .shared import CLIPS, SHARED, checked
-from .training import GradsAndVars, Training
+from .training import Training
+from .undecayed import Undecayed
 from .weights import Groups, OwnWeights, Variables, WeightViews
 
 NO_RATE: Any = object()
@@ -120,7 +122,7 @@ class Optimizer(Training):
         self.weight_decay, self.loss_scale_factor = weight_decay, loss_scale_factor
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
-        self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
+        self._undecayed = Undecayed()
         self._traced_hyper, self._last, self._programs = Cell(None), None, {}
         self._start_hooks()
         self._engine = self._new_engine()
@@ -223,7 +225,7 @@ class Optimizer(Training):
             hyper = hyper | {"learning_rate": decayed(hyper["learning_rate"], hyper["decay"])}
         early = self._clips_here
         with unread():  # they were checked when assigned; checking them here would make the host wait at every step
-            clips = chain(*(make(bound) for make, bound in ([] if early else self._clips())))
+            clips = as_chain([] if early else self._clips())
             rule = self._imperative(hyper) if self._is_custom else self.transform(SimpleNamespace(**hyper))
         return StepInputs(
             clips=clips,
@@ -245,7 +247,7 @@ class Optimizer(Training):
         """Returns the step of these variables, as the program is compiled for it."""
         keys = self._single_engine().store.keys
         key = lambda v: keys[id(v)]  # noqa: E731
-        shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
+        shrunk = [] if self.weight_decay is None else [key(v) for v in variables if v not in self._undecayed]
         return OptimizerStep(
             constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
             decayed=tuple(shrunk),
@@ -254,11 +256,6 @@ class Optimizer(Training):
             ema_overwrite=self.ema_overwrite_frequency,
             overwritten=tuple([key(v) for v in variables if v.overwrite_with_gradient]),
             keras3=self.dialect == "keras3",
-        )
-
-    def _decays_weight(self, v: Variable) -> bool:
-        return not any(
-            id(v) in ids or any(re.search(pattern, v.path) for pattern in names) for ids, names in self._undecayed
         )
 
     def _updates_done(self, count: Any) -> Any:
@@ -385,8 +382,7 @@ class Optimizer(Training):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
-        variables = all_ours(var_list or ())
-        self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
+        self._undecayed.add(all_ours(var_list or ()), list(var_names or ()))
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Replaces the variables' values by their running means, if `use_ema` keeps any."""
@@ -440,28 +436,21 @@ class Optimizer(Training):
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         with BUSY.lock:
+            others = self._without_ids()
             for name, x in self.__dict__.items():
-                twin.__dict__[name] = _copied_attribute(name, x, memo)
+                twin.__dict__[name] = others[name] if name in others else copy.deepcopy(x, memo)
         return twin
+
+    def _without_ids(self) -> dict[str, Any]:
+        """Returns the attributes that refer to variables by their identity, as a copy starts with them."""
+        return {"_undecayed": self._undecayed.by_path(), "_last": None, "_programs": {}}
 
     def __getstate__(self) -> dict[str, Any]:
         """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
-        return self.__dict__ | {"_undecayed": _by_path(self._undecayed), "_last": None, "_programs": {}}
+        return self.__dict__ | self._without_ids()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
-    return [({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed]
-
-
-def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
-    if name in ("_last", "_programs", "_where"):  # which are by id
-        return None if name == "_last" else {}
-    if name == "_undecayed":
-        return _by_path(x)
-    return copy.deepcopy(x, memo)
 
 
 @functools.cache

@@ -7,30 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ...core.transformation import EmptyState
-from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
-from ...transforms.combining.chain import chain
 from ..engine import eager, transaction
 from ..engine.engine import Engine, undone_on_error
 from ..engine.packing import Group
 from ..engine.program import Program
 from ..engine.replicas import AxisName, summed, vary_over
 from ..engine.several import divided
+from ..engine.stateless import stateless
 from ..engine.train_step import Loss, TrainStep
-from ..engine.views import put_all
 from ..variables import gradients, recording
 from ..variables.foreign import as_variable, is_variable, unwrap
 from ..variables.indexed_slices import IndexedSlices
 from ..variables.recording import BUSY
 from ..variables.variable import Variable
 from . import graph_mode
-from .hooks import SubclassHooks, overrides
+from .clips import Clips, clipped, clipped_together, clips_with
+from .hooks import SubclassHooks
+from .overrides import STAGES, overrides
+from .pairs import GradsAndVars, as_pairs, check_gradient
 
 log = logging.getLogger(__name__)
-GradsAndVars = Sequence[tuple[Any, Any]]
-STAGES = "_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients", "_clip_gradients"
 
 
 class Training(SubclassHooks):
@@ -306,7 +303,9 @@ class Training(SubclassHooks):
         present = as_pairs(self._transform_gradients(list(present)))
         if len({id(v) for _, v in present}) < len(present):
             bound, factor = recording.depends_on(lambda: (self.global_clipnorm, self.loss_scale_factor))
-            present = present if bound is None else _clipped_together(present, bound * (factor or 1.0))
+            if bound is not None:  # by the joint norm, as each round of the step would only see a part of it
+                grads = clipped_together([g for g, _ in present], bound * (factor or 1.0))
+                present = [(g, v) for g, (_, v) in zip(grads, present, strict=True)]
         queues: dict[int, list] = {}
         for g, v in present:
             check_gradient(g, v)
@@ -339,17 +338,10 @@ class Training(SubclassHooks):
 
     def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
         """Clips gradients as the optimizer is set to. OptimizerV2's hook."""
-        plain = [g.values if isinstance(g, IndexedSlices) else g for g in grads]
-        clips = chain(*(make(bound) for make, bound in recording.depends_on(self._clips)))
-        clipped, _ = clips.update(plain, clips.init(plain))
-        return [
-            g.with_values(new) if isinstance(g, IndexedSlices) else new for g, new in zip(grads, clipped, strict=True)
-        ]
+        return clipped(grads, recording.depends_on(self._clips))
 
-    def _clips(self) -> list[tuple[Callable, Any]]:
-        """Returns the clips that are set, with their bounds, in order."""
-        clips = [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
-        return [(make, bound) for make, bound in clips if bound is not None]
+    def _clips(self) -> Clips:
+        return clips_with(self.clipvalue, self.clipnorm, self.global_clipnorm)
 
     @property
     def _clips_here(self) -> bool:
@@ -409,60 +401,8 @@ class Training(SubclassHooks):
         own, variables = self.variables, self._engine.known()
         if not self._engine.built:
             raise ValueError("the optimizer is not built; call optimizer.build(variables) first")
-        for name, given, known in (
-            ("optimizer_variables", optimizer_variables, own),
-            ("grads", grads, variables),
-            ("trainable_variables", trainable_variables, variables),
-        ):
-            if len(given) != len(known):
-                raise ValueError(f"{name} must have {len(known)} arrays, got {len(given)}")
-
-        def run() -> tuple[list[jax.Array], list[jax.Array]]:
-            put_all(own, [jnp.asarray(x) for x in optimizer_variables])
-            for v, x in zip(variables, trainable_variables, strict=True):
-                v._value = jnp.asarray(x)
-            self.apply(grads, variables)
-            return [v._value for v in variables], [v._value for v in own]
-
-        return recording.call(run, (), ()).out
+        return stateless(self.apply, own, variables, optimizer_variables, grads, trainable_variables)
 
     @property
     def variables(self) -> list[Variable]:
         raise NotImplementedError
-
-
-def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
-    """Returns (gradient, variable) pairs, with other libraries' variables wrapped. Raises TypeError for non-pairs."""
-    pairs = list(grads_and_vars)
-    if not eager.are_pairs(pairs):
-        for pair in pairs:
-            if not (isinstance(pair, tuple | list) and len(pair) == 2):
-                raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
-    if {type(v) for _, v in pairs} == {Variable}:
-        return [(g, v) for g, v in pairs]
-    for _, v in pairs:
-        if not is_variable(v):
-            raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
-    return [(g, as_variable(v)) for g, v in pairs]
-
-
-def check_gradient(g: Any, v: Variable) -> None:
-    """Raises an error for a gradient that does not have the shape of its variable, or cannot be a gradient of it."""
-    shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
-    if shape != v.shape:
-        raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
-    dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"the gradient of {v.name} must be floating-point, got {dtype}")
-    if isinstance(g, IndexedSlices) and v.constraint is not None:
-        raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
-
-
-def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:
-    """Clips by the joint norm if a variable is listed twice, as each round would only see a part of it."""
-    values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
-    clipped, _ = clip_by_global_norm(bound).update(values, EmptyState())
-    return [
-        (old.with_values(g) if isinstance(old, IndexedSlices) else g, v)
-        for g, (old, v) in zip(clipped, pairs, strict=True)
-    ]
