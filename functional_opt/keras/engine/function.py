@@ -11,7 +11,7 @@ from .program import Program
 
 
 class Function:
-    """A function that reads and assigns variables and optimizers, compiled whole. `function` makes it."""
+    """A function that reads and assigns variables and optimizers, compiled as one program. `function` makes it."""
 
     def __init__(self, fn: Callable):
         if not callable(fn):

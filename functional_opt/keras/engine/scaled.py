@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...transforms.wrapping.loss_scale import next_scale
-from ..variables import recording
+from ..variables import recording, undo
 from ..variables.variable import Variable
 from .engine import Engine
 from .several import divided
@@ -40,7 +40,7 @@ def all_finite(grads: Any) -> jax.Array:
 class Scaled(Step):
     """A step that is skipped unless all gradients are finite. Its state is a `Scaling`, then the inner state.
 
-    `numbers` has the factor by which the gradients are still to be divided, then the inner numbers.
+    `numbers` says whether the gradients were divided by the scale before (None: not yet), then the inner numbers.
     """
 
     inner: Step
@@ -90,7 +90,7 @@ class ScaledEngine(Engine):
         return self.inner.is_known(variable)
 
     def prepare(self, variables):
-        recording.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
+        undo.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         numbers = self.inner.prepare(variables)
         if self.once_built is not None:
             with recording.paused():  # at once, of what is there before the program

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.transformation import increment
-from ..variables import recording
+from ..variables import recording, undo
 from ..variables.variable import Variable
 from .engine import Engine
 from .step import Step
@@ -20,7 +20,7 @@ from .store import Store
 class Parts(Step):
     """The steps of several optimizers; numbers, states and values are tuples with one part for each.
 
-    The first of `numbers` is a loss scale or None, and the first of `clock` is that of the whole; those of the parts
+    The first of `numbers` is a loss scale or None, and the first of `clock` counts all steps; those of the parts
     follow. A part whose step is None has no gradients and stays unchanged.
     """
 
@@ -91,7 +91,7 @@ class SeveralEngine(Engine):
         return id(variable) in self._known.keys
 
     def prepare(self, variables):
-        recording.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
+        undo.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         self._known.register(variables)
         parts = [engine.prepare(own) if own or engine.built else None for engine, own in self.each(variables)]
         if self.once_built is not None:

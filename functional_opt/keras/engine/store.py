@@ -29,7 +29,7 @@ class Store(Cell):
         self.joins = self._joined = False  # whether a group is made slot by slot: the present one, the last one
         self.orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
         self.structure: Any = None  # of the transformation that made the state, and whether it has averages
-        self.pending_weights: list[np.ndarray] | None = None  # for slots that are still to be made
+        self.pending_weights: list[np.ndarray] | None = None  # to assign once the slots exist
 
     # The state
 

@@ -75,7 +75,7 @@ def _just_joined(joined: type) -> type:
 
 
 class Joined(Optimizer):
-    """What the real Keras asks of an optimizer. The class of a joined optimizer has this first among its bases."""
+    """The methods that the real Keras calls on an optimizer. It is the first base of a joined optimizer's class."""
 
     _facade: ClassVar[Any]
     """The class that the optimizer had before."""
