@@ -46,14 +46,15 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(works)), layout="constrained")
     for i, peer in enumerate(peers):
         points = [(x, works.index(work)) for work, p, x in found if p == peer]
-        axes.plot(*zip(*points, strict=True), "os^Dv*"[i % 6], label="of two ways" if peer == "ratio" else peer)
+        label = "the row's other column" if peer == "ratio" else peer
+        axes.plot(*zip(*points, strict=True), "os^Dv*"[i % 6], label=label)
     axes.axvline(1, color="grey", linewidth=1)
     axes.set(
         xscale="log", xlabel="our time / the peer's: left of the line we are faster", ylim=(len(works) - 0.5, -0.5)
     )
     axes.set_yticks(range(len(works)), works, fontsize=8)
     axes.grid(axis="x", which="both", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=len(peers), fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(peers), fontsize=8, title="the peer", title_fontsize=8)
     figure.savefig(RESULTS.with_name("results.svg"), metadata={"Date": None})
 
 

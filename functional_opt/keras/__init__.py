@@ -1,6 +1,7 @@
 """The stateful facade: Keras's optimizers on JAX. To port a script, change its import."""
 
 from . import optimizers as optimizers
+from . import random as random
 from .engine.function import function as function
 from .optimizers import Optimizer as Optimizer
 from .variables.gradients import value_and_grad as value_and_grad

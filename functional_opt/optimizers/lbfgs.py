@@ -51,7 +51,9 @@ class scale_by_lbfgs(GradientTransformation):
 
     A pair counts if ⟨s, y⟩ > 0 by more than rounding error, so that H stays positive definite. A change makes no pair
     if it is not finite or is indistinguishable from rounding error (no weight has moved by more than its last digit,
-    or ⟨s, y⟩ underflows). The memory then stays as it is, and the next change is measured from the same point.
+    or ⟨s, y⟩ underflows). The memory then stays as it is, and the next change is measured from the same point; but if
+    the change is not finite and the new gradient is, it is measured from the new point. So a gradient that is not
+    finite gives such an update, which `apply_if_finite` skips, and leaves H as it was.
 
     Args:
         memory_size: number of pairs to keep, ≥ 1.

@@ -32,8 +32,8 @@ class scale_by_lion(GradientTransformation):
     Args:
         b1: weight of the mean in the direction, in [0, 1).
         b2: decay rate of the mean, in [0, 1).
-        mu_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params' dtype, or
-            float32 for 16-bit params.
+        mu_dtype, state_dtype: storage dtype of m. Both mean the same, as m is the only slot: Optax has the first, all
+            our optimizers the second; the first wins. None means the params' dtype, or float32 for 16-bit params.
         mode: with c = b1·m + (1 − b1)·g, "hard" takes its sign, "smooth" tanh(smooth_beta · c), and "refined" clips c
             to [−1, 1].
         smooth_beta: steepness of the tanh, > 0.

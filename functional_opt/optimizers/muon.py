@@ -60,8 +60,8 @@ class scale_by_muon(GradientTransformation):
     Args:
         ns_coeffs, ns_steps, eps, preconditioning: as in `orthogonalize`.
         beta: decay rate of the mean, in [0, 1).
-        mu_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params' dtype, or
-            float32 for 16-bit params.
+        mu_dtype, state_dtype: storage dtype of m. Both mean the same, as m is the only slot: Optax has the first, all
+            our optimizers the second; the first wins. None means the params' dtype, or float32 for 16-bit params.
         nesterov: whether m̂ looks one step ahead.
         adaptive: whether to multiply u by its inner product with m̂, the dual norm (arXiv:2409.20325).
         weight_dimension_numbers: which axes of a leaf are rows and columns, if not the last two:

@@ -23,7 +23,8 @@ def sgd(
         learning_rate: a number ≥ 0, a schedule, or a function of the count.
         momentum: in [0, 1]; None for no trace.
         nesterov: whether t looks one step ahead: g + momentum·t. It has no effect without momentum.
-        accumulator_dtype, state_dtype: storage dtype of t (two names for the same argument); see `trace`.
+        accumulator_dtype, state_dtype: storage dtype of t. Both mean the same: Optax has the first, all our
+            optimizers the second; the first wins. See `trace`.
 
     Robbins & Monro 1951; Polyak 1964; Sutskever et al. 2013, ICML.
 

@@ -76,8 +76,10 @@ class scale_by_shampoo(GradientTransformation):
 
     Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018, for blocks and grafting. Differs
     from these: the blocks of an axis have the same length, means have a bias correction, the ridge is relative, and
-    there is one momentum (`trace`), not one for each rule. Derivatives pass through the roots only with respect to
-    eps.
+    there is one momentum (`trace`), not one for each rule.
+
+    Derivatives treat L and R as constants in the roots. Those with respect to eps are exact; those with respect to
+    beta2 and to the gradients lack what goes through L and R.
 
     >>> tx, g = scale_by_shampoo(beta2=None, grafting="none"), jnp.array([[2.0, 1.0], [0.0, 1.0]])
     >>> u, state = tx.update(g, tx.init(g))

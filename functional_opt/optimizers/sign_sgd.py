@@ -59,8 +59,8 @@ def signum(
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count: the length of every step.
         beta: decay rate of the mean, in [0, 1).
-        accumulator_dtype, state_dtype: storage dtype of m (two names for the same argument). None means the params'
-            dtype, or float32 for 16-bit params.
+        accumulator_dtype, state_dtype: storage dtype of m. Both mean the same: `ema` has the first, all optimizers
+            the second; the first wins. None means the params' dtype, or float32 for 16-bit params.
 
     Bernstein et al. 2018, arXiv:1802.04434, algorithm 2.
 

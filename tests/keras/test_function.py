@@ -205,3 +205,92 @@ def test_complex_variables_go_downhill():
             opt.minimize(lambda z=z: jnp.abs(z - target) ** 2, [z])
             step()
         assert abs(complex(z.value) - target) < 1e-2
+
+
+def replace_transformers(opt, v):
+    opt.gradient_transformers = [lambda pairs: [(3 * g, v) for g, v in pairs]]
+
+
+def extend_transformers(opt, v):
+    opt.gradient_transformers.append(lambda pairs: [(3 * g, v) for g, v in pairs])
+
+
+CHANGES = {
+    "constraint": lambda opt, v: setattr(v, "constraint", lambda x: jnp.clip(x, -0.5, 0.5)),
+    "overwrite_with_gradient": lambda opt, v: setattr(v, "overwrite_with_gradient", True),
+    "exclude_from_weight_decay": lambda opt, v: opt.exclude_from_weight_decay([v]),
+    "gradient_transformers": replace_transformers,
+    "more gradient_transformers": extend_transformers,
+    "gradient_aggregator": lambda opt, v: setattr(opt, "gradient_aggregator", lambda pairs: pairs[:1]),
+    **{
+        name: lambda opt, v, name=name, x=x: setattr(opt, name, x)
+        for name, x in {
+            "loss_scale_factor": 4.0,
+            "weight_decay": 0.25,
+            "clipnorm": 0.5,
+            "clipvalue": 0.5,
+            "global_clipnorm": 0.5,
+            "ema_momentum": 0.5,
+            "ema_overwrite_frequency": 1,
+            "decay": 0.5,
+            "momentum": 0.5,
+            "nesterov": True,
+        }.items()
+    },
+}
+
+
+class ClipsItself(SGD):
+    def _clip_gradients(self, grads):
+        return super()._clip_gradients(grads)
+
+
+@pytest.mark.parametrize("make", [SGD, ClipsItself], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_assigned_later_is_seen(name, make):
+    clips = {} if "transformers" in name else {"clipvalue": 2.0}
+    results = []
+    for way in ("eager", "function", "make_train_step"):
+        variables = [Variable([1.0, 2.0], name="v"), Variable([3.0, -1.0], name="w")]
+        opt = make(
+            0.125,
+            0.9,
+            weight_decay=0.125,
+            use_ema=True,
+            ema_momentum=0.75,
+            loss_scale_factor=2.0,
+            name="SGD",
+            **clips,
+        )
+        loss = lambda variables=variables: sum(jnp.sum(v**2) for v in variables)  # noqa: E731
+        minimize = lambda opt=opt, loss=loss, variables=variables: opt.minimize(loss, variables)  # noqa: E731
+        if way == "make_train_step":
+            step = opt.make_train_step(loss, variables)
+        else:
+            step = keras.function(minimize) if way == "function" else minimize
+        step()
+        CHANGES[name](opt, variables[0])
+        step()
+        step()
+        results.append([*(v.numpy() for v in variables), *opt.get_weights()])
+    for compiled in results[1:]:
+        for x, y in zip(results[0], compiled, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_python_runs_twice_at_first_and_then_no_more(capsys):
+    v, opt = Variable(1.0, name="v"), SGD(0.25)
+
+    @keras.function
+    def step(x):
+        print("traced")
+        jax.debug.print("run")
+        opt.minimize(lambda: v * x, [v])
+
+    for _ in range(3):
+        step(1.0)
+    jax.effects_barrier()
+    assert capsys.readouterr().out.split() == ["traced", "traced", "run", "run", "run"]
+    step(2.0)
+    assert "traced" not in capsys.readouterr().out
+    assert float(v) == -0.25

@@ -59,7 +59,7 @@ REFUSED = [
     ({"learning_rate": float("nan")}, ValueError, "Expected learning_rate >= 0, received: nan"),
     ({"learning_rat": 0.1}, TypeError, "Unexpected keyword argument passed to optimizer: learning_rat"),
     ({"weight_decays": 0.1}, TypeError, "Unexpected keyword argument passed to optimizer: weight_decays"),
-    ({"clipnorm": "1"}, TypeError, "clipnorm must be a number, got '1'"),
+    ({"clipnorm": "1"}, TypeError, r"clipnorm must be a number in \[0, inf\] or None, got '1'"),
     *(
         ({clip: 1.0, "gradient_transformers": [lambda gv: gv]}, ValueError, "gradient_transformers cannot be comb")
         for clip in ("clipvalue", "clipnorm", "global_clipnorm")

@@ -285,3 +285,47 @@ def test_the_protected_names_of_optimizer_v2():
     assert v.dtype.base_dtype in opt._valid_dtypes() and v.ref() == v.ref() and v.ref().deref() is v
     assert len({v.ref(), v.ref(), Variable(1.0).ref()}) == 2
     assert jnp.zeros(2, v.dtype.base_dtype).dtype == v.dtype == np.float32 == jax.numpy.dtype(v.dtype)
+
+
+@pytest.mark.parametrize("cls", [Adam, Updated], ids=["built-in", "own"])
+def test_added_slots_keep_their_order_and_are_not_those_of_the_rule(cls):
+    class Same(cls):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient, variable, learning_rate)
+
+    v, w, opt = Variable([1.0], name="v"), Variable([2.0], name="w"), (Same if cls is Updated else cls)(0.1)
+    opt.build([v, w])
+    for name in ("zeta", "nu", "alpha"):  # the state of Adam's rule has a field `nu`
+        for x in (v, w):
+            opt.add_slot(x, name, "ones")
+    before = [x.name for x in opt.weights]
+    names = opt.get_slot_names()
+    assert names[-3:] == ["zeta", "nu", "alpha"]
+    for step in (lambda: opt.minimize(lambda: jnp.sum(v + w), [v, w]), opt.make_train_step(lambda: jnp.sum(v + w))):
+        step()
+        assert [x.name for x in opt.weights] == before and opt.get_slot_names() == names
+        assert all(float(opt.get_slot(x, name)[0]) == 1 for x in (v, w) for name in names[-3:])
+
+
+@pytest.mark.parametrize("dialect", ["keras2", "keras3"])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_the_counts_of_the_rule_follow_iterations_also_in_code_of_the_users(steps, dialect):
+    seen = []
+
+    class Same(Adam):
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            jax.debug.callback(lambda n: seen.append(int(n)), self.iterations.value)
+            super()._resource_apply_dense(grad, var, apply_state)
+
+    results = []
+    for cls in (Adam, Same):
+        v, opt = Variable([1.0], name="v"), cls(0.1, gradient_accumulation_steps=steps, dialect=dialect, name="Adam")
+        opt.iterations.assign(3)
+        for i in range(4):
+            opt.apply_gradients([(jnp.array([1.0 + i]), v)])
+        results.append([v.numpy(), *opt.get_weights()])
+    for x, y in zip(*results, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+    jax.effects_barrier()
+    # the number of updates done before: assigned are gradients in the "keras2" dialect, updates in the other
+    assert seen == ([3, 4, 5, 6] if steps is None else [1, 2] if dialect == "keras2" else [3, 4])

@@ -1,12 +1,15 @@
 """Slots, weights and iterations: views of the state that can be assigned to."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from functional_opt.keras import Variable
-from functional_opt.keras.optimizers import SGD, Adam, RMSprop
+from functional_opt.keras.optimizers import SGD, Adam, LossScaleOptimizer, MultiOptimizer, RMSprop
 
 from .helpers import KERNEL, assert_close, assert_same, make_gradients, make_variables, no_compilation, train
 
@@ -203,3 +206,87 @@ def test_build_twice_keeps_what_is_there():
     opt.build([a, b])
     opt.build([])
     assert_close(opt.get_weights(), [1, np.full(3, 0.1), np.full(3, 0.001), np.zeros(1), np.zeros(1)])
+
+
+def of_the_users_own():
+    class Own(Adam):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient, variable, learning_rate)
+
+    return Own(0.1)
+
+
+WITH_WEIGHTS = {
+    "Adam": lambda: Adam(0.1),
+    "own": of_the_users_own,
+    "scaled": lambda: LossScaleOptimizer(Adam(0.1), initial_scale=1.0),
+    "several": lambda: MultiOptimizer(lambda v, made=[]: made[0] if made else made.append(Adam(0.1)) or made[0]),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", WITH_WEIGHTS)
+def test_weights_that_waited_and_do_not_fit_are_refused_until_others_are_given(kind, compiled):
+    def trained():
+        v, opt = Variable([1.0, 2.0], name="v"), WITH_WEIGHTS[kind]()
+        minimize = lambda: opt.minimize(lambda: jnp.sum(v**2), [v])  # noqa: E731
+        return v, opt, opt.make_train_step(lambda: jnp.sum(v**2), [v]) if compiled else minimize
+
+    v, opt, step = trained()
+    step()
+    step()
+    after, end = v.numpy(), opt.get_weights()
+    wrong = [np.ones(5) if x.shape == (2,) else x for x in end]
+    for given in (end, None):
+        v, opt, step = trained()
+        opt.set_weights(wrong)
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"got before the first step do not fit .* opt\.set_weights\(opt\.get_weights"
+            ):
+                step()
+            assert not opt.built and v.numpy().tolist() == [1.0, 2.0] and int(opt.iterations) == 0
+        opt.set_weights(opt.get_weights() if given is None else given)
+        if given is None:
+            step()
+            step()
+            assert_close([v.numpy(), *opt.get_weights()], [after, *end])
+        else:
+            step()
+            assert int(opt.iterations) == 3
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WITH_WEIGHTS if kind not in ("own", "several")])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_have_the_weights_that_wait(kind, copied):
+    v, opt = Variable([1.0, 2.0], name="v"), WITH_WEIGHTS[kind]()
+    opt.build([v])
+    given = [x + 1 if x.shape == (2,) else x for x in opt.get_weights()]
+    first = WITH_WEIGHTS[kind]()
+    first.set_weights(given)
+    twin = copied(first)
+    twin.build([v])
+    assert not first.built and len(first.get_weights()) < len(given)
+    assert_same(twin.get_weights(), given)
+    first.build([v])
+    assert_same(first.get_weights(), given)
+
+
+@pytest.mark.parametrize("kind", WITH_WEIGHTS)
+def test_a_step_that_fails_keeps_the_weights_that_wait(kind):
+    v, opt = Variable([1.0, 2.0], name="v"), WITH_WEIGHTS[kind]()
+    opt.build([v])
+    given = [x + 1 if x.shape == (2,) else x for x in opt.get_weights()]
+    opt = WITH_WEIGHTS[kind]()
+    opt.set_weights(given)
+
+    def fails(x):
+        raise RuntimeError("no")
+
+    v.constraint = fails
+    with pytest.raises(RuntimeError, match="no"):
+        opt.apply_gradients([(jnp.ones(2), v)])
+    assert not opt.built
+    v.constraint = None
+    opt.build([v])
+    assert_same(opt.get_weights(), given)

@@ -351,15 +351,15 @@ FACADE = [
         "tests/keras/test_custom.py::test_rows",
     ),
     Mutant(  # a field that a config drops
-        "keras/optimizers/optimizer.py",
+        "keras/optimizers/shared.py",
         '    "ema_overwrite_frequency": None,\n',
         "",
         "tests/keras/test_config.py::test_each_shared_argument_that_is_set_is_in_the_config",
     ),
     Mutant(  # all decay but those that are to
         "keras/optimizers/optimizer.py",
-        "return not any(\n            id(v) in ids",
-        "return any(\n            id(v) in ids",
+        "if v not in self._undecayed]",
+        "if v in self._undecayed]",
         f"{KERAS3}test_weight_decay_and_what_is_kept_from_it",
     ),
     Mutant(  # a boundary of the core for one of Keras

@@ -20,6 +20,18 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+class BySlot(dict):
+    """A dict of `ByVariable`s by the name of the slot. Its order is kept: that of other dicts in a pytree is not."""
+
+
+jax.tree_util.register_pytree_with_keys(
+    BySlot,
+    lambda d: ([(jax.tree_util.DictKey(k), x) for k, x in d.items()], tuple(d)),
+    lambda names, tables: BySlot(zip(names, tables, strict=True)),
+    lambda d: (list(d.values()), tuple(d)),
+)
+
+
 def is_by_variable(x: Any) -> bool:
     return isinstance(x, ByVariable)
 
@@ -29,26 +41,60 @@ def field_name(path: tuple) -> str:
     return str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
 
 
+class ImperativeState(NamedTuple):
+    """The state of `imperative`, the transformation that runs code of the user's.
+
+    `count` is the number of updates, `rule` the state of the built-in rule that is extended. `slots` holds the slots
+    made by `add_slot`.
+    """
+
+    count: jax.Array
+    rule: Any
+    slots: BySlot
+
+
 class State(NamedTuple):
     """The state of an optimizer.
 
     `inner` is the state of the transformation, and `counted` the number of steps that the counts in it stand for.
     `average` and `accumulated` hold, by variable, running means of the values and the gradients accumulated so
-    far. They are empty if the optimizer keeps none. `slots` holds the slots made by `add_slot`, by name and variable.
+    far. They are empty if the optimizer keeps none. `slots` holds the slots made by `add_slot`, unless `inner` does.
     """
 
     inner: Any
     counted: jax.Array
     average: ByVariable
     accumulated: ByVariable
-    slots: dict[str, ByVariable]
+    slots: BySlot
+
+    @property
+    def rule(self) -> Any:
+        """The state of the built-in rule."""
+        return self.inner.rule if isinstance(self.inner, ImperativeState) else self.inner
+
+    def with_rule(self, rule: Any) -> "State":
+        """Returns the state with another one of the built-in rule."""
+        return self._replace(
+            inner=self.inner._replace(rule=rule) if isinstance(self.inner, ImperativeState) else rule
+        )
+
+    @property
+    def added(self) -> BySlot:
+        """The slots made by `add_slot`."""
+        return self.inner.slots if isinstance(self.inner, ImperativeState) else self.slots
+
+    def with_added(self, slots: BySlot) -> "State":
+        """Returns the state with other slots made by `add_slot`."""
+        if isinstance(self.inner, ImperativeState):
+            return self._replace(inner=self.inner._replace(slots=slots))
+        return self._replace(slots=slots)
 
 
 def extend_state(
     tx: GradientTransformation, state: State | None, values: ByVariable, *, average: bool, accumulate: bool
 ) -> State:
     """Returns the state for all of `values`: entries of `state` where it has them, initial ones elsewhere."""
-    state = State(None, zero_count(), ByVariable(), ByVariable(), {}) if state is None else state
+    state = State(None, zero_count(), ByVariable(), ByVariable(), BySlot()) if state is None else state
     old = dict(jax.tree_util.tree_leaves_with_path(state.inner, is_leaf=is_by_variable))
 
     def carry(path, fresh):

@@ -3,7 +3,6 @@
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 
@@ -25,9 +24,3 @@ def to_donate(arrays: list[Any]) -> list[Any]:
     if max(counts, default=0) <= _OWNED:
         return arrays
     return [jnp.copy(x) if n > _OWNED else x for n, x in zip(counts, arrays, strict=True)]
-
-
-def donated_tree(tree: Any) -> Any:
-    """Applies `to_donate` to the leaves of a tree."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(to_donate(leaves))

@@ -76,10 +76,13 @@ def repeat(engine: Engine, group: Group, pairs: Sequence[Any]) -> bool:
 def take_inline(engine: Engine, rounds: list[Pairs]) -> None:
     """Takes a step as a part of the program that is being traced."""
 
+    listed = [[v for _, v in pairs] for pairs in rounds]
+
     def step() -> None:
-        variables = engine.moving([v for _, v in rounds[0]])
+        variables = engine.moving(listed[0])
         numbers = engine.prepare(variables)
-        values, state, clock = _whole(engine, rounds)(
+        call = recording.depends_on(lambda: _whole(engine, listed))
+        values, state, clock = call(
             numbers,
             engine.gather(variables, [v._value for v in variables]),
             engine.state(),
@@ -132,7 +135,7 @@ def _step(engine: Engine, numbers: Any, rounds: list[Pairs]) -> None:
         engine.keep(state, jax.tree.unflatten(jax.tree.structure(clock), results[len(arrays) :]))
 
     others = numbers, clock, engine.idle(variables), _gathered(engine, rounds)
-    call = Flat(_whole(engine, rounds), treedef)
+    call = Flat(_whole(engine, [[v for _, v in pairs] for pairs in rounds]), treedef)
     run_step(call, jax.tree.structure(numbers), [*variables, *engine.cells()], arrays, others, keep)
 
 
@@ -194,8 +197,9 @@ jitted_step = jax.jit(_call, static_argnums=0, donate_argnums=1)
 _undonated = jax.jit(_call, static_argnums=0)
 
 
-def _whole(engine: Engine, rounds: list[Pairs]) -> Step:
-    steps = tuple(engine.step([v for _, v in pairs]) for pairs in rounds)
+def _whole(engine: Engine, rounds: list[list[Variable]]) -> Step:
+    """Returns the step of the variables of each round."""
+    steps = tuple(engine.step(variables) for variables in rounds)
     return steps[0] if len(steps) == 1 else Rounds(steps)
 
 

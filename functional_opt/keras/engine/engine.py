@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ..variables import recording
+from ..variables import recording, undo
 from ..variables.recording import Cell
 from ..variables.variable import Variable
 from . import transaction
@@ -92,7 +92,7 @@ class Engine(Protocol):
 
 
 class Rules(Protocol):
-    """What the engine of a single optimizer asks of it."""
+    """The methods of an optimizer that the engine of a single one calls."""
 
     use_ema: bool
     gradient_accumulation_steps: int | None
@@ -166,11 +166,12 @@ class SingleEngine(Engine):
 
     def _extended(self, variables: Sequence[Variable]) -> StepInputs:
         store, rules = self.store, self.rules
-        recording.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
+        undo.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         new = store.register(variables)
         numbers = rules._numbers()
         rule = resolve_schedules(0, numbers.rule)
-        structure = jax.tree.structure(rule)  # a reassigned hyperparameter may mean another transformation and slots
+        # a reassigned hyperparameter may mean another transformation and other slots
+        structure = jax.tree.structure(rule), rules.use_ema
         if new or not store.built or structure != store.structure:
             store.structure = structure
             known = list(store.variables.values())

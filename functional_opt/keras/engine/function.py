@@ -11,7 +11,7 @@ from .program import Program
 
 
 class Function:
-    """A function that reads and assigns variables and optimizers, compiled whole. `function` makes it."""
+    """A function that reads and assigns variables and optimizers, compiled as one program. `function` makes it."""
 
     def __init__(self, fn: Callable):
         if not callable(fn):
@@ -61,7 +61,8 @@ def function(fn: Callable | None = None) -> Any:
     are inputs; strings, booleans, variables and other objects are fixed for a trace, and must be hashable.
 
     Variables are made at the first call only, for example in `if self.w is None`. An exception leaves everything as
-    it was. Other effects of Python, such as `print`, happen only while the function is traced, as in `tf.function`.
+    it was. Other effects of Python, such as `print`, happen only while the function is traced, as in `tf.function`:
+    at first twice, as the function is also run to find out what it touches.
 
     Use it as a decorator of functions and methods, with or without parentheses.
 

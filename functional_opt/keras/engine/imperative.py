@@ -1,7 +1,7 @@
 """imperative: the transformation of an optimizer whose code assigns to variables."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,9 @@ from ...core.transformation import (
 from ..variables import recording
 from ..variables.recording import Cell
 from ..variables.variable import Variable
-from .by_variable import ByVariable, shift_counts
+from .by_variable import BySlot, ByVariable, ImperativeState, shift_counts
 from .engine import Engine
 from .views import SlotView
-
-
-class ImperativeState(NamedTuple):
-    """`count`: of updates. `rule`: the state of the rule that is extended. `slots`: by name and variable."""
-
-    count: jax.Array
-    rule: Any
-    slots: dict[str, ByVariable]
 
 
 class Script(Protocol):
@@ -44,7 +36,7 @@ class Script(Protocol):
     @property
     def _iterations(self) -> Variable: ...
 
-    def _slots_for(self, params: ByVariable) -> dict[str, ByVariable]:
+    def _slots_for(self, params: ByVariable) -> BySlot:
         """Returns all slots that the user's code makes."""
         ...
 
@@ -77,13 +69,15 @@ class imperative(GradientTransformation):
 
         def run():
             script._apply_all([(updates[key], v) for key, v in variables.items() if updates[key] is not None])
-            after = store.state.inner
-            return {key: v._value for key, v in variables.items()}, after.rule, after.slots
+            after = store.state
+            return {key: v._value for key, v in variables.items()}, after.rule, after.added
 
         inner = jax.tree.map(lambda x: x, state)
         cells = [*variables.values(), store, script._iterations, script._traced_hyper, *(v for v, _ in hyper)]
         values = [params[key] for key in variables]
-        values += [store.state._replace(inner=inner), state.count, self.hyper, *(x for _, x in hyper)]
+        # the code sees the number of updates, even if several gradients make one; the counts of the rule follow it
+        present = store.state._replace(inner=inner, counted=state.count)
+        values += [present, state.count, self.hyper, *(x for _, x in hyper)]
         done = recording.call(run, cells, values)
         _check_unchanged(script, self.constants)
         own = set(map(id, cells))

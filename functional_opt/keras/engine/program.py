@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import core
 
-from ..variables import recording
+from ..variables import recording, undo
 from ..variables.recording import BUSY, Cell
 from . import transaction
+from .arguments import Arguments
 from .store import Store
 
 Wrap = Callable[[Callable], Callable]
@@ -35,13 +35,13 @@ class Program:
         self._made_variables: set[Any] = set()  # signatures whose first call made variables
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = _Arguments(args, kwargs)
+        given = Arguments(args, kwargs)
         if recording.active() or any(isinstance(x, core.Tracer) for x in given.arrays):
             return self._fn(*args, **kwargs)  # it becomes a part of the program that is being traced
         with BUSY.lock:
-            return recording.undoing(transaction.stored, lambda: self._run(given, args, kwargs))
+            return undo.undoing(transaction.stored, lambda: self._run(given, args, kwargs))
 
-    def _run(self, given: "_Arguments", args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(self, given: Arguments, args: tuple, kwargs: dict[str, Any]) -> Any:
         if (trace := self._trace_of(given)) is None:
             out = self._fn(*args, **kwargs)
             self._made_variables.add(given.signature())
@@ -55,14 +55,14 @@ class Program:
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the program for such arguments, as `jax.jit(...).lower`, to inspect its code, cost and memory."""
-        given = _Arguments(args, kwargs)
+        given = Arguments(args, kwargs)
         with BUSY.lock:
             trace = self._trace_of(given)
             if trace is None:
                 raise RuntimeError("call the function once before: it makes variables at its first call")
             return trace.lower(given.arrays)
 
-    def _trace_of(self, given: "_Arguments") -> "_Trace | None":
+    def _trace_of(self, given: Arguments) -> "_Trace | None":
         """Returns a trace that holds for these arguments now; None if the function must run as it is, once."""
         signature = given.signature()
         traces = self._traces.setdefault(signature, [])
@@ -82,47 +82,10 @@ class Program:
         return trace
 
 
-class _Arguments:
-    """Arguments of a call: arrays and numbers are inputs of the program; all else is fixed for a trace."""
-
-    def __init__(self, args: tuple, kwargs: dict[str, Any]):
-        leaves, self.treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Cell))
-        self.is_array = tuple(_is_array(x) for x in leaves)
-        self.arrays = [x for x, dynamic in zip(leaves, self.is_array, strict=True) if dynamic]
-        self.fixed = tuple(x for x, dynamic in zip(leaves, self.is_array, strict=True) if not dynamic)
-
-    def signature(self) -> Any:
-        """Returns what a trace is made for. Raises TypeError for an object that cannot be told apart from others."""
-        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in self.arrays)
-        fixed = tuple(id(x) if isinstance(x, Cell) else x for x in self.fixed)
-        for x in fixed:
-            try:
-                hash(x)
-            except TypeError:
-                raise TypeError(
-                    f"arguments must be arrays, numbers, variables or hashable objects, got {x!r}"
-                ) from None
-        return self.treedef, self.is_array, shapes, fixed, jax.config.read("jax_enable_x64")
-
-    def rebuild(self) -> Callable[[Sequence[Any]], tuple[tuple, dict[str, Any]]]:
-        """Returns a function that puts other arrays in the place of these, and keeps none of these alive."""
-        treedef, is_array, fixed = self.treedef, self.is_array, self.fixed
-
-        def rebuilt(arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
-            ours, others = iter(arrays), iter(fixed)
-            return treedef.unflatten([next(ours) if dynamic else next(others) for dynamic in is_array])
-
-        return rebuilt
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex) and not isinstance(x, bool)
-
-
 class _Trace:
     """A function traced for arguments of one signature: what it touches, what it depends on, and its program."""
 
-    def __init__(self, fn: Callable, wrap: Wrap, given: _Arguments, last: "_Trace | None"):
+    def __init__(self, fn: Callable, wrap: Wrap, given: Arguments, last: "_Trace | None"):
         self._fn, self._wrap = fn, wrap
         self._rebuilt = given.rebuild()
         self.cells: list[Cell] = []  # that it reads
@@ -134,6 +97,8 @@ class _Trace:
         self._touched: list[Cell] = []
         self._now_assigned: list[Cell] = []
         self.warm = self.calls_back = self._discovering = False
+        self._touched: list[Cell] = []  # by the code in the present trace, and of these, what it assigns
+        self._now_assigned: list[Cell] = []
         if last is None:
             self._discover(given.arrays)
         else:  # something has changed, but most of it is as it was
@@ -154,7 +119,7 @@ class _Trace:
         """Traces the function again, with what the cells hold as inputs, until these are all that it touches."""
         for _ in range(TRIES):
             self.lifted, self.current = list(self._now_lifted), list(self._now_computed)
-            self.trees = [jax.tree.structure(_content(c)) for c in self.assigned]
+            self.trees = self._present_trees()
             self.lifted_tree = jax.tree.structure(self.current)
             self.donating = jax.jit(_in_one_list(self._wrap(self._pure)), donate_argnums=0)
             inputs = self._inputs()
@@ -162,6 +127,7 @@ class _Trace:
             found, assigned = self._touched, self._now_assigned
             known = set(map(id, self.cells))
             same_inputs = [key for key, _ in self._now_lifted] == [key for key, _ in self.lifted]
+            same_inputs = same_inputs and self._present_trees() == self.trees  # tracing may make or drop slots
             if same_inputs and known.issuperset(map(id, found)) and _ids(assigned) == _ids(self.assigned):
                 self.calls_back = transaction.calls_back(jaxpr.jaxpr)
                 self.plain = jax.jit(_in_one_list(self._wrap(self._pure))) if self.calls_back else self.donating
@@ -222,8 +188,10 @@ class _Trace:
         if any(compute() != value for compute, value in self.guards):
             return False
         self.current = [compute() for _, compute in self.lifted]
-        trees = [jax.tree.structure(_content(c)) for c in self.assigned]
-        return trees == self.trees and jax.tree.structure(self.current) == self.lifted_tree
+        return self._present_trees() == self.trees and jax.tree.structure(self.current) == self.lifted_tree
+
+    def _present_trees(self) -> list[Any]:
+        return [jax.tree.structure(_content(c)) for c in self.assigned]
 
     def _inputs(self) -> tuple[list, list, list]:
         assigned = set(map(id, self.assigned))

@@ -1,5 +1,6 @@
 """The engine of an optimizer with a dynamic loss scale."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...transforms.wrapping.loss_scale import next_scale
+from ..variables import recording, undo
 from ..variables.variable import Variable
 from .engine import Engine
 from .several import divided
@@ -38,7 +40,7 @@ def all_finite(grads: Any) -> jax.Array:
 class Scaled(Step):
     """A step that is skipped unless all gradients are finite. Its state is a `Scaling`, then the inner state.
 
-    `numbers` has the factor by which the gradients are still to be divided, then the inner numbers.
+    `numbers` says whether the gradients were divided by the scale before (None: not yet), then the inner numbers.
     """
 
     inner: Step
@@ -91,10 +93,12 @@ class ScaledEngine(Engine):
         return self.inner.is_known(variable)
 
     def prepare(self, variables):
+        undo.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         numbers = self.inner.prepare(variables)
         if self.once_built is not None:
-            call, self.once_built = self.once_built, None
-            call()
+            with recording.paused():  # at once, of what is there before the program
+                self.once_built()
+            self.once_built = None
         return () if self.divided_before else None, numbers
 
     def step(self, variables):
@@ -127,8 +131,8 @@ class ScaledEngine(Engine):
         self.inner.detach()
 
     def snapshot(self):
-        return self.counter._value, self.scale._value, self.inner.snapshot()
+        return self.counter._value, self.scale._value, self.once_built, self.inner.snapshot()
 
     def restore(self, snapshot):
-        self.counter._value, self.scale._value, inner = snapshot
+        self.counter._value, self.scale._value, self.once_built, inner = snapshot
         self.inner.restore(inner)

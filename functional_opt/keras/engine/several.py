@@ -1,5 +1,6 @@
 """The engine of several optimizers, each with its own variables."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.transformation import increment
+from ..variables import recording, undo
 from ..variables.variable import Variable
 from .engine import Engine
 from .step import Step
@@ -18,7 +20,7 @@ from .store import Store
 class Parts(Step):
     """The steps of several optimizers; numbers, states and values are tuples with one part for each.
 
-    The first of `numbers` is a loss scale or None, and the first of `clock` is that of the whole; those of the parts
+    The first of `numbers` is a loss scale or None, and the first of `clock` counts all steps; those of the parts
     follow. A part whose step is None has no gradients and stays unchanged.
     """
 
@@ -92,11 +94,13 @@ class SeveralEngine(Engine):
         return id(variable) in self._known.keys
 
     def prepare(self, variables):
+        undo.undo_with(lambda: functools.partial(self.restore, self.snapshot()))
         self._known.register(variables)
         parts = [engine.prepare(own) if own or engine.built else None for engine, own in self.each(variables)]
         if self.once_built is not None:
-            call, self.once_built = self.once_built, None
-            call()
+            with recording.paused():  # at once, of what is there before the program
+                self.once_built()
+            self.once_built = None
         return self._loss_scale(), *parts
 
     def step(self, variables):
@@ -134,11 +138,11 @@ class SeveralEngine(Engine):
             engine.detach()
 
     def snapshot(self):
-        own = self.iterations, self.iterations._value, self._known.snapshot()
+        own = self.iterations, self.iterations._value, self._known.snapshot(), self.once_built
         return own, [engine.snapshot() for engine in self._engines()]
 
     def restore(self, snapshot):
-        (iterations, count, known), parts = snapshot
+        (iterations, count, known, self.once_built), parts = snapshot
         iterations._value = count
         self._known.restore(known)
         for engine, part in zip(self._engines(), parts, strict=False):  # a failed step may have added an engine

@@ -28,8 +28,8 @@ class Store(Cell):
         self.together: list[list[str]] = []  # keys of variables, in groups whose slots were made together
         self.joins = self._joined = False  # whether a group is made slot by slot: the present one, the last one
         self.orphans: set[str] = set()  # keys from a pickle, which a new variable with that path takes over
-        self.structure: Any = None  # of the transformation that made the state
-        self.pending_weights: list[np.ndarray] | None = None  # for slots that are still to be made
+        self.structure: Any = None  # of the transformation that made the state, and whether it has averages
+        self.pending_weights: list[np.ndarray] | None = None  # to assign once the slots exist
 
     # The state
 
@@ -138,10 +138,10 @@ class Store(Cell):
     def snapshot(self) -> tuple[Any, ...]:
         """Returns everything that a step may change."""
         known = dict(self.variables), dict(self.keys), list(self.together), set(self.orphans)
-        return known, self.structure, self.pending_weights, self._value
+        return known, self._joined, self.structure, self.pending_weights, self._value
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        known, self.structure, self.pending_weights, x = snapshot
+        known, self._joined, self.structure, self.pending_weights, x = snapshot
         self._variables, self._keys, self.together, self.orphans = known
         if x is not self._stored and x is not BUSY:
             self._value = x

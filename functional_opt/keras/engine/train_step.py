@@ -92,7 +92,8 @@ class TrainStep:
             return out
         for cell, _ in loss.written:
             x = vary_over(cell._value, self._optimizer.axis_name)
-            cell._value = jax.lax.pmean(x, self._optimizer.axis_name).astype(x.dtype)
+            mean = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
+            cell._value = mean(x, self._optimizer.axis_name).astype(x.dtype)
         return jax.tree.map(lambda x: jnp.asarray(x)[None], out)
 
     def _on_devices(self, pure: Callable) -> Callable:

@@ -61,7 +61,7 @@ class Scalar(SlotView):
     """A view of a number that an optimizer's state keeps once, not per variable."""
 
     def __init__(self, store: Store, field: str, name: str):
-        super().__init__(store, lambda state: {field: parts.get(state.inner, field)}, field, name)
+        super().__init__(store, lambda state: {field: parts.get(state.rule, field)}, field, name)
 
     @property
     def _value(self) -> jax.Array:
@@ -70,7 +70,7 @@ class Scalar(SlotView):
     @_value.setter
     def _value(self, x: jax.Array) -> None:
         state = self._known()
-        self._store.state = state._replace(inner=parts.set(state.inner, **{self._key: x}))
+        self._store.state = state.with_rule(parts.set(state.rule, **{self._key: x}))
 
 
 def put_all(variables: Sequence[Variable], values: Sequence[jax.Array]) -> None:
@@ -88,7 +88,7 @@ def put_all(variables: Sequence[Variable], values: Sequence[jax.Array]) -> None:
 
 
 def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
-    """Returns the only field of that name with an array for a variable. Raises KeyError for none or several."""
+    """Returns the rule's only field of that name with an array for a variable. Raises KeyError."""
     named = (field,) if isinstance(field, str) else field
     found = [x for name, x in _tables(state) if name in named and hasattr(x.get(key), "dtype")]
     if len(found) != 1:
@@ -97,10 +97,10 @@ def find(state: State | None, field: Fields, key: str) -> dict[str, jax.Array]:
 
 
 def fields(state: State | None) -> list[str]:
-    """Returns the names of the fields that are kept per variable, in order, each once."""
+    """Returns the names of the fields of the rule that are kept per variable, in order, each once."""
     return list(dict.fromkeys(name for name, _ in _tables(state) if name))
 
 
 def _tables(state: State | None) -> list[tuple[str, ByVariable]]:
-    found = jax.tree_util.tree_leaves_with_path(state.inner if state else None, is_leaf=is_by_variable)
+    found = jax.tree_util.tree_leaves_with_path(state.rule if state else None, is_leaf=is_by_variable)
     return [(field_name(path), x) for path, x in found if is_by_variable(x)]

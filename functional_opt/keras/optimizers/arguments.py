@@ -1,4 +1,4 @@
-"""What several constructors do with their arguments."""
+"""Checks and defaults of arguments that several constructors have."""
 
 from typing import Any
 

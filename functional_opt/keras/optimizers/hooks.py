@@ -4,7 +4,6 @@ Code that assigns to variables runs once, while the step is traced, with tracers
 iteration and the hyperparameters. The values that it assigns become the result, so it is compiled like any step.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -13,38 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.apply import apply_updates
 from ...core.transformation import GradientTransformation
 from ...transforms.combining.chain import chain
-from ..engine.by_variable import ByVariable, merged, restricted, shift_counts
+from ..engine.by_variable import BySlot, ByVariable
 from ..engine.engine import SingleEngine
-from ..engine.imperative import ImperativeState, imperative, python_state
+from ..engine.imperative import imperative, python_state
 from ..engine.replicas import AGGREGATIONS, SYNCHRONIZATIONS, Weight, mode
-from ..engine.rows import RowMode, by_rows
+from ..engine.rows import RowMode
+from ..engine.rule import apply_rule
 from ..engine.step import resolve_schedules
 from ..engine.views import SlotView
 from ..variables.foreign import as_variable
 from ..variables.indexed_slices import IndexedSlices
+from ..variables.initializers import initial
 from ..variables.variable import Variable
 from .hyper import Hyperparameters
-
-RULES = (
-    *("update_step", "_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices"),
-    *("_prepare", "_prepare_local", "_decayed_lr", "_create_slots"),
-)
-"""The methods that make up the rule of an optimizer. If a class overrides one, its step runs them all."""
-
-
-@functools.cache
-def overrides(cls: type, *names: str) -> tuple[str, ...]:
-    """Returns the methods among these that a class outside of this library defines for `cls`."""
-    cls = getattr(cls, "_facade", cls)  # what it was before the real Keras took it
-
-    def is_theirs(name: str) -> bool:
-        owner = next((c for c in cls.__mro__ if name in vars(c)), None)
-        return owner is not None and not owner.__module__.startswith("functional_opt.")
-
-    return tuple(name for name in names if is_theirs(name))
+from .overrides import RULES, overrides
 
 
 class SubclassHooks(Hyperparameters):
@@ -61,7 +44,7 @@ class SubclassHooks(Hyperparameters):
     axis_name: Any
     _own_weights: list[Variable]  # made by `add_weight`
     _extra_weights: list[Variable]  # own weights or other variables that are listed in `weights`
-    _making: dict[str, ByVariable] | None  # not None while slots are made
+    _making: BySlot | None  # not None while slots are made
 
     def _start_hooks(self) -> None:
         self._own_weights, self._extra_weights, self._making = [], [], None
@@ -76,6 +59,11 @@ class SubclassHooks(Hyperparameters):
     def _is_custom(self) -> bool:
         """True if the user's code takes the place of the rule, or wraps it."""
         return bool(overrides(type(self), *RULES))
+
+    @property
+    def _runs_traced(self) -> bool:
+        """True in the user's code while a step is traced. `_iterations` is the number of updates there."""
+        return self._traced_hyper._value is not None
 
     @property
     def _has_rule(self) -> bool:
@@ -222,11 +210,13 @@ class SubclassHooks(Hyperparameters):
         of_shape = variable.shape if shape is None else tuple(shape)
         tables = self._added_slots()
         if key not in tables.get(slot_name, ()):
-            x = _initial(initializer, of_shape, variable.dtype)
+            x = initial(initializer, of_shape, variable.dtype)
             if self._making is not None:
                 self._making.setdefault(slot_name, ByVariable())[key] = x
             else:
-                self._set_added_slots(tables | {slot_name: ByVariable(tables.get(slot_name, {}) | {key: x})})
+                store = engine.store
+                table = ByVariable(tables.get(slot_name, {}) | {key: x})
+                store.state = store.existing.with_added(BySlot(tables | {slot_name: table}))
         return self._slot(key, slot_name)
 
     def _slot(self, key: str, slot_name: str) -> SlotView:
@@ -237,26 +227,17 @@ class SubclassHooks(Hyperparameters):
         """Returns the slots of the rule, in groups."""
         raise NotImplementedError
 
-    def _added_slots(self) -> dict[str, ByVariable]:
+    def _added_slots(self) -> BySlot:
         """Returns the slots made by `add_slot`, by name and variable."""
         if self._making is not None:
             return self._making
         state = self._single_engine().store.state
-        return {} if state is None else _added(state)
+        return BySlot() if state is None else state.added
 
-    def _set_added_slots(self, slots: dict[str, ByVariable]) -> None:
-        store = self._single_engine().store
-        state = store.existing
-        if isinstance(state.inner, ImperativeState):
-            store.state = state._replace(inner=state.inner._replace(slots=slots))
-        else:
-            store.state = state._replace(slots=slots)
-
-    def _slots_for(self, params: ByVariable) -> dict[str, ByVariable]:
+    def _slots_for(self, params: ByVariable) -> BySlot:
         """Returns all slots that the user's code makes."""
         store = self._single_engine().store
-        there = {} if store.state is None else _added(store.state)
-        self._making = {name: ByVariable(table) for name, table in there.items()}
+        self._making = BySlot((name, ByVariable(table)) for name, table in self._added_slots().items())
         try:
             self._create_slots([store.variables[key] for key in params])
             return self._making
@@ -294,7 +275,7 @@ class SubclassHooks(Hyperparameters):
                 "variables. You have specified trainable=True and synchronization=VariableSynchronization.ON_READ."
             )
         weight = Weight(
-            _initial(initializer, tuple(shape), jnp.float32 if dtype is None else dtype),
+            initial(initializer, tuple(shape), jnp.float32 if dtype is None else dtype),
             trainable=bool(trainable),
             name=f"{self._name}/{name}",
             axis_name=self.axis_name,
@@ -337,30 +318,10 @@ class SubclassHooks(Hyperparameters):
             self.transform(None)  # says what to override
         if not engine.is_known(variable):
             engine.prepare([variable])
-        store, key = engine.store, engine.store.keys[id(variable)]
         iterations = self._iterations._value
         count = self._updates_done(iterations)
         tx = resolve_schedules(count, self._rule(rate), variable.dtype == jnp.float64)
-        state = store.existing
-        inner = state.inner.rule if isinstance(state.inner, ImperativeState) else state.inner
-        # what is kept once for all variables is that of the start of the step for each of them
-        notes = store.notes
-        if notes.get("iterations") is not iterations:
-            notes.update(iterations=iterations, start=shift_counts(inner, count - state.counted))
-        part = merged(restricted(notes["start"], key), restricted(inner, key), shared_of="first")
-
-        def rule(inner: Any, values: ByVariable, grads: ByVariable) -> tuple[ByVariable, Any]:
-            updates, new = tx.update(grads, inner, values)
-            return apply_updates(values, updates), new
-
-        grad = grad if isinstance(grad, IndexedSlices) else jnp.asarray(grad)
-        values = ByVariable({key: variable._value})
-        values, part = by_rows(rule, self.row_mode, part, values, ByVariable({key: grad}))
-        inner = merged(inner, part, shared_of="second", but_counts=True)
-        if isinstance(state.inner, ImperativeState):
-            inner = state.inner._replace(rule=inner)
-        store.state = state._replace(inner=inner)
-        variable.assign(values[key])
+        apply_rule(tx, engine.store, variable, grad, self.row_mode, iterations, count)
 
     def _apply_all(self, pairs: Sequence[tuple[Any, Variable]]) -> None:
         """Runs the user's code for each variable, while the step is traced."""
@@ -378,23 +339,9 @@ class SubclassHooks(Hyperparameters):
                 self._resource_apply_dense(_dense(g, v), v, **_takes(self._resource_apply_dense, apply_state))
 
 
-def _added(state: Any) -> dict[str, ByVariable]:
-    return state.inner.slots if isinstance(state.inner, ImperativeState) else state.slots
-
-
 def _rate(apply_state: dict | None, var: Variable) -> Any:
     var = as_variable(var)
     return (apply_state or {}).get((var.device, var.dtype), {}).get("lr_t")
-
-
-def _initial(initializer: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    if isinstance(initializer, str):
-        if initializer not in ("zeros", "ones"):
-            raise ValueError(f"initializer must be 'zeros', 'ones', an array or a function, got {initializer!r}")
-        return jnp.full(shape, float(initializer == "ones"), dtype)
-    if callable(initializer) and not isinstance(initializer, Variable):
-        return jnp.asarray(initializer(shape, dtype), dtype)
-    return jnp.broadcast_to(jnp.array(initializer, dtype), shape)
 
 
 def _takes(fn: Callable, apply_state: dict) -> dict[str, Any]:

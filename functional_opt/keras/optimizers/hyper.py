@@ -56,7 +56,7 @@ class Hyperparameters:
         if isinstance(x, type):
             raise TypeError(f"{name} must be a number, a schedule or a callable, got the class {x.__name__}; call it")
         if not callable(x):
-            x = _as_array(x)
+            x = as_array(x)
             if number(x) is NotImplemented:
                 raise TypeError(f"{name} must be a number, a schedule or a callable, got {described(x)}")
             if name in ("learning_rate", "decay"):
@@ -153,7 +153,7 @@ class Hyperparameters:
             self._set_hyper(name, x)
             return
         if name in type(self).ranges:
-            x = type(self).ranges[name].check(name, _as_array(x))
+            x = type(self).ranges[name].check(name, as_array(x))
         object.__setattr__(self, name, x)
 
     def __dir__(self):
@@ -206,7 +206,7 @@ def not_negative(name: str, x: Any) -> None:
     """Raises TypeError for a value that is not a number, ValueError if it is negative. None and callables pass."""
     if x is None or callable(x):
         return
-    known = number(_as_array(x))
+    known = number(as_array(x))
     if known is NotImplemented:
         raise TypeError(f"{name} must be a number, got {described(x)}")
     if known is not None and not known >= 0:
@@ -214,7 +214,7 @@ def not_negative(name: str, x: Any) -> None:
     Range("[0, inf]").check(name, x if known is None else known)
 
 
-def _as_array(x: Any) -> Any:
+def as_array(x: Any) -> Any:
     """Returns another library's tensor as a NumPy array, and anything else as it is."""
     ours = isinstance(x, Variable | jax.Array | np.ndarray | np.generic)
     return np.asarray(x) if not ours and hasattr(x, "__array__") else x

@@ -6,16 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.ranges import INT32_MAX, Integer, Range
 from ..engine.scaled import ScaledEngine, Scaling, adjusted, all_finite
 from ..engine.several import divided
 from ..variables import recording
 from ..variables.recording import BUSY
 from ..variables.variable import Variable
 from .configs import within
-from .hooks import overrides
-from .optimizer import SHARED, Optimizer
+from .optimizer import Optimizer
+from .overrides import DIFFERENTIATES, overrides
 from .serialization import deserialize, serialize
-from .wrapper import DIFFERENTIATES, Wrapper, refuse_loss_scale, required_entry
+from .shared import SHARED
+from .wrapper import Wrapper, refuse_loss_scale, required_entry
 
 
 class LossScaleOptimizer(Wrapper):
@@ -44,6 +46,8 @@ class LossScaleOptimizer(Wrapper):
     ([1.0, 2.0], 2.0, 0)
     """
 
+    ranges = {"initial_scale": Range("(0, inf)"), "dynamic_growth_steps": Integer(f"[1, {INT32_MAX}]")}
+
     def __init__(
         self,
         inner_optimizer: Optimizer,
@@ -58,10 +62,6 @@ class LossScaleOptimizer(Wrapper):
         for key in kwargs:
             if key in SHARED:
                 raise ValueError(f"LossScaleOptimizer does not support `{key}`. Set it on the `inner_optimizer`.")
-        if not initial_scale > 0:
-            raise ValueError(f"initial_scale must be positive, got {initial_scale}")
-        if not isinstance(dynamic_growth_steps, int) or dynamic_growth_steps < 1:
-            raise ValueError(f"dynamic_growth_steps must be an integer >= 1, got {dynamic_growth_steps!r}")
         self._parts, self._unscales = [inner_optimizer], False
         self.inner_optimizer, self.initial_scale = inner_optimizer, initial_scale
         self.dynamic_growth_steps = dynamic_growth_steps
@@ -74,8 +74,13 @@ class LossScaleOptimizer(Wrapper):
             self.initial_scale, trainable=False, dtype=jnp.float32, name=f"{self._name}/dynamic_scale"
         )
         inner = self.inner_optimizer._engine
-        self._scaled = ScaledEngine(inner, self.step_counter, self.dynamic_scale, self.dynamic_growth_steps)
+        self._scaled = ScaledEngine(inner, self.step_counter, self.dynamic_scale, int(self.dynamic_growth_steps))
         return self._scaled
+
+    def __setattr__(self, name: str, x: Any) -> None:
+        super().__setattr__(name, x)
+        if name == "dynamic_growth_steps" and "_scaled" in self.__dict__:
+            self._scaled.growth_steps = int(self.dynamic_growth_steps)
 
     def _part_of(self, variable):
         return 0
@@ -185,7 +190,8 @@ class LossScaleOptimizer(Wrapper):
             old = recording.content(cell)
             cell._value = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
         scaling = Scaling(self.step_counter.value, self.dynamic_scale.value)
-        self.step_counter._value, self.dynamic_scale._value = adjusted(scaling, finite, self.dynamic_growth_steps)
+        growth_steps = recording.depends_on(lambda: self.dynamic_growth_steps)
+        self.step_counter._value, self.dynamic_scale._value = adjusted(scaling, finite, growth_steps)
         return None
 
     @property

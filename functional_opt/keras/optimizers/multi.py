@@ -9,10 +9,10 @@ from ..engine.several import SeveralEngine, divided
 from ..variables.foreign import unwrap
 from ..variables.variable import Variable
 from .configs import as_arguments, class_of, within
-from .hooks import overrides
 from .optimizer import Optimizer
+from .overrides import DIFFERENTIATES, overrides
 from .serialization import deserialize, serialize
-from .wrapper import DIFFERENTIATES, Wrapper, refuse_loss_scale, required_entry
+from .wrapper import Wrapper, refuse_loss_scale, required_entry
 
 
 class OptimizerMap(MutableMapping):
@@ -65,7 +65,7 @@ class OptimizerMap(MutableMapping):
         return len(self._by_pattern)
 
     def optimizers(self) -> list[Optimizer]:
-        """Returns each optimizer once, the default one last."""
+        """Returns each optimizer once, in the order of the patterns. The default one is last if no pattern has it."""
         found = [*self._by_pattern.values(), self.default_optimizer]
         return list({id(o): o for o in found}.values())
 
@@ -155,8 +155,7 @@ class MultiOptimizer(Wrapper):
             known = [id(part) for part in self._parts]
             if id(optimizer) not in known:
                 self._parts.append(optimizer)
-                for variables, names in self._undecayed:
-                    optimizer.exclude_from_weight_decay(variables.values(), names)
+                self._undecayed.add_to(optimizer)
                 known.append(id(optimizer))
             where = known.index(id(optimizer))
             self._where[id(variable)] = where, variable
@@ -168,7 +167,10 @@ class MultiOptimizer(Wrapper):
         return twin
 
     def __getstate__(self):
-        return super().__getstate__() | {"_where": {}, "_left": self._by_path()}
+        return super().__getstate__() | {"_left": self._by_path()}
+
+    def _without_ids(self):
+        return super()._without_ids() | {"_where": {}}
 
     def _by_path(self) -> dict[str, int]:
         return self._left | {v.path: self._where[id(v)][0] for v in self._engine.known() if id(v) in self._where}

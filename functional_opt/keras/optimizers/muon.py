@@ -114,7 +114,8 @@ class Muon(Optimizer):
 
     def _inputs(self, hyper):
         numbers = super()._inputs(hyper)
-        rates = {"muon": self.weight_decay or 0.0, "adam": self.adam_weight_decay or 0.0}
+        rates = {"muon": numbers.weight_decay, "adam": self.adam_weight_decay}
+        rates = {label: 0.0 if rate is None else rate for label, rate in rates.items()}
         by_path = {key: rates[label] for key, label in self.routing().items()}
         return numbers._replace(weight_decay=by_path)
 

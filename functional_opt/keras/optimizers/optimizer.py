@@ -14,29 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from ...core.ranges import Range, unread
-from ...transforms.combining.chain import chain
+from ...core.ranges import unread
 from ..engine.engine import Engine, SingleEngine, zero_iterations
 from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
 from ..engine.views import Derived, Fields, SlotView
 from ..variables.foreign import all_ours
-from ..variables.recording import BUSY, Cell
+from ..variables.recording import BUSY, Cell, depends_on
 from ..variables.variable import Variable
 from . import schedules
+from .clips import as_chain
 from .configs import as_arguments, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
-from .training import GradsAndVars, Training
+from .pairs import GradsAndVars
+from .shared import CLIPS, SHARED, checked
+from .training import Training
+from .undecayed import Undecayed
 from .weights import Groups, OwnWeights, Variables, WeightViews
 
 NO_RATE: Any = object()
 """Stands for the learning rate of an optimizer without one."""
 Dialect = Literal["keras2", "keras3"]
-CLIPS = "clipvalue", "clipnorm", "global_clipnorm"
-NOT_NEGATIVE = {*CLIPS, "weight_decay", "epsilon"}
-SHARED_RANGES = {"loss_scale_factor": Range("(0, inf)"), "ema_momentum": Range("[0, 1]")}
-"""The ranges of arguments that all optimizers have."""
 EPSILON = 1e-7
 """Keras's default epsilon, also used if epsilon is 0 or None."""
 
@@ -111,10 +110,6 @@ class Optimizer(Training):
         for key in kwargs:
             if key not in {"lr", "decay"}:
                 raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
-        if use_ema and not 0 <= ema_momentum <= 1:
-            raise ValueError(f"`ema_momentum` must be in the range [0, 1]. Received: ema_momentum={ema_momentum}")
-        _at_least("ema_overwrite_frequency", ema_overwrite_frequency, 1)
-        _at_least("gradient_accumulation_steps", gradient_accumulation_steps, 2)
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
@@ -127,7 +122,7 @@ class Optimizer(Training):
         self.weight_decay, self.loss_scale_factor = weight_decay, loss_scale_factor
         self.use_ema, self.ema_momentum, self.ema_overwrite_frequency = use_ema, ema_momentum, ema_overwrite_frequency
         self.gradient_accumulation_steps = gradient_accumulation_steps
-        self._undecayed: list[tuple[dict[int, Variable], list[str]]] = []
+        self._undecayed = Undecayed()
         self._traced_hyper, self._last, self._programs = Cell(None), None, {}
         self._start_hooks()
         self._engine = self._new_engine()
@@ -153,10 +148,12 @@ class Optimizer(Training):
         return self._name
 
     def __setattr__(self, name: str, x: Any) -> None:
-        if name in NOT_NEGATIVE:
-            not_negative(name, x)
-        if name in SHARED_RANGES and x is not None:
-            SHARED_RANGES[name].check(name, x)
+        x = checked(name, x)
+        if name == "gradient_accumulation_steps" and x != self.__dict__.get(name, x) and self.built:
+            raise RuntimeError(
+                f"gradient_accumulation_steps cannot change from {self.gradient_accumulation_steps} to {x} after the "
+                "first step, as the steps are counted by it; set it before, or make another optimizer"
+            )
         if name in CLIPS and x is not None:
             if self.gradient_transformers:
                 raise ValueError(
@@ -228,7 +225,7 @@ class Optimizer(Training):
             hyper = hyper | {"learning_rate": decayed(hyper["learning_rate"], hyper["decay"])}
         early = self._clips_here
         with unread():  # they were checked when assigned; checking them here would make the host wait at every step
-            clips = chain(*(make(bound) for make, bound in ([] if early else self._clips())))
+            clips = as_chain([] if early else self._clips())
             rule = self._imperative(hyper) if self._is_custom else self.transform(SimpleNamespace(**hyper))
         return StepInputs(
             clips=clips,
@@ -250,7 +247,7 @@ class Optimizer(Training):
         """Returns the step of these variables, as the program is compiled for it."""
         keys = self._single_engine().store.keys
         key = lambda v: keys[id(v)]  # noqa: E731
-        shrunk = [] if self.weight_decay is None else [key(v) for v in variables if self._decays_weight(v)]
+        shrunk = [] if self.weight_decay is None else [key(v) for v in variables if v not in self._undecayed]
         return OptimizerStep(
             constraints=tuple([(key(v), v.constraint) for v in variables if v.constraint is not None]),
             decayed=tuple(shrunk),
@@ -261,13 +258,9 @@ class Optimizer(Training):
             keras3=self.dialect == "keras3",
         )
 
-    def _decays_weight(self, v: Variable) -> bool:
-        return not any(
-            id(v) in ids or any(re.search(pattern, v.path) for pattern in names) for ids, names in self._undecayed
-        )
-
     def _updates_done(self, count: Any) -> Any:
-        return count // self.gradient_accumulation_steps if self.gradient_accumulation_steps else count
+        n = None if self._runs_traced else self.gradient_accumulation_steps
+        return count // n if n else count
 
     def _known_attributes(self) -> frozenset[str]:
         return _attributes_of_all()
@@ -290,7 +283,7 @@ class Optimizer(Training):
         With `gradient_accumulation_steps` in the "keras3" dialect it is the number of updates, as in Keras 3.
         """
         n = self.gradient_accumulation_steps
-        if n is None or self.dialect == "keras2":
+        if n is None or self.dialect == "keras2" or self._runs_traced:
             return self._iterations
         count = self._iterations
         return Derived(lambda: count._value // n, count.path, lambda x: count.assign(x * n))
@@ -325,7 +318,8 @@ class Optimizer(Training):
 
         Only needed for gradients computed elsewhere: `minimize`, `compute_gradients` and `make_train_step` do it.
         """
-        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+        factor = depends_on(lambda: self.loss_scale_factor)
+        return loss if factor is None else loss * factor
 
     # Slots and weights
 
@@ -388,8 +382,7 @@ class Optimizer(Training):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
-        variables = all_ours(var_list or ())
-        self._undecayed.append(({id(v): v for v in variables}, list(var_names or ())))
+        self._undecayed.add(all_ours(var_list or ()), list(var_names or ()))
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Replaces the variables' values by their running means, if `use_ema` keeps any."""
@@ -430,7 +423,7 @@ class Optimizer(Training):
         return [self._iterations, *([rate] if isinstance(rate, Variable) else [])]
 
     def _assign_weights(self, weights: Sequence[Any]) -> None:
-        self._views.assign(weights)
+        self._views.assign_kept(weights)
 
     def _of_older_generations(self, weights: Sequence[Any]) -> Sequence[Any]:
         """Converts weights to the present form, if the class knows an older one."""
@@ -443,28 +436,21 @@ class Optimizer(Training):
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         with BUSY.lock:
+            others = self._without_ids()
             for name, x in self.__dict__.items():
-                twin.__dict__[name] = _copied_attribute(name, x, memo)
+                twin.__dict__[name] = others[name] if name in others else copy.deepcopy(x, memo)
         return twin
+
+    def _without_ids(self) -> dict[str, Any]:
+        """Returns the attributes that refer to variables by their identity, as a copy starts with them."""
+        return {"_undecayed": self._undecayed.by_path(), "_last": None, "_programs": {}}
 
     def __getstate__(self) -> dict[str, Any]:
         """Refers to variables that do not decay by their paths, which an optimizer made from a pickle still knows."""
-        return self.__dict__ | {"_undecayed": _by_path(self._undecayed), "_last": None, "_programs": {}}
+        return self.__dict__ | self._without_ids()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def _by_path(undecayed: list[tuple[dict[int, Variable], list[str]]]) -> list[tuple[dict[int, Variable], list[str]]]:
-    return [({}, [*names, *(f"^{re.escape(v.path)}$" for v in variables.values())]) for variables, names in undecayed]
-
-
-def _copied_attribute(name: str, x: Any, memo: dict) -> Any:
-    if name in ("_last", "_programs", "_where"):  # which are by id
-        return None if name == "_last" else {}
-    if name == "_undecayed":
-        return _by_path(x)
-    return copy.deepcopy(x, memo)
 
 
 @functools.cache
@@ -473,25 +459,6 @@ def _attributes_of_all() -> frozenset[str]:
     return frozenset(vars(Optimizer("blank")))
 
 
-SHARED: dict[str, Any] = {
-    "weight_decay": None,
-    "clipnorm": None,
-    "global_clipnorm": None,
-    "clipvalue": None,
-    "use_ema": False,
-    "ema_momentum": 0.99,
-    "ema_overwrite_frequency": None,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
-"""The shared arguments that are plain attributes, and their defaults, in the order of Keras 3's config."""
-
-
 def _default_name(cls: str, dialect: Dialect) -> str:
     """Returns the name of the class as it is for Keras 2, in snake case for Keras 3."""
     return cls if dialect == "keras2" else re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
-
-
-def _at_least(name: str, x: int | None, least: int) -> None:
-    if x is not None and (not isinstance(x, int) or x < least):
-        raise ValueError(f"`{name}` must be an integer >= {least} or None. Received: {name}={x}")

@@ -23,7 +23,7 @@ class ScheduleFreeAdamW(Optimizer):
 
     Args:
         learning_rate: a number, a schedule, or a callable.
-        beta_1: the weight of the average in the variables' values, in [0, 1).
+        beta_1: the weight of the average in the variables' values, in (0, 1]. With 0 they would not show the average.
         beta_2: decay of the second moment, in [0, 1).
         epsilon: added outside the root; 0 or None means 1e-8.
         warmup_steps: steps over which the learning rate grows from 1/warmup_steps of its value.
@@ -42,7 +42,7 @@ class ScheduleFreeAdamW(Optimizer):
     default_dialect = "keras3"
     slots = ({"momentum": "z", "velocity": "nu"},)
     settings = ("epsilon", "warmup_steps")
-    ranges = {"epsilon": Range("[0, inf)"), "warmup_steps": Integer("[0, inf)")}
+    ranges = {"beta_1": Range("(0, 1]"), "epsilon": Range("[0, inf)"), "warmup_steps": Integer("[0, inf)")}
 
     def __init__(
         self,

@@ -7,30 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ...core.transformation import EmptyState
-from ...transforms.clipping.clip import clip, clip_by_global_norm, clip_by_norm
-from ...transforms.combining.chain import chain
 from ..engine import eager, transaction
 from ..engine.engine import Engine, undone_on_error
 from ..engine.packing import Group
 from ..engine.program import Program
 from ..engine.replicas import AxisName, summed, vary_over
 from ..engine.several import divided
+from ..engine.stateless import stateless
 from ..engine.train_step import Loss, TrainStep
-from ..engine.views import put_all
 from ..variables import gradients, recording
 from ..variables.foreign import as_variable, is_variable, unwrap
 from ..variables.indexed_slices import IndexedSlices
 from ..variables.recording import BUSY
 from ..variables.variable import Variable
 from . import graph_mode
-from .hooks import SubclassHooks, overrides
+from .clips import Clips, clipped, clipped_together, clips_with
+from .hooks import SubclassHooks
+from .overrides import STAGES, overrides
+from .pairs import GradsAndVars, as_pairs, check_gradient
 
 log = logging.getLogger(__name__)
-GradsAndVars = Sequence[tuple[Any, Any]]
-STAGES = "_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients", "_clip_gradients"
 
 
 class Training(SubclassHooks):
@@ -212,7 +209,7 @@ class Training(SubclassHooks):
             mesh: a mesh with the axis `axis_name`. Arrays of the batch are split over that axis along their first
                 dimension, each device computes the loss of its part, and the gradients are summed. The results
                 then have a first dimension with one entry per device. A variable that the loss assigns to gets
-                the mean over the devices.
+                the mean over the devices, one of integers the largest.
             shard: an axis of the mesh over which slots are kept in pieces, as by `functional_opt.shard`. The batch is
                 split over it too, but the loss is that of the whole batch, as on one device, and so are the results.
                 The optimizer must have no `axis_name`.
@@ -312,8 +309,11 @@ class Training(SubclassHooks):
         if aggregate:
             present = self._aggregate_gradients(self._transform_unaggregated_gradients(present))
         present = as_pairs(self._transform_gradients(list(present)))
-        if self.global_clipnorm is not None and len({id(v) for _, v in present}) < len(present):
-            present = _clipped_together(present, self.global_clipnorm * (self.loss_scale_factor or 1.0))
+        if len({id(v) for _, v in present}) < len(present):
+            bound, factor = recording.depends_on(lambda: (self.global_clipnorm, self.loss_scale_factor))
+            if bound is not None:  # by the joint norm, as each round of the step would only see a part of it
+                grads = clipped_together([g for g, _ in present], bound * (factor or 1.0))
+                present = [(g, v) for g, (_, v) in zip(grads, present, strict=True)]
         queues: dict[int, list] = {}
         for g, v in present:
             check_gradient(g, v)
@@ -326,8 +326,8 @@ class Training(SubclassHooks):
 
     def _aggregate_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
         """Sums gradients of several replicas. OptimizerV2's hook."""
-        if self.gradient_aggregator:
-            return self.gradient_aggregator(grads_and_vars)
+        if aggregator := recording.depends_on(lambda: self.gradient_aggregator):
+            return aggregator(grads_and_vars)
         if self.axis_name is None:
             return grads_and_vars
         sums = summed([g for g, _ in grads_and_vars], self.axis_name)
@@ -337,26 +337,19 @@ class Training(SubclassHooks):
         """Clips gradients and calls `gradient_transformers`. OptimizerV2's hook."""
         if self._clips_here:
             grads, variables = zip(*grads_and_vars, strict=True)
-            if self.loss_scale_factor is not None:
-                grads = divided(list(grads), self.loss_scale_factor)
+            if (factor := recording.depends_on(lambda: self.loss_scale_factor)) is not None:
+                grads = divided(list(grads), factor)
             grads_and_vars = list(zip(self._clip_gradients(list(grads)), variables, strict=True))
-        for fn in self.gradient_transformers:
+        for fn in recording.depends_on(lambda: tuple(self.gradient_transformers)):
             grads_and_vars = fn(list(grads_and_vars))
         return grads_and_vars
 
     def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
         """Clips gradients as the optimizer is set to. OptimizerV2's hook."""
-        plain = [g.values if isinstance(g, IndexedSlices) else g for g in grads]
-        clips = chain(*(make(bound) for make, bound in self._clips()))
-        clipped, _ = clips.update(plain, clips.init(plain))
-        return [
-            g.with_values(new) if isinstance(g, IndexedSlices) else new for g, new in zip(grads, clipped, strict=True)
-        ]
+        return clipped(grads, recording.depends_on(self._clips))
 
-    def _clips(self) -> list[tuple[Callable, Any]]:
-        """Returns the clips that are set, with their bounds, in order."""
-        clips = [(clip, self.clipvalue), (clip_by_norm, self.clipnorm), (clip_by_global_norm, self.global_clipnorm)]
-        return [(make, bound) for make, bound in clips if bound is not None]
+    def _clips(self) -> Clips:
+        return clips_with(self.clipvalue, self.clipnorm, self.global_clipnorm)
 
     @property
     def _clips_here(self) -> bool:
@@ -416,60 +409,8 @@ class Training(SubclassHooks):
         own, variables = self.variables, self._engine.known()
         if not self._engine.built:
             raise ValueError("the optimizer is not built; call optimizer.build(variables) first")
-        for name, given, known in (
-            ("optimizer_variables", optimizer_variables, own),
-            ("grads", grads, variables),
-            ("trainable_variables", trainable_variables, variables),
-        ):
-            if len(given) != len(known):
-                raise ValueError(f"{name} must have {len(known)} arrays, got {len(given)}")
-
-        def run() -> tuple[list[jax.Array], list[jax.Array]]:
-            put_all(own, [jnp.asarray(x) for x in optimizer_variables])
-            for v, x in zip(variables, trainable_variables, strict=True):
-                v._value = jnp.asarray(x)
-            self.apply(grads, variables)
-            return [v._value for v in variables], [v._value for v in own]
-
-        return recording.call(run, (), ()).out
+        return stateless(self.apply, own, variables, optimizer_variables, grads, trainable_variables)
 
     @property
     def variables(self) -> list[Variable]:
         raise NotImplementedError
-
-
-def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
-    """Returns (gradient, variable) pairs, with other libraries' variables wrapped. Raises TypeError for non-pairs."""
-    pairs = list(grads_and_vars)
-    if not eager.are_pairs(pairs):
-        for pair in pairs:
-            if not (isinstance(pair, tuple | list) and len(pair) == 2):
-                raise TypeError(f"grads_and_vars must hold (gradient, variable) pairs, got {pair!r}")
-    if {type(v) for _, v in pairs} == {Variable}:
-        return [(g, v) for g, v in pairs]
-    for _, v in pairs:
-        if not is_variable(v):
-            raise TypeError(f"the second of each pair must be a Variable, got {v!r}")
-    return [(g, as_variable(v)) for g, v in pairs]
-
-
-def check_gradient(g: Any, v: Variable) -> None:
-    """Raises an error for a gradient that does not have the shape of its variable, or cannot be a gradient of it."""
-    shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
-    if shape != v.shape:
-        raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
-    dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"the gradient of {v.name} must be floating-point, got {dtype}")
-    if isinstance(g, IndexedSlices) and v.constraint is not None:
-        raise RuntimeError(f"Cannot use a constraint function on a sparse variable: {v.name}")
-
-
-def _clipped_together(pairs: list[tuple], bound: float) -> list[tuple]:
-    """Clips by the joint norm if a variable is listed twice, as each round would only see a part of it."""
-    values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
-    clipped, _ = clip_by_global_norm(bound).update(values, EmptyState())
-    return [
-        (old.with_values(g) if isinstance(old, IndexedSlices) else g, v)
-        for g, (old, v) in zip(clipped, pairs, strict=True)
-    ]

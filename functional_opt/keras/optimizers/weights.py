@@ -1,5 +1,6 @@
 """WeightViews: the state of an optimizer, presented as variables in the order of a dialect."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
@@ -112,7 +113,7 @@ class WeightViews:
 
     def added_slot(self, key: str, slot_name: str) -> SlotView:
         """Returns a slot made by `add_slot`."""
-        return self._view(lambda state: _added(state)[slot_name], key, slot_name)
+        return self._view(lambda state: state.added[slot_name], key, slot_name)
 
     def _view(self, table: Callable[[Any], dict], key: str, slot_name: str) -> SlotView:
         return SlotView(self._store, table, key, self._optimizer._slot_label(key, slot_name))
@@ -155,7 +156,8 @@ class WeightViews:
     def set(self, weights: Sequence[Any]) -> None:
         """Assigns weights, or keeps them until the slots exist. Raises ValueError, if one is wrong.
 
-        Before the first step, weights are refused that no variables could make fit.
+        Before the first step, weights are refused that no variables could make fit. Weights that are kept take the
+        place of those that were kept before.
         """
         own = self._optimizer.weights
         weights = list(weights)
@@ -165,6 +167,17 @@ class WeightViews:
             self._store.pending_weights = kept
             return
         self.assign(weights)
+        self._store.pending_weights = None
+
+    def assign_kept(self, weights: Sequence[Any]) -> None:
+        """Assigns weights that were kept until the slots exist. Raises ValueError if they do not fit."""
+        try:
+            self.assign(weights)
+        except ValueError as e:
+            raise ValueError(
+                f"the weights that set_weights got before the first step do not fit the variables: {e} Call "
+                "set_weights with others, or opt.set_weights(opt.get_weights()) to begin without them."
+            ) from e
 
     def _check_start(self, own: Sequence[Variable], weights: Sequence[np.ndarray]) -> None:
         """Raises ValueError for weights that no variables could make fit: they must begin with those that exist."""
@@ -204,9 +217,10 @@ class WrapperViews(WeightViews):
         weights = list(weights)
         if not engine.built and [np.shape(w) for w in weights] != [w.shape for w in own]:
             kept = [_array(f"weight {i}", w) for i, w in enumerate(weights)]
-            engine.once_built = lambda: self.assign(kept)
+            engine.once_built = functools.partial(self.assign_kept, kept)
             return
         self.assign(weights)
+        engine.once_built = None
 
     @property
     def _parts(self) -> Sequence[Any]:
@@ -222,9 +236,9 @@ def assign_all(own: Sequence[Variable], weights: Sequence[Any]) -> None:
     for w, x in zip(own, weights, strict=True):
         x = _array(f"Optimizer weight {w.name}", x)
         if x.shape != w.shape:
-            raise ValueError(f"Optimizer weight {w.name} has shape {w.shape}; it cannot be set to {x.shape}")
+            raise ValueError(f"Optimizer weight {w.name} has shape {w.shape}; it cannot be set to {x.shape}.")
         if np.issubdtype(x.dtype, np.complexfloating) and not np.issubdtype(np.dtype(w.dtype), np.complexfloating):
-            raise ValueError(f"Optimizer weight {w.name} has dtype {w.dtype}; it cannot be set to {x.dtype}")
+            raise ValueError(f"Optimizer weight {w.name} has dtype {w.dtype}; it cannot be set to {x.dtype}.")
         values.append(x)
     put_all(own, [jnp.array(x).astype(w.dtype) for w, x in zip(own, values, strict=True)])
 
@@ -238,7 +252,3 @@ def _array(what: str, x: Any) -> np.ndarray:
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool or array.dtype.kind == "V"):
         raise ValueError(f"{what} must be an array of numbers, got dtype {array.dtype}")
     return array
-
-
-def _added(state: Any) -> dict[str, Any]:
-    return getattr(state.inner, "slots", state.slots)

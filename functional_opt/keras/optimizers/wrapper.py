@@ -7,12 +7,9 @@ from ..engine.engine import zero_iterations
 from ..variables.foreign import all_ours
 from ..variables.variable import Variable
 from .configs import as_arguments
-from .hooks import overrides
 from .optimizer import Optimizer
-from .training import STAGES
+from .overrides import STAGES, overrides
 from .weights import WrapperViews
-
-DIFFERENTIATES = "minimize", "compute_gradients", "_compute_gradients", "_get_gradients", "get_gradients"
 
 
 class Wrapper(Optimizer):

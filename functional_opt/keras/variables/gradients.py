@@ -155,7 +155,7 @@ class Forward(NamedTuple):
     shapes: dict[int, Shapes]
     """Only for variables that were read by row and in no other way."""
     written: list[tuple[Any, Any]]
-    """What the loss assigned to, with the values assigned."""
+    """The cells that the loss assigned to, with their new values."""
     gradients: Callable[..., list[Any]]
     """Takes a cotangent (ones if None); returns a gradient for each variable, None if it was not read."""
 

@@ -127,7 +127,6 @@ class Call(NamedTuple):
 
 class _Thread(threading.local):
     scopes: tuple[Scope, ...] = ()
-    undo: list[Callable[[], None]] | None = None
 
 
 _thread = _Thread()
@@ -143,6 +142,11 @@ def content(cell: Cell) -> Any:
 def active() -> bool:
     """Returns whether the present thread records."""
     return bool(_thread.scopes)
+
+
+def may_assign() -> bool:
+    """Returns whether a traced value can be assigned here: in a program, but not in a `jax.jit` or scan inside it."""
+    return program() is not None and _thread.scopes[-1].trace == get_opaque_trace_state()
 
 
 def is_assigned(cell: Cell) -> bool:
@@ -203,10 +207,10 @@ def notes_of(cell: Cell, outside: dict[str, Any]) -> dict[str, Any]:
 
 
 def lift(owner: Cell, key: Any, compute: Callable[[], Any]) -> Any:
-    """Returns `compute()`, in a compiled program as an input that is computed anew, outside of it, at each call.
+    """Returns `compute()` as an input of the compiled program, which computes it outside of itself at each call.
 
-    `owner` and `key` tell the inputs of a program apart. The result is None outside of a program, and in one that has
-    made the owner itself.
+    `owner` and `key` identify the input. The result is None outside of a program, and in one that has made the owner
+    itself.
     """
     scope = program()
     if scope is None or any(cell is owner for cell in scope.made):
@@ -251,28 +255,6 @@ def recorded(run: Callable[[Scope], T], steps: Steps | None = None) -> T:
         _thread.scopes, scope.ended = outer, True
         for cell, x in scope.before.values():
             cell._stored = x
-
-
-def undoing(done: Callable[[], Any], run: Callable[[], T]) -> T:
-    """Undoes what `undo_with` was given meanwhile, the last first, if the code fails before `done` changes."""
-    before, outer = done(), _thread.undo
-    undo: list[Callable[[], None]] = []
-    try:
-        _thread.undo = undo
-        return run()
-    except BaseException:
-        if done() == before:
-            for restore in reversed(undo):
-                restore()
-        raise
-    finally:
-        _thread.undo = outer
-
-
-def undo_with(make: Callable[[], Callable[[], None]]) -> None:
-    """Notes how to undo something that a program does at once while it is traced: `make()` returns the function."""
-    if _thread.undo is not None:
-        _thread.undo.append(make())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 from ...config import from_config, to_config
 from ...core.schedule import Schedule
 from ..optimizers import CLASSES, FromTransformation, LossScaleOptimizer, Optimizer, schedules
-from ..optimizers.optimizer import SHARED
+from ..optimizers.shared import SHARED
 from ..optimizers.weights import Variables
 from ..variables import recording
 from ..variables.foreign import all_ours, unwrap
@@ -75,7 +75,7 @@ def _just_joined(joined: type) -> type:
 
 
 class Joined(Optimizer):
-    """What the real Keras asks of an optimizer. The class of a joined optimizer has this first among its bases."""
+    """The methods that the real Keras calls on an optimizer. It is the first base of a joined optimizer's class."""
 
     _facade: ClassVar[Any]
     """The class that the optimizer had before."""

@@ -127,8 +127,10 @@ class orthogonalize(GradientTransformation):
 class scale_by_shape(GradientTransformation):
     """Scales matrices by shape: u = g · √max(1, columns / rows), or u = g · consistent_rms · √max(columns, rows).
 
-    The first makes an orthogonal matrix as large an operator as it may be. The second, with consistent_rms, gives all
-    orthogonal matrices the same root mean square.
+    The last two axes of a leaf are rows (inputs, fan-in) and columns (outputs, fan-out). The first formula, for
+    consistent_rms=None, gives an orthogonal matrix with at least as many columns as rows the norm 1 as a map from
+    inputs to outputs, both measured by root mean square; one with more rows stays as it is. The second gives every
+    orthogonal matrix the root mean square consistent_rms.
 
     Args:
         consistent_rms: the root mean square of the result, ≥ 0, about 0.2 for Adam's updates; None for the first

@@ -61,7 +61,8 @@ class with_metrics(GradientTransformation):
     {'clipped_norm': 1.0, 'gradient_norm': 2.0, 'learning_rate': 0.1, 'skipped': 0, 'step': 1, 'update_norm': 0.1,
      'update_ratio': 0.02}
 
-    Differs from Optax, whose monitor changes the structure of its state, and which does not report the learning rate.
+    Optax (0.2.8) has no such function: its `monitor` applies given functions to the updates, so that it sees no
+    learning rate or params, and its state changes its structure at the first update.
     """
 
     inner: Transformation
