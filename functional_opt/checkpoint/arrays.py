@@ -1,0 +1,220 @@
+"""to_arrays and from_arrays: params and a state as named arrays with a manifest, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..config import from_config
+from ..config.words import short
+from ..core.leaves import Tree
+from ..core.transformation import as_transformation
+from . import containers
+from .entries import Entry, entries_of_params, entries_of_state
+from .manifest import Fact, make_manifest, read_manifest
+from .names import names_of
+from .placed import put, sharding_of, sharding_of_slot
+from .stored import checksum_of, form_of, from_stored, is_stored, to_stored
+
+
+def to_arrays(tx: Any, params: Tree, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns params and a state as a flat dict of arrays, and a manifest, plain JSON, that says what they are.
+
+    A param's name is its path, such as `encoder/layer_0/kernel`. A slot's name is the path of its param and the
+    slot's field: `encoder/layer_0/kernel#mu`; `#count` belongs to no param. Names do not depend on containers: dicts,
+    lists, modules and boxes give the same. If two slots would have the same name, theirs have the place in the state,
+    such as `encoder/layer_0/kernel#0/mu`.
+
+    Args:
+        tx: the transformation. The manifest has its config, or None if it has none, such as another library's.
+        params: the params. Leaves that are not arrays or numbers, such as functions in a model, are left out.
+        state: a state that `tx.init(params)` or `tx.update` returned.
+
+    The arrays are those of params and state, not copies; keys of `jax.random` become their data. Their checksums are
+    computed on the host; an array of which this process has only a part has none.
+
+    Raises ValueError, naming the array, for a state that is not one of `tx`, and TypeError for tracers.
+
+    >>> import jax.numpy as jnp
+    >>> from functional_opt import adam
+    >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    >>> tx = adam(1e-3)
+    >>> arrays, manifest = to_arrays(tx, params, tx.init(params))
+    >>> list(arrays)
+    ['dense/bias', 'dense/kernel', '#count', 'dense/bias#mu', 'dense/kernel#mu', 'dense/bias#nu', 'dense/kernel#nu']
+    >>> manifest["arrays"]["dense/bias#mu"]  # doctest: +NORMALIZE_WHITESPACE
+    {'role': 'slot', 'slot': '0/mu', 'rule': 'ScaleByAdamState', 'path': 'dense/bias', 'shape': [3],
+     'dtype': 'float32', 'checksum': 'crc32:7bd5c66f'}
+    """
+    tx = as_transformation(tx)
+    entries, arrays, facts = entries_of(params, state), {}, {}
+    _refuse_other_state(tx, params, [entry for entry in entries if entry.slot])
+    for name, entry in zip(names_of(entries), entries, strict=True):
+        x = to_stored(entry.value, name)
+        role = "slot" if entry.slot else "param"
+        arrays[name] = x
+        facts[name] = Fact(role, entry.slot, entry.rule, entry.path, entry.part, form_of(entry.value), checksum_of(x))
+    names = {fact.path: name for name, fact in facts.items() if not fact.slot}
+    in_order = [names.get(entry.path) if is_stored(entry.value) else None for entry in entries_of_params(params)]
+    return arrays, make_manifest(tx, containers.to_json(params, in_order), facts)
+
+
+def from_arrays(
+    arrays: Mapping[str, Any], manifest: dict[str, Any], tx: Any = None, params: Tree = None
+) -> tuple[Any, Tree, Any]:
+    """Returns the `(tx, params, state)` that `to_arrays` described, with the same bits.
+
+    Args:
+        arrays: arrays by name, JAX's or NumPy's. NumPy's are copied.
+        manifest: the manifest that `to_arrays` returned with them, also after a round trip through JSON.
+        tx: the transformation; if None, the one in the manifest. Its state must have the arrays of the checkpoint;
+            `migrate` takes a state from one transformation to another.
+        params: params in the containers that you want, in any order, whose leaves have shapes and dtypes: arrays or
+            `jax.ShapeDtypeStruct`. Arrays are put where the shardings of these leaves say, and slots beside their
+            params. Leaves that are not arrays stay. If None, params are in dicts, lists and tuples.
+
+    Raises ValueError, before anything is used, for a manifest that is damaged or of another version, for an array
+    that is missing, not expected, or has another shape, dtype or checksum than the manifest says, and for params or a
+    `tx` that do not fit; it names the array.
+
+    >>> import jax.numpy as jnp
+    >>> from functional_opt import adam
+    >>> params = {"w": jnp.ones(2)}
+    >>> arrays, manifest = to_arrays(adam(1e-3), params, adam(1e-3).init(params))
+    >>> tx, params, state = from_arrays(arrays, manifest)
+    >>> tx == adam(1e-3), state[0].nu["w"].tolist()
+    (True, [0.0, 0.0])
+    >>> del arrays["w#nu"]
+    >>> from_arrays(arrays, manifest)
+    Traceback (most recent call last):
+    ValueError: the array 'w#nu' is missing
+    """
+    facts = read_manifest(manifest)
+    _check_arrays(arrays, facts)
+    tx = _config(manifest) if tx is None else as_transformation(tx)
+    if params is None:
+        params = _abstract_params(manifest, facts)
+    wanted = {entry.path: entry.value for entry in entries_of(params, None)}
+    names = {fact.key: name for name, fact in facts.items()}
+    template = abstract_state(tx, params)
+    entries = entries_of(params, template)
+    _check_template(entries, names, facts)
+
+    def restored(entry: Entry) -> Any:
+        name = names[entry.key]
+        to = sharding_of_slot(entry, wanted) if entry.slot else sharding_of(entry.value)
+        return put(from_stored(arrays[name], facts[name].form), to)
+
+    values = iter([restored(entry) for entry in entries])
+    params = jax.tree.map(lambda x: next(values) if is_stored(x) else x, params)
+    return tx, params, jax.tree.map(lambda _: next(values), template)
+
+
+def entries_of(params: Tree, state: Any) -> list[Entry]:
+    """Returns the entries of all arrays, those of the params first. Raises TypeError for other leaves in a state."""
+    entries = [entry for entry in entries_of_params(params) if is_stored(entry.value)]
+    for entry in (slots := entries_of_state(state, params)):
+        if not is_stored(entry.value):
+            raise TypeError(f"the state's {entry} must be an array, got {entry.value!r:.80}")
+    return entries + slots
+
+
+def abstract_state(tx: Any, params: Tree) -> Any:
+    """Returns the shapes and dtypes of `tx.init(params)`; leaves of the params that are not arrays count as None."""
+
+    def abstract(x: Any) -> Any:
+        if not is_stored(x):
+            return None
+        weak = getattr(x, "weak_type", False)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if hasattr(x, "shape") else x
+
+    return jax.eval_shape(tx.init, jax.tree.map(abstract, params))
+
+
+def _refuse_other_state(tx: Any, params: Tree, slots: list[Entry]) -> None:
+    """Raises ValueError if `from_arrays` could not put the slots into a state of `tx`."""
+    made = {entry.key: entry for entry in entries_of_state(abstract_state(tx, params), params)}
+    given = {entry.key: entry for entry in slots}
+    for key in [*made, *given]:
+        if key not in given:
+            raise ValueError(f"the state has no {made[key]}, which tx.init(params) makes; pass the state of this tx")
+        if key not in made:
+            raise ValueError(f"the state has {given[key]}, which tx.init(params) does not make; pass the tx it is of")
+        forms = form_of(given[key].value), form_of(made[key].value)
+        if forms[0][:2] != forms[1][:2]:
+            has, makes = (f"{form.dtype}{list(form.shape)}" for form in forms)
+            raise ValueError(
+                f"the state's {given[key]} is {has}, but tx.init(params) makes {makes}; pass its own params"
+            )
+
+
+def _check_arrays(arrays: Mapping[str, Any], facts: dict[str, Fact]) -> None:
+    for name, fact in facts.items():
+        if name not in arrays:
+            raise ValueError(f"the array {name!r} is missing")
+        x = arrays[name]
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise ValueError(f"the array {name!r} must be an array, got {short(x)} ({type(x).__name__})")
+        has, said = f"{np.dtype(x.dtype).name}{list(x.shape)}", f"{fact.form.dtype}{list(fact.form.shape)}"
+        if has != said:
+            raise ValueError(f"the array {name!r} is {has}, but the manifest says {said}")
+        if not fact.form.key and jax.dtypes.canonicalize_dtype(x.dtype) != np.dtype(x.dtype):
+            raise ValueError(f"the array {name!r} is {has}, which needs jax.config.update('jax_enable_x64', True)")
+    for name in arrays:
+        if name not in facts:
+            raise ValueError(f"the array {name!r} is not in the manifest")
+    for name, fact in facts.items():
+        found = checksum_of(arrays[name]) if fact.checksum is not None else None
+        if found is not None and found != fact.checksum:
+            raise ValueError(f"the array {name!r} is damaged: its checksum is {found}, not {fact.checksum}")
+
+
+def _config(manifest: dict[str, Any]) -> Any:
+    if manifest["config"] is None:
+        reason = short(manifest["no_config"])
+        raise ValueError(f"the manifest has no config of the transformation ({reason}): pass it as tx=")
+    try:
+        return as_transformation(from_config(manifest["config"]))
+    except TypeError as e:
+        raise ValueError(f"the manifest's config: {e}") from e
+
+
+def _abstract_params(manifest: dict[str, Any], facts: dict[str, Fact]) -> Tree:
+    def abstract(fact: Fact) -> Any:
+        if fact.form.key:
+            data = jax.ShapeDtypeStruct(fact.form.shape, "uint32")
+            return jax.eval_shape(lambda x: jax.random.wrap_key_data(x, impl=fact.form.key), data)
+        return jax.ShapeDtypeStruct(fact.form.shape, fact.form.dtype, weak_type=fact.form.weak)
+
+    leaves = {name: abstract(fact) for name, fact in facts.items() if not fact.slot}
+    params = containers.from_json(manifest["containers"], leaves)
+    there = {entry.path for entry in entries_of_params(params)}
+    if there != {fact.path for fact in facts.values() if not fact.slot}:
+        raise ValueError("the manifest's containers do not hold the params that it lists")
+    return params
+
+
+def _check_template(entries: list[Entry], names: dict[Any, str], facts: dict[str, Fact]) -> None:
+    wanted = {entry.key for entry in entries}
+    for key, name in names.items():
+        if key not in wanted:
+            whose = "tx.init(params) makes no such slot" if facts[name].slot else "the given params have no such leaf"
+            raise ValueError(f"the checkpoint has {name!r}, but {whose}; {_remedy(facts[name])}")
+    for entry in entries:
+        if entry.key not in names:
+            whose = "tx.init(params) makes" if entry.slot else "the given params have"
+            raise ValueError(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {_remedy(entry)}")
+        fact, form = facts[names[entry.key]], form_of(entry.value)
+        if form[:2] != fact.form[:2]:
+            has, said = (f"{f.dtype}{list(f.shape)}" for f in (fact.form, form))
+            whose = "tx.init(params) makes" if entry.slot else "the given params have"
+            raise ValueError(
+                f"the checkpoint's {names[entry.key]!r} is {has}, but {whose} {said} there; {_remedy(entry)}"
+            )
+
+
+def _remedy(x: Entry | Fact) -> str:
+    if not x.slot:
+        return "pass the params that were saved, or leave params= out"
+    return "leave tx= out to get the transformation that was saved, and take its state to another one with migrate"
