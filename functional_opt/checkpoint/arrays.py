@@ -3,19 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from ..config import from_config
-from ..config.words import short
 from ..core.leaves import Tree
 from ..core.transformation import as_transformation
 from . import containers
-from .entries import Entry, entries_of_params, entries_of_state
-from .manifest import Fact, make_manifest, read_manifest
+from .entries import Entry, abstract_state, entries_of, entries_of_params, entries_of_state
+from .manifest import Fact, make_manifest
 from .names import names_of
-from .placed import put, sharding_of, sharding_of_slot
-from .stored import checksum_of, form_of, from_stored, is_stored, to_stored
+from .plan import plan_of
+from .stored import checksum_of, form_of, is_stored, to_stored
 
 
 def to_arrays(tx: Any, params: Tree, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,46 +85,7 @@ def from_arrays(
     Traceback (most recent call last):
     ValueError: the array 'w#nu' is missing
     """
-    facts = read_manifest(manifest)
-    _check_arrays(arrays, facts)
-    tx = _config(manifest) if tx is None else as_transformation(tx)
-    if params is None:
-        params = _abstract_params(manifest, facts)
-    wanted = {entry.path: entry.value for entry in entries_of(params, None)}
-    names = {fact.key: name for name, fact in facts.items()}
-    template = abstract_state(tx, params)
-    entries = entries_of(params, template)
-    _check_template(entries, names, facts)
-
-    def restored(entry: Entry) -> Any:
-        name = names[entry.key]
-        to = sharding_of_slot(entry, wanted) if entry.slot else sharding_of(entry.value)
-        return put(from_stored(arrays[name], facts[name].form), to)
-
-    values = iter([restored(entry) for entry in entries])
-    params = jax.tree.map(lambda x: next(values) if is_stored(x) else x, params)
-    return tx, params, jax.tree.map(lambda _: next(values), template)
-
-
-def entries_of(params: Tree, state: Any) -> list[Entry]:
-    """Returns the entries of all arrays, those of the params first. Raises TypeError for other leaves in a state."""
-    entries = [entry for entry in entries_of_params(params) if is_stored(entry.value)]
-    for entry in (slots := entries_of_state(state, params)):
-        if not is_stored(entry.value):
-            raise TypeError(f"the state's {entry} must be an array, got {entry.value!r:.80}")
-    return entries + slots
-
-
-def abstract_state(tx: Any, params: Tree) -> Any:
-    """Returns the shapes and dtypes of `tx.init(params)`; leaves of the params that are not arrays count as None."""
-
-    def abstract(x: Any) -> Any:
-        if not is_stored(x):
-            return None
-        weak = getattr(x, "weak_type", False)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if hasattr(x, "shape") else x
-
-    return jax.eval_shape(tx.init, jax.tree.map(abstract, params))
+    return plan_of(manifest, tx, params).filled(arrays)
 
 
 def _refuse_other_state(tx: Any, params: Tree, slots: list[Entry]) -> None:
@@ -147,74 +103,3 @@ def _refuse_other_state(tx: Any, params: Tree, slots: list[Entry]) -> None:
             raise ValueError(
                 f"the state's {given[key]} is {has}, but tx.init(params) makes {makes}; pass its own params"
             )
-
-
-def _check_arrays(arrays: Mapping[str, Any], facts: dict[str, Fact]) -> None:
-    for name, fact in facts.items():
-        if name not in arrays:
-            raise ValueError(f"the array {name!r} is missing")
-        x = arrays[name]
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise ValueError(f"the array {name!r} must be an array, got {short(x)} ({type(x).__name__})")
-        has, said = f"{np.dtype(x.dtype).name}{list(x.shape)}", f"{fact.form.dtype}{list(fact.form.shape)}"
-        if has != said:
-            raise ValueError(f"the array {name!r} is {has}, but the manifest says {said}")
-        if not fact.form.key and jax.dtypes.canonicalize_dtype(x.dtype) != np.dtype(x.dtype):
-            raise ValueError(f"the array {name!r} is {has}, which needs jax.config.update('jax_enable_x64', True)")
-    for name in arrays:
-        if name not in facts:
-            raise ValueError(f"the array {name!r} is not in the manifest")
-    for name, fact in facts.items():
-        found = checksum_of(arrays[name]) if fact.checksum is not None else None
-        if found is not None and found != fact.checksum:
-            raise ValueError(f"the array {name!r} is damaged: its checksum is {found}, not {fact.checksum}")
-
-
-def _config(manifest: dict[str, Any]) -> Any:
-    if manifest["config"] is None:
-        reason = short(manifest["no_config"])
-        raise ValueError(f"the manifest has no config of the transformation ({reason}): pass it as tx=")
-    try:
-        return as_transformation(from_config(manifest["config"]))
-    except TypeError as e:
-        raise ValueError(f"the manifest's config: {e}") from e
-
-
-def _abstract_params(manifest: dict[str, Any], facts: dict[str, Fact]) -> Tree:
-    def abstract(fact: Fact) -> Any:
-        if fact.form.key:
-            data = jax.ShapeDtypeStruct(fact.form.shape, "uint32")
-            return jax.eval_shape(lambda x: jax.random.wrap_key_data(x, impl=fact.form.key), data)
-        return jax.ShapeDtypeStruct(fact.form.shape, fact.form.dtype, weak_type=fact.form.weak)
-
-    leaves = {name: abstract(fact) for name, fact in facts.items() if not fact.slot}
-    params = containers.from_json(manifest["containers"], leaves)
-    there = {entry.path for entry in entries_of_params(params)}
-    if there != {fact.path for fact in facts.values() if not fact.slot}:
-        raise ValueError("the manifest's containers do not hold the params that it lists")
-    return params
-
-
-def _check_template(entries: list[Entry], names: dict[Any, str], facts: dict[str, Fact]) -> None:
-    wanted = {entry.key for entry in entries}
-    for key, name in names.items():
-        if key not in wanted:
-            whose = "tx.init(params) makes no such slot" if facts[name].slot else "the given params have no such leaf"
-            raise ValueError(f"the checkpoint has {name!r}, but {whose}; {_remedy(facts[name])}")
-    for entry in entries:
-        if entry.key not in names:
-            whose = "tx.init(params) makes" if entry.slot else "the given params have"
-            raise ValueError(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {_remedy(entry)}")
-        fact, form = facts[names[entry.key]], form_of(entry.value)
-        if form[:2] != fact.form[:2]:
-            has, said = (f"{f.dtype}{list(f.shape)}" for f in (fact.form, form))
-            whose = "tx.init(params) makes" if entry.slot else "the given params have"
-            raise ValueError(
-                f"the checkpoint's {names[entry.key]!r} is {has}, but {whose} {said} there; {_remedy(entry)}"
-            )
-
-
-def _remedy(x: Entry | Fact) -> str:
-    if not x.slot:
-        return "pass the params that were saved, or leave params= out"
-    return "leave tx= out to get the transformation that was saved, and take its state to another one with migrate"

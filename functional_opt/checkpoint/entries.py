@@ -10,6 +10,7 @@ from ..core.leaves import Tree
 from ..core.model_trees import is_box
 from ..core.slots import declared
 from ..transforms.precision.quantize import QuantizeState
+from .stored import is_stored
 
 Parts = tuple[str, ...]
 ROOT = "."
@@ -83,6 +84,27 @@ def entries_of_state(state: Any, params: Tree) -> list[Entry]:
     if () in paths:
         shape = jax.numpy.shape(jax.tree.leaves(params)[0])
     return [_entry(found, paths, shape) for found in _leaves(state, (), None, "", "")]
+
+
+def entries_of(params: Tree, state: Any) -> list[Entry]:
+    """Returns the entries of all arrays, those of the params first. Raises TypeError for other leaves in a state."""
+    entries = [entry for entry in entries_of_params(params) if is_stored(entry.value)]
+    for entry in (slots := entries_of_state(state, params)):
+        if not is_stored(entry.value):
+            raise TypeError(f"the state's {entry} must be an array, got {entry.value!r:.80}")
+    return entries + slots
+
+
+def abstract_state(tx: Any, params: Tree) -> Any:
+    """Returns the shapes and dtypes of `tx.init(params)`; leaves of the params that are not arrays count as None."""
+
+    def abstract(x: Any) -> Any:
+        if not is_stored(x):
+            return None
+        weak = getattr(x, "weak_type", False)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if hasattr(x, "shape") else x
+
+    return jax.eval_shape(tx.init, jax.tree.map(abstract, params))
 
 
 def _leaves(node: Any, above: Parts, below: Parts | None, rule: str, kind: str) -> Iterator[_Found]:

@@ -16,6 +16,7 @@ import numpy as np
 from ..config.words import short
 from .replaced import replaced
 from .stored import DTYPES, bytes_of, checksum_of_text
+from .text import plain_json
 
 KINDS = {
     **{"bool": "BOOL", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"},
@@ -32,7 +33,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Any], manifest: dict[str
     Raises TypeError or ValueError, with the old file as it was, for an `extra` that JSON would change, and for an
     array of which this process has only a part.
     """
-    said = json.dumps({"manifest": manifest, "extra": _plain(extra)}, allow_nan=False)
+    said = json.dumps({"manifest": manifest, "extra": plain_json(extra)}, allow_nan=False)
     header: dict[str, Any] = {META: {OURS: said, OURS_CHECKSUM: checksum_of_text(said)}}
     end = 0
     for name, x in arrays.items():
@@ -128,19 +129,6 @@ def _as_kind(dtype: Any, shape: Any) -> tuple[str, list[int], int]:
     if dtype.kind == "c":
         return f"F{dtype.itemsize * 4}", [*shape, 2], size
     return KINDS.get(dtype.name, "U8"), shape, size
-
-
-def _plain(extra: Any) -> Any:
-    """Returns `extra` if JSON keeps it as it is."""
-    try:
-        same = json.loads(json.dumps(extra, allow_nan=False)) == extra
-    except (TypeError, ValueError, RecursionError) as e:
-        raise type(e)(f"extra must be plain JSON: {e}") from e
-    if not same:
-        raise ValueError(
-            f"extra must be what JSON gives back: lists, not tuples, and strings as keys; got {short(extra)}"
-        )
-    return extra
 
 
 def _parsed(text: bytes, what: str) -> Any:
