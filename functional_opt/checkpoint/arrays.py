@@ -7,7 +7,7 @@ from ..core.leaves import Tree
 from ..core.transformation import as_transformation
 from . import containers
 from .entries import Entry, abstract_state, entries_of, entries_of_params, entries_of_state
-from .manifest import Fact, make_manifest
+from .manifest import Fact, config_of, make_manifest
 from .names import names_of
 from .plan import plan_of
 from .stored import checksum_of, form_of, is_stored, to_stored
@@ -43,16 +43,9 @@ def to_arrays(tx: Any, params: Tree, state: Any) -> tuple[dict[str, Any], dict[s
      'dtype': 'float32', 'checksum': 'crc32:7bd5c66f'}
     """
     tx = as_transformation(tx)
-    entries, arrays, facts = entries_of(params, state), {}, {}
-    _refuse_other_state(tx, params, [entry for entry in entries if entry.slot])
-    for name, entry in zip(names_of(entries), entries, strict=True):
-        x = to_stored(entry.value, name)
-        role = "slot" if entry.slot else "param"
-        arrays[name] = x
-        facts[name] = Fact(role, entry.slot, entry.rule, entry.path, entry.part, form_of(entry.value), checksum_of(x))
-    names = {fact.path: name for name, fact in facts.items() if not fact.slot}
-    in_order = [names.get(entry.path) if is_stored(entry.value) else None for entry in entries_of_params(params)]
-    return arrays, make_manifest(tx, containers.to_json(params, in_order), facts)
+    _refuse_other_state(tx, params, entries_of_state(state, params))
+    arrays, facts, inside = named_arrays(params, state)
+    return arrays, make_manifest(*config_of(tx), inside, facts)
 
 
 def from_arrays(
@@ -86,6 +79,19 @@ def from_arrays(
     ValueError: the array 'w#nu' is missing
     """
     return plan_of(manifest, tx, params).filled(arrays)
+
+
+def named_arrays(params: Tree, state: Any) -> tuple[dict[str, Any], dict[str, Fact], Any]:
+    """Returns the arrays by name, what the manifest says of each, and the containers of the params as JSON."""
+    entries, arrays, facts = entries_of(params, state), {}, {}
+    for name, entry in zip(names_of(entries), entries, strict=True):
+        x = to_stored(entry.value, name)
+        role = "slot" if entry.slot else "param"
+        arrays[name] = x
+        facts[name] = Fact(role, entry.slot, entry.rule, entry.path, entry.part, form_of(entry.value), checksum_of(x))
+    names = {fact.path: name for name, fact in facts.items() if not fact.slot}
+    in_order = [names.get(entry.path) if is_stored(entry.value) else None for entry in entries_of_params(params)]
+    return arrays, facts, containers.to_json(params, in_order)
 
 
 def _refuse_other_state(tx: Any, params: Tree, slots: list[Entry]) -> None:

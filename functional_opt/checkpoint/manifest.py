@@ -42,18 +42,22 @@ class Fact(NamedTuple):
         return facts | form | {"checksum": self.checksum}
 
 
-def make_manifest(tx: Any, containers: Any, facts: dict[str, Fact]) -> dict[str, Any]:
-    """Returns the manifest. Its config is None, with the reason, if `tx` cannot be written as one."""
+def config_of(tx: Any) -> tuple[Any, str | None]:
+    """Returns the config of a transformation and None, or None and the reason why it has none."""
     try:
-        config, reason = to_config(tx), None
+        return to_config(tx), None
     except (TypeError, ValueError) as e:
-        config, reason = None, str(e)
+        return None, str(e)
+
+
+def make_manifest(config: Any, no_config: str | None, containers: Any, facts: dict[str, Fact]) -> dict[str, Any]:
+    """Returns the manifest. `no_config` says why the config is None, if it is."""
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "versions": {"functional_opt": _own_version(), "jax": jax.__version__},
         "config": config,
-        "no_config": reason,
+        "no_config": no_config,
         "containers": containers,
         "arrays": {name: fact.as_json() for name, fact in facts.items()},
     }

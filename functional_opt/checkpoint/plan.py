@@ -55,10 +55,13 @@ def plan_of(manifest: Any, tx: Any = None, params: Tree = None) -> Plan:
     facts = read_manifest(manifest)
     tx = _config(manifest) if tx is None else as_transformation(tx)
     params = _abstract_params(manifest, facts) if params is None else params
-    state = abstract_state(tx, params)
-    plan = Plan(tx, params, state, entries_of(params, state), facts)
-    _check_template(plan.entries, plan._names(), facts)
-    return plan
+    return _checked(Plan(tx, params, state := abstract_state(tx, params), entries_of(params, state), facts), OF_TX)
+
+
+def plan_into(manifest: Any, params: Tree, state: Any) -> Plan:
+    """Returns the plan for restoring into params and a state like these. Raises ValueError if they do not fit."""
+    facts = read_manifest(manifest)
+    return _checked(Plan(None, params, state, entries_of(params, state), facts), OF_OPTIMIZER)
 
 
 def _check_arrays(arrays: Mapping[str, Any], facts: dict[str, Fact]) -> None:
@@ -107,26 +110,51 @@ def _abstract_params(manifest: dict[str, Any], facts: dict[str, Fact]) -> Tree:
     return params
 
 
-def _check_template(entries: list[Entry], names: dict[Any, str], facts: dict[str, Fact]) -> None:
-    wanted = {entry.key for entry in entries}
+class _Words(NamedTuple):
+    """Who makes slots, and what to do if they are others, for errors."""
+
+    slots: str
+    params: str
+    remedy: str
+    remedy_of_params: str
+
+
+OF_TX = _Words(
+    "tx.init(params)",
+    "the given params",
+    "leave tx= out to get the transformation that was saved, and take its state to another one with migrate",
+    "pass the params that were saved, or leave params= out",
+)
+OF_OPTIMIZER = _Words(
+    "the optimizer",
+    "the given variables",
+    "restore into an optimizer of the same class and arguments",
+    "pass the variables that were saved, under the same paths",
+)
+
+
+def _checked(plan: Plan, words: _Words) -> Plan:
+    """Returns the plan. Raises ValueError, naming the array, if the manifest has other arrays than it needs."""
+    names, wanted = plan._names(), {entry.key for entry in plan.entries}
     for key, name in names.items():
         if key not in wanted:
-            whose = "tx.init(params) makes no such slot" if facts[name].slot else "the given params have no such leaf"
-            raise ValueError(f"the checkpoint has {name!r}, but {whose}; {_remedy(facts[name])}")
-    for entry in entries:
+            slot = plan.facts[name].slot
+            whose = f"{words.slots} makes no such slot" if slot else f"{words.params} have no such leaf"
+            remedy = words.remedy if slot else words.remedy_of_params
+            raise ValueError(f"the checkpoint has {name!r}, but {whose}; {remedy}")
+    for entry in plan.entries:
+        whose = f"{words.slots} makes" if entry.slot else f"{words.params} have"
+        remedy = words.remedy if entry.slot else words.remedy_of_params
         if entry.key not in names:
-            whose = "tx.init(params) makes" if entry.slot else "the given params have"
-            raise ValueError(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {_remedy(entry)}")
-        fact, form = facts[names[entry.key]], form_of(entry.value)
+            raise ValueError(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {remedy}")
+        name = names[entry.key]
+        fact, form = plan.facts[name], form_of(entry.value)
         if form[:2] != fact.form[:2]:
-            has, said = (f"{f.dtype}{list(f.shape)}" for f in (fact.form, form))
-            whose = "tx.init(params) makes" if entry.slot else "the given params have"
+            has, makes = (f"{f.dtype}{list(f.shape)}" for f in (fact.form, form))
+            raise ValueError(f"the checkpoint's {name!r} is {has}, but {whose} {makes} there; {remedy}")
+        if entry.rule != fact.rule:
             raise ValueError(
-                f"the checkpoint's {names[entry.key]!r} is {has}, but {whose} {said} there; {_remedy(entry)}"
+                f"the checkpoint's {name!r} is of a {fact.rule or 'plain state'}, but {whose} a "
+                f"{entry.rule or 'plain state'} there; {remedy}"
             )
-
-
-def _remedy(x: Entry | Fact) -> str:
-    if not x.slot:
-        return "pass the params that were saved, or leave params= out"
-    return "leave tx= out to get the transformation that was saved, and take its state to another one with migrate"
+    return plan
