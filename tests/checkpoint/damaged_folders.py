@@ -33,7 +33,7 @@ def main(folder, times):
         except ValueError:
             refused += 1
         path.write_bytes(whole)
-    assert refused > times // 4, refused
+    assert refused > 0
     assert_same_bits(orbax.restore(folder)[1:3], (params, state))
 
 
