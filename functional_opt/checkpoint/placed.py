@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .entries import Entry
 
@@ -20,15 +21,27 @@ def sharding_of(like: Any) -> Any:
     return sharding if isinstance(sharding, jax.sharding.Sharding) else None
 
 
-def sharding_of_slot(entry: Entry, params: Mapping[str | None, Any]) -> Any:
-    """Returns the sharding of a slot: that of the param it belongs to, if it has its shape; otherwise None.
+def shardings_of(entries: list[Entry]) -> list[Any]:
+    """Returns the sharding of each entry; None where it may lie anywhere.
 
-    Args:
-        entry: the slot; its value has the shape.
-        params: the params by path, abstract or not.
+    A slot of its param's shape lies as the param does. If all params are on one mesh, so are the other slots, each
+    whole on every device.
+
+    >>> from functional_opt import adam
+    >>> from .entries import entries_of
+    >>> shardings_of(entries_of(params := {"w": jax.numpy.ones(2)}, adam(0.1).init(params)))
+    [None, None, None, None]
     """
+    params = {entry.path: entry.value for entry in entries if not entry.slot}
+    meshes = {x.sharding.mesh for x in params.values() if isinstance(sharding_of(x), NamedSharding)}
+    everywhere = NamedSharding(meshes.pop(), PartitionSpec()) if len(meshes) == 1 else None
+    return [_of_slot(entry, params, everywhere) if entry.slot else sharding_of(entry.value) for entry in entries]
+
+
+def _of_slot(entry: Entry, params: Mapping[str | None, Any], otherwise: Any) -> Any:
+    """Returns the sharding of a slot. It follows its param only as far as shapes tell."""
     param = params.get(entry.path)
-    return sharding_of(param) if param is not None and entry.value.shape == param.shape else None
+    return sharding_of(param) if param is not None and entry.value.shape == param.shape else otherwise
 
 
 def put(x: Any, sharding: Any) -> Any:

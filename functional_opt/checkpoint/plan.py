@@ -13,7 +13,7 @@ from ..core.transformation import as_transformation
 from . import containers
 from .entries import Entry, abstract_state, entries_of, entries_of_params
 from .manifest import Fact, read_manifest
-from .placed import put, sharding_of, sharding_of_slot
+from .placed import put, shardings_of
 from .stored import checksum_of, form_of, from_stored, is_stored
 
 
@@ -28,11 +28,8 @@ class Plan(NamedTuple):
 
     def shardings(self) -> dict[str, Any]:
         """Returns the sharding of each array by its name; None where it may lie anywhere."""
-        names, wanted = self._names(), {entry.path: entry.value for entry in self.entries if not entry.slot}
-        return {
-            names[entry.key]: sharding_of_slot(entry, wanted) if entry.slot else sharding_of(entry.value)
-            for entry in self.entries
-        }
+        names = self._names()
+        return {names[entry.key]: to for entry, to in zip(self.entries, shardings_of(self.entries), strict=True)}
 
     def filled(self, arrays: Mapping[str, Any]) -> tuple[Any, Tree, Any]:
         """Returns the `(tx, params, state)` with the arrays, after checking all of them."""

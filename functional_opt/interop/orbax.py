@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from ..checkpoint.arrays import to_arrays
-from ..checkpoint.plan import Plan, plan_of
+from ..checkpoint.plan import plan_of
 from ..checkpoint.text import plain_json
 from ..core.leaves import Tree
 
@@ -112,11 +112,19 @@ def _restored(what: str, read: Callable[..., Any], tx: Any, params: Tree) -> tup
     if not isinstance(said, dict) or said.keys() != {"manifest", "extra"}:
         raise ValueError(f"{what!r} is not a checkpoint of functional_opt: it has no manifest")
     plan = plan_of(said["manifest"], tx, params)
-    like = _abstract_arrays(plan)
-    there = {name: x for name, x in like.items() if np.prod(x.shape)}
-    arrays = _item(what, read, ARRAYS, ocp.args.StandardRestore(there)) if there else {}
-    empty = {name: np.zeros(x.shape, x.dtype) for name, x in like.items() if name not in there}
-    return *plan.filled({**arrays, **empty}), said["extra"]
+    shardings = {name: None if plan.facts[name].form.key else x for name, x in plan.shardings().items()}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    forms = {name: fact.form for name, fact in plan.facts.items()}
+    like = {
+        name: jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=shardings[name] or here)
+        for name, form in forms.items()
+        if 0 not in form.shape
+    }
+    arrays = _item(what, read, ARRAYS, ocp.args.StandardRestore(like)) if like else {}
+    # an array that may lie anywhere is not to be bound to the device it was read to
+    free = {name: np.asarray(x) for name, x in arrays.items() if shardings.get(name) is None}
+    empty = {name: np.zeros(form.shape, form.dtype) for name, form in forms.items() if 0 in form.shape}
+    return *plan.filled({**arrays, **free, **empty}), said["extra"]
 
 
 def _item(what: str, read: Callable[..., Any], name: str, args: Any) -> Any:
@@ -126,17 +134,3 @@ def _item(what: str, read: Callable[..., Any], name: str, args: Any) -> Any:
         return read(args=ocp.args.Composite(**{name: args}))[name]
     except Exception as e:  # of orbax, tensorstore, JSON or the file system
         raise ValueError(f"{what!r} is not a complete checkpoint: its {name} cannot be read: {str(e):.300}") from e
-
-
-def _abstract_arrays(plan: Plan) -> dict[str, Any]:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = plan.shardings()
-    return {
-        name: jax.ShapeDtypeStruct(fact.form.shape, fact.form.dtype, sharding=_of_data(fact, shardings[name]) or here)
-        for name, fact in plan.facts.items()
-    }
-
-
-def _of_data(fact: Any, sharding: Any) -> Any:
-    """Returns the sharding in which an array is read; keys of `jax.random` are read on one device."""
-    return None if fact.form.key else sharding
