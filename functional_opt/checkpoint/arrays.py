@@ -9,7 +9,7 @@ from . import containers
 from .entries import Entry, abstract_state, entries_of, entries_of_params, entries_of_state
 from .manifest import Fact, config_of, make_manifest
 from .names import names_of
-from .plan import plan_of
+from .restored import restored
 from .stored import checksum_of, form_of, is_stored, to_stored
 
 
@@ -56,15 +56,15 @@ def from_arrays(
     Args:
         arrays: arrays by name, JAX's or NumPy's. NumPy's are copied.
         manifest: the manifest that `to_arrays` returned with them, also after a round trip through JSON.
-        tx: the transformation; if None, the one in the manifest. Its state must have the arrays of the checkpoint;
-            `migrate` takes a state from one transformation to another.
+        tx: the transformation; if None, the one in the manifest. If it has other slots than that one, the state is
+            migrated to it, with a warning that says what is not kept; see `migrate`.
         params: params in the containers that you want, in any order, whose leaves have shapes and dtypes: arrays or
             `jax.ShapeDtypeStruct`. Arrays are put where the shardings of these leaves say, and slots beside their
             params. Leaves that are not arrays stay. If None, params are in dicts, lists and tuples.
 
     Raises ValueError, before anything is used, for a manifest that is damaged or of another version, for an array
-    that is missing, not expected, or has another shape, dtype or checksum than the manifest says, and for params or a
-    `tx` that do not fit; it names the array.
+    that is missing, not expected, or has another shape, dtype or checksum than the manifest says, for params that do
+    not fit, and for a `tx` that would lose an array; it names the array.
 
     >>> import jax.numpy as jnp
     >>> from functional_opt import adam
@@ -78,7 +78,7 @@ def from_arrays(
     Traceback (most recent call last):
     ValueError: the array 'w#nu' is missing
     """
-    return plan_of(manifest, tx, params).filled(arrays)
+    return restored(manifest, tx, params, lambda plan: arrays)
 
 
 def named_arrays(params: Tree, state: Any) -> tuple[dict[str, Any], dict[str, Fact], Any]:

@@ -80,10 +80,25 @@ def entries_of_state(state: Any, params: Tree) -> list[Entry]:
     >>> [str(entry) for entry in entries_of_state(adam(0.1).init(params), params)]
     ['#0/count', 'w#0/mu', 'w#0/nu']
     """
-    paths, shape = paths_of(params), None
-    if () in paths:
-        shape = jax.numpy.shape(jax.tree.leaves(params)[0])
+    paths, shape = _paths_and_shape(params)
     return [_entry(found, paths, shape) for found in _leaves(state, (), None, "", "")]
+
+
+def entries_of_old_state(state: Any, params: Tree) -> list[Entry]:
+    """Returns the entries of a state that was made for other params, whose paths are read from its moments."""
+    paths, shape = _paths_and_shape(params)
+    found = list(_leaves(state, (), None, "", ""))
+    for x in found:
+        if x.kind in ("signed", "unsigned", "params") and x.below and not _longest(x.below, paths):
+            if not (x.below[0].isdigit() and _longest(x.below[1:], paths)):
+                paths[x.below] = "/".join(x.below)
+    return [_entry(x, paths, shape) for x in found]
+
+
+def _paths_and_shape(params: Tree) -> tuple[dict[Parts, str], Any]:
+    """Returns the paths of the params by their parts, and the shape of the root if that is the only param."""
+    paths = paths_of(params)
+    return paths, jax.numpy.shape(jax.tree.leaves(params)[0]) if () in paths else None
 
 
 def entries_of(params: Tree, state: Any) -> list[Entry]:
@@ -143,7 +158,7 @@ def _entry(found: _Found, paths: dict[Parts, str], root_shape: Any) -> Entry:
     elif rule == QuantizeState.__name__:  # a tuple of trees, one for each slot
         above, below = (*above, *below[:1]), below[1:]
     end = _longest(below, paths)
-    if not end and below[1:] and (end := _longest(below[1:], paths)):  # several trees, such as one for each axis
+    if not end and below and below[0].isdigit() and (end := _longest(below[1:], paths)):  # a tree for each axis
         above, below = (*above, below[0]), below[1:]
     at_root = () in paths and kind not in ("counter", "key", "number") and jax.numpy.shape(value) == root_shape
     path = paths[below[:end]] if end or at_root else None

@@ -17,6 +17,10 @@ from .placed import put, shardings_of
 from .stored import checksum_of, form_of, from_stored, is_stored
 
 
+class OtherSlotsError(ValueError):
+    """The state to restore has other slots than the checkpoint."""
+
+
 class Plan(NamedTuple):
     """`tx`: the transformation. `params`, `state`: trees with shapes. `entries`: theirs. `facts`: the manifest's."""
 
@@ -138,19 +142,20 @@ def _checked(plan: Plan, words: _Words) -> Plan:
             slot = plan.facts[name].slot
             whose = f"{words.slots} makes no such slot" if slot else f"{words.params} have no such leaf"
             remedy = words.remedy if slot else words.remedy_of_params
-            raise ValueError(f"the checkpoint has {name!r}, but {whose}; {remedy}")
+            raise (OtherSlotsError if slot else ValueError)(f"the checkpoint has {name!r}, but {whose}; {remedy}")
     for entry in plan.entries:
         whose = f"{words.slots} makes" if entry.slot else f"{words.params} have"
         remedy = words.remedy if entry.slot else words.remedy_of_params
+        error = OtherSlotsError if entry.slot else ValueError
         if entry.key not in names:
-            raise ValueError(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {remedy}")
+            raise error(f"{whose} {str(entry)!r}, but the checkpoint has no such array; {remedy}")
         name = names[entry.key]
         fact, form = plan.facts[name], form_of(entry.value)
         if form[:2] != fact.form[:2]:
             has, makes = (f"{f.dtype}{list(f.shape)}" for f in (fact.form, form))
-            raise ValueError(f"the checkpoint's {name!r} is {has}, but {whose} {makes} there; {remedy}")
+            raise error(f"the checkpoint's {name!r} is {has}, but {whose} {makes} there; {remedy}")
         if entry.rule != fact.rule:
-            raise ValueError(
+            raise error(
                 f"the checkpoint's {name!r} is of a {fact.rule or 'plain state'}, but {whose} a "
                 f"{entry.rule or 'plain state'} there; {remedy}"
             )

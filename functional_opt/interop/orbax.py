@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from ..checkpoint.arrays import to_arrays
-from ..checkpoint.plan import plan_of
+from ..checkpoint.plan import Plan
+from ..checkpoint.restored import restored
 from ..checkpoint.text import plain_json
 from ..core.leaves import Tree
 
@@ -111,7 +112,14 @@ def _restored(what: str, read: Callable[..., Any], tx: Any, params: Tree) -> tup
     said = _item(what, read, MANIFEST, ocp.args.JsonRestore())
     if not isinstance(said, dict) or said.keys() != {"manifest", "extra"}:
         raise ValueError(f"{what!r} is not a checkpoint of functional_opt: it has no manifest")
-    plan = plan_of(said["manifest"], tx, params)
+    read_arrays = functools.partial(_arrays, what, read)
+    return *restored(said["manifest"], tx, params, read_arrays), said["extra"]
+
+
+def _arrays(what: str, read: Callable[..., Any], plan: Plan) -> dict[str, Any]:
+    """Returns the arrays of a checkpoint, each where the plan says."""
+    import orbax.checkpoint as ocp
+
     shardings = {name: None if plan.facts[name].form.key else x for name, x in plan.shardings().items()}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     forms = {name: fact.form for name, fact in plan.facts.items()}
@@ -124,7 +132,7 @@ def _restored(what: str, read: Callable[..., Any], tx: Any, params: Tree) -> tup
     # an array that may lie anywhere is not to be bound to the device it was read to
     free = {name: np.asarray(x) for name, x in arrays.items() if shardings.get(name) is None}
     empty = {name: np.zeros(form.shape, form.dtype) for name, form in forms.items() if 0 in form.shape}
-    return *plan.filled({**arrays, **free, **empty}), said["extra"]
+    return {**arrays, **free, **empty}
 
 
 def _item(what: str, read: Callable[..., Any], name: str, args: Any) -> Any:

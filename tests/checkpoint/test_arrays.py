@@ -295,11 +295,24 @@ def test_params_and_transformations_that_do_not_fit():
         fo.from_arrays(arrays, manifest, params=params | {"more": params["scale"]})
     with pytest.raises(ValueError, match=r"'scale' is float32\[\], but the given params have float32\[4\]"):
         fo.from_arrays(arrays, manifest, params=params | {"scale": params["dense"]["bias"]})
-    with pytest.raises(ValueError, match=r"'#count', but tx.init\(params\) makes no such slot"):
+    with pytest.raises(ValueError, match=r"'#count', but tx.init\(params\) makes no such slot.*\n.*dropped  0/count"):
         fo.from_arrays(arrays, manifest, tx=fo.rmsprop(0.1))
-    with pytest.raises(ValueError, match=r"float32\[4\], but tx.init\(params\) makes bfloat16\[4\]"):
-        fo.from_arrays(arrays, manifest, tx=fo.adam(0.1, state_dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"ScaleByAdamState, but tx.init\(params\) makes a ScaleByBeliefState there"):
+        fo.from_arrays(arrays, manifest, tx=fo.adabelief(0.1))
     assert fo.from_arrays(arrays, manifest, tx=fo.adam(0.5))[0] == fo.adam(0.5)
+
+
+def test_another_transformation_migrates():
+    params, old = make_params(), fo.adam(0.1)
+    state = advance(old, params, old.init(params), [0])[1]
+    arrays, manifest = fo.to_arrays(old, params, state)
+    new = fo.chain(fo.clip_by_global_norm(1.0), fo.adam(0.1, state_dtype="bfloat16"), fo.params_ema(0.9))
+    with pytest.warns(UserWarning, match=r"(?s)migrated .*converted  1/0/mu .*fresh      2/ema"):
+        tx, _, back = fo.from_arrays(arrays, manifest, new)
+    assert tx == new and int(back[1][0].count) == 1
+    assert_same_bits(back, fo.migrate(state, old, new, params)[0])
+    longer = fo.chain(fo.clip_by_global_norm(1.0), old)
+    assert_same_bits(fo.from_arrays(arrays, manifest, longer)[2][1], state)  # all is kept, and nothing said
 
 
 def test_what_cannot_be_saved():

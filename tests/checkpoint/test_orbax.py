@@ -40,6 +40,8 @@ def test_round_trip(tmp_path):
         orbax.restore(tmp_path / "b")
     with pytest.raises(ValueError, match=r"'#0/count', but tx.init\(params\) makes no such slot"):
         orbax.restore(tmp_path / "a", tx=fo.trace(0.9))
+    longer = fo.chain(fo.clip_by_global_norm(1.0), tx)
+    assert_same_bits(orbax.restore(tmp_path / "a", longer)[2][1], state)
 
 
 def test_kinds_of_arrays(tmp_path):
