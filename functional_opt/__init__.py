@@ -10,6 +10,9 @@ from . import tree as tree
 from . import tree_utils as tree_utils
 from .analysis.routes import describe as describe
 from .analysis.summary import explain as explain
+from .checkpoint.arrays import from_arrays as from_arrays
+from .checkpoint.arrays import to_arrays as to_arrays
+from .checkpoint.migrate import migrate as migrate
 from .config import from_config as from_config
 from .config import register as register
 from .config import to_config as to_config

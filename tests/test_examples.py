@@ -70,6 +70,14 @@ def test_characters(examples, tmp_path, monkeypatch):
     assert (tmp_path / "characters.png").stat().st_size > 10_000
 
 
+def test_migrate_from_torch(examples):
+    pytest.importorskip("torch")
+    import migrate_from_torch
+
+    before, here, there = migrate_from_torch.main()
+    assert here < before and abs(here - there) < 1e-4 * there
+
+
 def test_model_libraries(examples):
     for library in ("sklearn", "flax", "equinox"):
         pytest.importorskip(library)

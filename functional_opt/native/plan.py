@@ -107,6 +107,8 @@ class _Leaf(NamedTuple):
 def _is_known(slot: StoredSlot) -> bool:
     if slot.scale is None:
         return slot.kind in KINDS[:2]
+    if not slot.scale.shape:
+        return False  # of a scalar
     blocks = slot.scale.shape[-1]
     row = math.prod(slot.shape) * blocks // max(slot.scale.size, 1)
     return slot.kind in KINDS[2:] and blocks > 0 and -(-row // blocks) <= BLOCK

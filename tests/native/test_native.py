@@ -157,6 +157,14 @@ def test_codes_of_a_block_that_is_not_finite(bad):
 
 
 @built
+def test_codes_of_a_scalar():
+    """They have one scale without axes; the pure path takes them."""
+    tx, params, grads = fo.quantize_state(fo.adam(1e-2), min_size=0), tree(0), tree(1)
+    args = params, tx.init(params), grads
+    assert_close(jax.jit(stepper(tx))(*args)[0], purely(stepper(tx), *args)[0], 1)
+
+
+@built
 @pytest.mark.parametrize("dtypes", [{"state_dtype": "bfloat16"}, {"mu_dtype": "bfloat16"}])
 def test_slots_of_16_bits(dtypes):
     tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2, **dtypes))

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import re
 import sys
 import warnings
@@ -22,7 +23,7 @@ from ..engine.views import Derived, Fields, SlotView
 from ..variables.foreign import all_ours
 from ..variables.recording import BUSY, Cell, depends_on
 from ..variables.variable import Variable
-from . import schedules
+from . import checkpoints, schedules
 from .clips import as_chain
 from .configs import as_arguments, within
 from .graph_mode import users_level
@@ -379,6 +380,42 @@ class Optimizer(Training):
         if missing := [key for key in keys if key not in store]:
             raise ValueError(f"the store must have the keys '0' to '{len(keys) - 1}'; it lacks {missing}")
         self.set_weights([np.asarray(store[key]) for key in keys])
+
+    def save(self, path: str | os.PathLike, variables: Iterable[Any]) -> None:
+        """Saves the variables and everything that the optimizer keeps to one file, written whole or not at all.
+
+        The file is of the safetensors format. Its arrays have the paths of the variables as names, and the names of
+        slots after a `#`, such as `dense/kernel#mu`.
+
+        Args:
+            path: the file; its folder must exist.
+            variables: all that the optimizer trains, and others, such as running statistics, if you like.
+
+        Raises ValueError if the optimizer knows a variable that is not among them, or if two have the same path.
+
+        >>> import tempfile
+        >>> from functional_opt import keras
+        >>> w, opt = keras.Variable([1.0, 2.0], name="w"), keras.optimizers.SGD(0.5, momentum=0.5)
+        >>> _ = opt.minimize(lambda: jnp.sum(w.value), [w])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(f"{folder}/run.safetensors", [w])
+        ...     new, opt = keras.Variable([0.0, 0.0], name="w"), keras.optimizers.SGD(0.1, momentum=0.5)
+        ...     opt.restore(f"{folder}/run.safetensors", [new])
+        >>> new.numpy().tolist(), opt.get_slot(new, "momentum").numpy().tolist(), float(opt.learning_rate)
+        ([0.5, 1.5], [-0.5, -0.5], 0.5)
+        """
+        checkpoints.save(self, path, variables)
+
+    def restore(self, path: str | os.PathLike, variables: Iterable[Any]) -> None:
+        """Gives variables and the optimizer the values that `save` wrote: steps go on with the same bits.
+
+        Variables are matched by path, in any order. Numbers that were assigned, such as the learning rate, come back,
+        too; schedules and other arguments are those of this optimizer.
+
+        Raises ValueError, and changes nothing, for a file that is damaged, and for variables or an optimizer that do
+        not fit; it names the array.
+        """
+        checkpoints.restore(self, path, variables)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
