@@ -9,7 +9,11 @@ import jax
 from ..core.leaves import Tree
 from ..core.model_trees import is_box
 from ..core.slots import declared
+from ..placement.mesh import mesh_of, spec_of
+from ..placement.shardings import state_types
+from ..transforms.combining.nesting import walk
 from ..transforms.precision.quantize import QuantizeState
+from ..transforms.wrapping.shard import shard
 from .stored import is_stored
 
 Parts = tuple[str, ...]
@@ -119,6 +123,9 @@ def abstract_state(tx: Any, params: Tree) -> Any:
         weak = getattr(x, "weak_type", False)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak) if hasattr(x, "shape") else x
 
+    if any(isinstance(link, shard) for _, _, link, _ in walk(tx)) and (mesh := mesh_of(params)) is not None:
+        specs = [spec_of(x) for x in jax.tree.leaves(params) if is_stored(x)]
+        return jax.tree.map(abstract, state_types(tx.init, jax.tree.map(abstract, params), mesh, specs))
     return jax.eval_shape(tx.init, jax.tree.map(abstract, params))
 
 

@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ..config import from_config
 from ..config.words import short
 from ..core.leaves import Tree
 from ..core.transformation import as_transformation
+from ..placement.shardings import state_shardings
 from . import containers
 from .entries import Entry, abstract_state, entries_of, entries_of_params
 from .manifest import Fact, read_manifest
-from .placed import put, shardings_of
+from .placed import put, sharding_of, shardings_of
 from .stored import checksum_of, form_of, from_stored, is_stored
 
 
@@ -32,8 +35,13 @@ class Plan(NamedTuple):
 
     def shardings(self) -> dict[str, Any]:
         """Returns the sharding of each array by its name; None where it may lie anywhere."""
-        names = self._names()
-        return {names[entry.key]: to for entry, to in zip(self.entries, shardings_of(self.entries), strict=True)}
+        names, places = self._names(), shardings_of(self.entries)
+        if any(isinstance(place, NamedSharding) for place in places):
+            slots = jax.tree.leaves(state_shardings(self.tx, jax.tree.map(_asked_for, self.params)))
+            for i, place in enumerate(slots, len(places) - len(slots)):
+                same = places[i] is not None and place.is_equivalent_to(places[i], self.entries[i].value.ndim)
+                places[i] = places[i] if same else place
+        return {names[entry.key]: to for entry, to in zip(self.entries, places, strict=True)}
 
     def filled(self, arrays: Mapping[str, Any]) -> tuple[Any, Tree, Any]:
         """Returns the `(tx, params, state)` with the arrays, after checking all of them."""
@@ -63,6 +71,11 @@ def plan_into(manifest: Any, params: Tree, state: Any) -> Plan:
     """Returns the plan for restoring into params and a state like these. Raises ValueError if they do not fit."""
     facts = read_manifest(manifest)
     return _checked(Plan(None, params, state, entries_of(params, state), facts), OF_OPTIMIZER)
+
+
+def _asked_for(x: Any) -> Any:
+    """Returns the shape of a param with the sharding that is asked for; None for a leaf that is not an array."""
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=sharding_of(x)) if is_stored(x) else None
 
 
 def _check_arrays(arrays: Mapping[str, Any], facts: dict[str, Fact]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import functional_opt as fo
 from functional_opt.interop.safetensors import load, save
@@ -62,3 +64,21 @@ def test_make_train_step(tmp_path, name, before):
         *half, _ = step(tx, *half, batch + i)
     assert_same_bits(half, [params, state])
     assert jax.tree.structure(tx) == jax.tree.structure(CHAINS[name])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", ["adafactor", "shard"])
+def test_slots_lie_where_state_shardings_says(tmp_path, name, devices):
+    tx = {"adafactor": fo.adafactor(0.1, min_dim_size_to_factor=8), "shard": fo.shard(fo.adam(0.1))}[name]
+    meshes = [jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,)) for n in (4, devices)]
+    spec = P("data") if name == "adafactor" else P()
+    params, other = ({"w": jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, spec))} for mesh in meshes)
+    state = jax.jit(tx.init, out_shardings=fo.state_shardings(tx, params))(params)
+    save(tmp_path / "a", tx, params, state)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), other)
+    _, _, restored, _ = load(tmp_path / "a", params=abstract)
+    expected = fo.state_shardings(tx, abstract)
+    for x, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(restored))
+    assert_same_bits(restored, state)

@@ -1,5 +1,6 @@
 """shard: the state, and the work on it, split over an axis of a mesh of devices (ZeRO-1)."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -52,8 +53,8 @@ class shard(GradientTransformation):
     well: the first one that is not split yet and that its devices divide. Each device updates its part of the slots;
     the updates are then gathered, and come out placed as the params are. The numbers are those of `inner`.
 
-    `init` makes each device's part there. In `jax.jit`, call it under `jax.set_mesh(mesh)`, or give jit
-    `out_shardings=state_shardings(tx, params)`, which works for this transformation as for any other.
+    `init` makes each device's part there, in `jax.jit` too. On automatic axes jit does not say how params are split
+    over other axes; give it `out_shardings=state_shardings(tx, params)`, and the state is split over these as well.
 
     Args:
         inner: the transformation.
@@ -90,18 +91,14 @@ class shard(GradientTransformation):
         if not any(hasattr(x, "dtype") or isinstance(x, int | float | complex) for x in leaves):
             return self.inner.init(params)
         mesh = self._mesh(params)
-        if not any(isinstance(x, core.Tracer) for x in leaves):
+        traced = [x for x in leaves if isinstance(x, core.Tracer)]
+        if not traced:
             return _made(self.inner.init, params, state_shardings(self, params, mesh))
         if self._is_explicit(params):
             return self._typed(params, mesh)
-        if jax.sharding.get_abstract_mesh().empty:
-            raise ValueError(
-                f"shard(axis={self.axis!r}).init was called in jax.jit without a mesh: call it under "
-                "jax.set_mesh(mesh), or give jit out_shardings=state_shardings(tx, params)"
-            )
         unknown = [PartitionSpec(*[None] * jnp.ndim(x)) for x in leaves]
         types = state_types(lambda p: without_tracers(self)._typed(p, mesh), params, mesh, unknown)
-        return jax.tree.map(_constrained, self.inner.init(params), types)
+        return jax.tree.map(functools.partial(_constrained, mesh, traced[0]), self.inner.init(params), types)
 
     def update(self, updates, state, params=None, **extra):
         if all(is_nothing(x) for x in jax.tree.leaves(updates)):
@@ -286,9 +283,10 @@ def _moved(x: Any, space: Any) -> Any:
     return x if is_nothing(x) or jax.typeof(x).memory_space == space else jax.device_put(x, space)
 
 
-def _constrained(x: Any, aval: Any) -> Any:
+def _constrained(mesh: AnyMesh, param: Any, x: Any, aval: Any) -> Any:
     """Returns an array split as its type would be on explicit axes; its other axes lie as the compiler wants."""
     spec = [PartitionSpec.UNCONSTRAINED if entry is None else entry for entry in aval.sharding.spec]
     if any(entry is not PartitionSpec.UNCONSTRAINED for entry in spec):
-        x = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+        x, _ = jax.lax.optimization_barrier((x, param))  # jit only knows the devices of arguments that are used
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
     return _moved(x, aval.memory_space)
