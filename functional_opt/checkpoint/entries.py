@@ -49,12 +49,16 @@ class Entry(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A leaf on the way to an entry: `above` are the parts up to the field, `below` the parts inside its value."""
+    """A leaf on the way to an entry: `above` are the parts up to the field, `below` the parts inside its value.
+
+    If the field is not declared, all parts are in `above`; the first `fixed` of them end with it.
+    """
 
     above: Parts
     below: Parts
     rule: str
     kind: str
+    fixed: int
     value: Any
 
 
@@ -64,7 +68,7 @@ def paths_of(params: Tree) -> dict[Parts, str]:
     >>> list(paths_of({"a": [1.0, 2.0]}).values()), list(paths_of({"a/b": 1.0, "a": {"b": 2.0}}).values())
     (['a/0', 'a/1'], ['a/b', 'a%2Fb'])
     """
-    parts = [found.below for found in _leaves(params, (), (), "", "")]
+    parts = [found.below for found in _leaves(params, below=())]
     joined = {p: "/".join(p) or ROOT for p in parts}
     times = Counter(joined.values())
     return {p: name if times[name] == 1 else _joined(p) for p, name in joined.items()}
@@ -73,7 +77,7 @@ def paths_of(params: Tree) -> dict[Parts, str]:
 def entries_of_params(params: Tree) -> list[Entry]:
     """Returns the entries of the leaves in the order of `jax.tree.leaves`."""
     paths = paths_of(params)
-    return [Entry("", "", "", "", paths[found.below], "", found.value) for found in _leaves(params, (), (), "", "")]
+    return [Entry("", "", "", "", paths[found.below], "", found.value) for found in _leaves(params, below=())]
 
 
 def entries_of_state(state: Any, params: Tree) -> list[Entry]:
@@ -85,13 +89,13 @@ def entries_of_state(state: Any, params: Tree) -> list[Entry]:
     ['#0/count', 'w#0/mu', 'w#0/nu']
     """
     paths, shape = _paths_and_shape(params)
-    return [_entry(found, paths, shape) for found in _leaves(state, (), None, "", "")]
+    return [_entry(found, paths, shape) for found in _leaves(state)]
 
 
 def entries_of_old_state(state: Any, params: Tree) -> list[Entry]:
     """Returns the entries of a state that was made for other params, whose paths are read from its moments."""
     paths, shape = _paths_and_shape(params)
-    found = list(_leaves(state, (), None, "", ""))
+    found = list(_leaves(state))
     for x in found:
         if x.kind in ("signed", "unsigned", "params") and x.below and not _longest(x.below, paths):
             if not (x.below[0].isdigit() and _longest(x.below[1:], paths)):
@@ -129,36 +133,34 @@ def abstract_state(tx: Any, params: Tree) -> Any:
     return jax.eval_shape(tx.init, jax.tree.map(abstract, params))
 
 
-def _leaves(node: Any, above: Parts, below: Parts | None, rule: str, kind: str) -> Iterator[_Found]:
+def _leaves(
+    node: Any, above: Parts = (), below: Parts | None = None, rule: str = "", kind: str = "", fixed: int = 1
+) -> Iterator[_Found]:
     """Yields the leaves below a node; `below` is None as long as no declared field has been entered."""
     if jax.tree_util.all_leaves([node]):
-        yield _Found(above, below or (), rule, kind, node)
+        yield _Found(above, below or (), rule, kind, fixed, node)
         return
     slots = declared(type(node))
     children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
     in_box = is_box(node) and len(children) == 1
     for keys, child in children:
-        part = () if in_box else tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+        part: Parts = () if in_box else tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         if below is not None:
-            yield from _leaves(child, above, (*below, *part), rule, kind)
-            continue
-        named = hasattr(type(node), "_fields")
-        slot = slots.get(part[0]) if named and part else None
-        inside = None if slot is None or slot.kind == "states" else ()
-        yield from _leaves(
-            child,
-            (*above, *part),
-            inside,
-            type(node).__name__ if named else rule,
-            "" if slot is None or inside is None else slot.kind,
-        )
+            yield from _leaves(child, above, (*below, *part), rule, kind, fixed)
+        elif not hasattr(type(node), "_fields"):
+            yield from _leaves(child, (*above, *part), None, rule, "", fixed)
+        else:
+            slot, there = slots.get(part[0]), (*above, *part)
+            inside = None if slot is None or slot.kind == "states" else ()
+            kind = "" if slot is None or inside is None else slot.kind
+            yield from _leaves(child, there, inside, type(node).__name__, kind, len(there))
 
 
 def _entry(found: _Found, paths: dict[Parts, str], root_shape: Any) -> Entry:
-    above, below, rule, kind, value = found
+    above, below, rule, kind, fixed, value = found
     field = above[-1] if above else ""
     if not kind:  # not declared, such as another library's: its end may be the path of a param
-        starts = (i for i in range(1, len(above)) if above[i:] in paths)
+        starts = (i for i in range(fixed, len(above)) if above[i:] in paths)
         start = next(starts, len(above))
         above, below = above[:start], above[start:]
         field = next((part for part in reversed(above) if not part.isdigit()), "state")

@@ -62,19 +62,16 @@ def to_optax(state: Any, tx: Any, params: Tree) -> Any:
 
 ALIASES = {"WeightDecaySchedule": "ScaleByScheduleState", "ScaleByBeliefState": "ScaleByAcpropState"}
 """Classes of Optax's states that have another name here, in some chain."""
-OTHERWISE = {"ReduceLROnPlateauState": "the two libraries count its steps differently"}
-"""Why states of a class cannot be exchanged."""
+WEIGHTS = "weight_sum"
+"""The field of `MultiSteps` that only exists here: the sum of the weights of the gradients in the window."""
 
 
 def _carried(state: Any, start: Any, params: Tree, whose: str, given: str) -> Any:
     """Returns `start` with the arrays of another library's state in it."""
     old, new = entries_of_old_state(state, params), entries_of_state(start, params)
     old = _under_names_of(old, new)
-    rules, fields = (
-        {of(x) for x in old} & {of(x) for x in new} for of in (lambda x: x.rule, lambda x: (x.rule, x.field))
-    )
-    if reason := next((OTHERWISE[rule] for rule in sorted(rules) if rule in OTHERWISE), None):
-        raise ValueError(f"{given} cannot be carried on: {reason}")
+    rules = {x.rule for x in old} & {x.rule for x in new}
+    fields = {(x.rule, x.field) for x in old} & {(x.rule, x.field) for x in new}
     values, used = [], set()
     for entry, source in zip(new, sources_of(old, new), strict=True):
         if source.i is None or source.conversion is not None:
@@ -94,9 +91,6 @@ def _carried(state: Any, start: Any, params: Tree, whose: str, given: str) -> An
         if entry.field == WEIGHTS and i not in used and entry.value != _mini_step(entry, old).value:
             raise ValueError(f"{given} has gradients with weights in its window, which {whose} does not have")
     return jax.tree.structure(start).unflatten(values)
-
-
-WEIGHTS = "weight_sum"
 
 
 def _mini_step(entry: Entry, entries: list[Entry]) -> Entry:

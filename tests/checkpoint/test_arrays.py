@@ -84,6 +84,14 @@ def test_names_that_would_be_the_same():
     }
 
 
+def test_fields_and_keys_of_the_same_name():
+    """A param called `scale`, and a field of that name in a state that declares nothing."""
+    params = {"scale": jnp.ones(())}
+    tx = optax.contrib.reduce_on_plateau(0.5)
+    arrays, _ = fo.to_arrays(tx, params, tx.init(params))
+    assert {"scale", "#scale", "#count"} <= arrays.keys()
+
+
 def test_names_do_not_depend_on_containers():
     leaves = {f"layers/{i}/{name}": jnp.full(2, float(i)) for i in range(11) for name in ("w", "b")}
     nested = {"layers": [{"w": leaves[f"layers/{i}/w"], "b": leaves[f"layers/{i}/b"]} for i in range(11)]}

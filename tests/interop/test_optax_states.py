@@ -14,7 +14,6 @@ from ..helpers import assert_close, at, make_grads, make_params
 REFUSED = {  # where Optax, or the peer of the case, keeps something else
     *("galore", "galore-low", "scale_by_galore"),  # a projector for vectors, too
     *("lookahead", "lookahead-anew"),  # the slow params beside the state
-    *("reduce_on_plateau", "reduce_on_plateau-mean"),  # another count
     "with_metrics",  # nothing
 }
 WITH_PEER = [case for case in CASES if case.peer is not None]
@@ -35,7 +34,7 @@ def test_there_here_and_back(case):
     params, state = steps(case, theirs, params, theirs.init(params), range(BEFORE))
     expected, _ = steps(case, theirs, params, state, range(BEFORE, BEFORE + AFTER))
     if repr(case) in REFUSED:
-        with pytest.raises(ValueError, match="cannot be carried on|which .* does not (keep|have)"):
+        with pytest.raises(ValueError, match="which .* does not (keep|have)"):
             from_optax(state, ours, params)
         return
     here = from_optax(state, ours, params)
@@ -60,7 +59,7 @@ def test_wrappers():
     here = from_optax(state, ours, params)
     assert_close(steps(case, ours, params, here, range(BEFORE, BEFORE + AFTER))[0], expected, rtol=1e-5)
     back = to_optax(here, theirs, params)
-    assert_close(back, state)
+    assert_close(steps(case, theirs, params, back, range(BEFORE, BEFORE + AFTER))[0], expected, rtol=1e-5)
 
 
 def without_the_scale(params):
