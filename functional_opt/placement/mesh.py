@@ -53,7 +53,12 @@ def axis_type(tree: Tree, axis: str) -> AxisType | None:
 def spec_of(x: Any) -> PartitionSpec:
     """Returns the spec of a leaf with an entry for each axis; all None for a leaf that lies on no mesh."""
     sharding = sharding_of(x)
-    return full_spec(PartitionSpec() if sharding is None else sharding.spec, len(jax.numpy.shape(x)))
+    return whole_spec(x) if sharding is None else full_spec(sharding.spec, len(x.shape))
+
+
+def whole_spec(x: Any) -> PartitionSpec:
+    """Returns the spec of a leaf that is not split; it may also be a number, or a function of a model."""
+    return PartitionSpec(*[None] * len(getattr(x, "shape", ())))
 
 
 def full_spec(spec: PartitionSpec, ndim: int) -> PartitionSpec:

@@ -223,3 +223,15 @@ def test_errors():
     manual = jax.shard_map(manually, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     with pytest.raises(ValueError, match="shard_map over 'data'"):
         jax.jit(manual)(w)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaves_without_gradients(kind):
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        params, results = {**tree(0, mesh, "FSDP"), "none": None}, []
+        grads = {**tree(1, mesh, "FSDP"), "kernel": None, "none": None}
+        for tx in (fo.adamw(0.1), fo.shard(fo.adamw(0.1))):
+            results.append(jax.jit(tx.update)(grads, tx.init(params), params))
+    assert results[1][0]["kernel"] is None
+    jax.tree.map(np.testing.assert_array_equal, *results)

@@ -11,14 +11,14 @@ from jax import core
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ...core.checks import Static
-from ...core.leaves import Tree, is_nothing
+from ...core.leaves import Tree, is_nothing, paths
 from ...core.model_trees import names as leaf_names
 from ...core.paths import PathRules
 from ...core.ranges import Convert, Count
 from ...core.sharding import reshard
 from ...core.transformation import GradientTransformation, Transformation, transformation
 from ...placement.like import placed_like
-from ...placement.mesh import AnyMesh, axis_type, mesh_of, spec_of
+from ...placement.mesh import AnyMesh, axis_type, mesh_of, spec_of, whole_spec
 from ...placement.shardings import state_shardings, state_types, without_tracers
 from ...placement.split import split_spec
 
@@ -96,7 +96,7 @@ class shard(GradientTransformation):
             return _made(self.inner.init, params, state_shardings(self, params, mesh))
         if self._is_explicit(params):
             return self._typed(params, mesh)
-        unknown = [PartitionSpec(*[None] * jnp.ndim(x)) for x in leaves]
+        unknown = [whole_spec(x) for x in leaves]
         types = state_types(lambda p: without_tracers(self)._typed(p, mesh), params, mesh, unknown)
         return jax.tree.map(functools.partial(_constrained, mesh, traced[0]), self.inner.init(params), types)
 
@@ -122,9 +122,10 @@ class shard(GradientTransformation):
         doubts = []
         for x in leaves:
             spec = None if is_nothing(x) else next(found)[1]
-            whole = not is_nothing(x) and spec is None and math.prod(jnp.shape(x)) >= self.min_size
+            shape = getattr(x, "shape", ())
+            whole = not is_nothing(x) and spec is None and math.prod(shape) >= self.min_size
             n = math.prod(mesh.shape[name] for name in self._names)
-            says = f"no axis of PATH, of shape {jnp.shape(x) if whole else ()}, can be split over {n} devices"
+            says = f"no axis of PATH, of shape {shape}, can be split over {n} devices"
             doubts.append(f"{says}: its state lies whole on each of them" if whole else "")
         return doubts
 
@@ -133,8 +134,8 @@ class shard(GradientTransformation):
     def _automatically(self, updates: Tree, state: Any, params: Tree, **extra: Any) -> tuple[Tree, Any]:
         like = updates if params is None else params
         new, after = self.inner.update(updates, self._as_worked_on(state, like), params, **extra)
-        treedef = jax.tree.structure(new)
-        new = treedef.unflatten(map(_like, treedef.flatten_up_to(new), treedef.flatten_up_to(like)))
+        leaves, treedef = jax.tree.flatten(new, is_leaf=is_nothing)
+        new = treedef.unflatten(map(_like, leaves, treedef.flatten_up_to(like)))
         return new, jax.tree.map(_like, after, state)
 
     def _as_worked_on(self, state: Any, like: Tree) -> Any:
@@ -142,7 +143,7 @@ class shard(GradientTransformation):
         mesh = mesh_of(like)
         if mesh is None:
             return state
-        unknown = [PartitionSpec(*[None] * jnp.ndim(x)) for x in jax.tree.leaves(like)]
+        unknown = [whole_spec(x) for x in jax.tree.leaves(like)]
         init = without_tracers(self.inner).init
         types = state_types(lambda p: init(self._split(p, p, mesh)), like, mesh, unknown)
 
@@ -156,10 +157,7 @@ class shard(GradientTransformation):
 
     def _typed(self, params: Tree, mesh: AnyMesh) -> Any:
         state = self.inner.init(self._split(params, params, mesh))
-        places = jax.tree_util.tree_leaves_with_path(params)
-        whole = [
-            jax.tree_util.keystr(path) for (path, _), r in zip(places, self._rules(params), strict=True) if r == WHOLE
-        ]
+        whole = [path for path, rule in zip(paths(params), self._rules(params), strict=True) if rule == WHOLE]
 
         def stored(path: Any, x: Any) -> Any:
             if not self._is_split(x) or any(map(jax.tree_util.keystr(path).endswith, whole)):
@@ -172,12 +170,12 @@ class shard(GradientTransformation):
 
     def _explicitly(self, updates: Tree, state: Any, params: Tree, **extra: Any) -> tuple[Tree, Any]:
         like = updates if params is None else params
-        mesh, treedef = self._mesh(like), jax.tree.structure(updates)
+        mesh, treedef = self._mesh(like), jax.tree.structure(updates, is_leaf=is_nothing)
         whole = [spec_of(x) for x in treedef.flatten_up_to(like)]
 
         def given(x: Any) -> Any:
             """Returns a tree like the params split as they are, and a function of the params for split ones."""
-            if jax.tree.structure(x) == treedef:
+            if jax.tree.structure(x, is_leaf=is_nothing) == treedef:
                 return self._split(x, like, mesh)
             return (lambda p, *args, **kwargs: x(restored(p), *args, **kwargs)) if callable(x) else x
 
@@ -238,7 +236,7 @@ class shard(GradientTransformation):
         return treedef.flatten_up_to(self.rules.resolve(params, AUTO))
 
     def _split_spec(self, i: int, params: Tree, x: Any, spec: Any, rule: Any, mesh: AnyMesh) -> PartitionSpec | None:
-        shape = jnp.shape(x)
+        shape = getattr(x, "shape", ())  # a leaf may also be a number, or a function of a model
         if rule == WHOLE or rule == AUTO and math.prod(shape) < self.min_size:
             return None
         if rule == AUTO:
