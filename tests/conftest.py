@@ -20,6 +20,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 CONTRACTS = "tests/conformance/test_contracts.py"
 VERSIONS = (  # the selection for other Pythons and JAXs: these tests (not the C++ under sanitizers),
     "tests/native/",
+    "tests/placement/test_owners.py",
+    "tests/transforms/test_shard.py::test_the_numbers_of_the_whole",
     "tests/test_examples.py::test_the_main_job",
     "tests/test_examples.py::test_a_failed_run",
 )

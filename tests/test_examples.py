@@ -89,10 +89,11 @@ def test_model_libraries(examples):
         assert accuracy > 0.9 and losses[-1] < 0.2 < 2 < losses[0], (accuracy, losses[0], losses[-1])
 
 
-def test_the_readme():
+def test_the_readme(tmp_path, monkeypatch):
     """Its blocks run one after the other, as they stand."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict = {}
     exec(blocks[1], names)
     facade_loss = float(names["loss"])
@@ -106,6 +107,8 @@ def test_the_readme():
     exec(blocks[4], names)
     assert names["fo"].metrics(names["state"])["step"] == 1
     exec(blocks[5], names)
+    assert names["extra"] == {"epoch": 3} and {move.kind for move in names["report"]} == {"kept", "fresh"}
+    exec(blocks[6], names)
     assert int(names["opt"].iterations) == 10
 
 

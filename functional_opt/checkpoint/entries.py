@@ -150,7 +150,7 @@ def _leaves(
         elif not hasattr(type(node), "_fields"):
             yield from _leaves(child, (*above, *part), None, rule, "", fixed)
         else:
-            slot, there = slots.get(next(iter(part))), (*above, *part)
+            slot, there = slots.get("".join(part)), (*above, *part)
             inside = None if slot is None or slot.kind == "states" else ()
             kind = "" if slot is None or inside is None else slot.kind
             yield from _leaves(child, there, inside, type(node).__name__, kind, len(there))

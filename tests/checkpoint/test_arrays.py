@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import random
 
 import jax
 import jax.numpy as jnp
@@ -352,3 +354,50 @@ def test_float64_needs_x64():
 
 def test_checksums_are_of_bytes():
     assert checksum_of(np.array([0.0], "float32")) != checksum_of(np.array([-0.0], "float32"))
+
+
+HOSTILE = int(os.environ.get("FUNCTIONAL_OPT_HOSTILE_MANIFESTS", "200"))
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    0.5,
+    "",
+    "scale",
+    "0/mu",
+    "uint32",
+    "__import__",
+    [],
+    [[]],
+    {},
+    {"type": "chain"},
+]
+
+
+def places(node, at=()):
+    """Every place in a JSON value."""
+    yield at
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield from places(node[key], (*at, key))
+
+
+def test_hostile_manifests():
+    """Something else anywhere, with the right checksum: ValueError, or the same bits if it does not matter."""
+    arrays, manifest = sample()
+    manifest["config"] = fo.to_config(fo.adam(0.1, b1=0.9))
+    everywhere, rng, refused = [at for at in places(manifest) if at], random.Random(0), 0
+    for _ in range(HOSTILE):
+        *way, last = rng.choice(everywhere)
+        edited = node = copy.deepcopy(manifest)
+        for key in way:
+            node = node[key]
+        node[last] = copy.deepcopy(rng.choice(VALUES))
+        try:
+            _, *both = fo.from_arrays(arrays, sealed(edited))
+        except ValueError:
+            refused += 1
+        else:
+            assert [bits(x) for x in jax.tree.leaves(both)] == [bits(x) for x in arrays.values()], (way, last)
+    assert refused > HOSTILE // 2

@@ -138,7 +138,7 @@ def test_what_cannot_be_exact_is_refused():
     net = model()
     p, params = list(net.parameters()), params_of(net)
     for make, reason in (
-        (lambda: torch.optim.RAdam(p), "RAdam has no exact counterpart here: torch adds eps before"),
+        (lambda: torch.optim.RAdam(p), "RAdam has no exact counterpart here that is known: torch adds eps before"),
         (lambda: torch.optim.Adagrad(p, lr_decay=0.1), "lr_decay=0.1 has no exact counterpart"),
         (
             lambda: torch.optim.SGD([{"params": p[:2], "nesterov": True}, {"params": p[2:]}], 0.1, momentum=0.9),

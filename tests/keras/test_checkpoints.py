@@ -121,6 +121,30 @@ def test_variables_that_do_not_train(tmp_path):
     same_bits(new.get_weights(), opt.get_weights())
 
 
+def test_variables_of_other_libraries(tmp_path):
+    """nnx's have no paths, so a dict gives them; neither their order nor that of their slots matters."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    def make():
+        return {"a": nnx.Param(jnp.ones(2)), "b": nnx.Param(jnp.zeros(2)), "c": nnx.Param(jnp.ones(3))}
+
+    grads = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, -1.0]), "c": jnp.ones(3)}
+
+    def step(opt, variables):
+        opt.apply_gradients([(grads[name], v) for name, v in variables.items()])
+
+    step(opt := optimizers.LossScaleOptimizer(optimizers.Adam(0.1)), variables := make())
+    with pytest.raises(ValueError, match="two variables have the path 'Param'.*give a dict of variables"):
+        opt.save(tmp_path / "a", variables.values())
+    opt.save(tmp_path / "a", variables)
+    others = dict(reversed(make().items()))
+    (new := optimizers.LossScaleOptimizer(optimizers.Adam(0.1))).restore(tmp_path / "a", others)
+    for _ in range(2):
+        step(opt, variables)
+        step(new, others)
+    same_bits([others[name][...] for name in grads], [variables[name][...] for name in grads])
+
+
 def test_what_does_not_fit_changes_nothing(tmp_path):
     gradients = make_gradients(2)
     train(opt := optimizers.Adam(0.1), variables := make_variables(), gradients)

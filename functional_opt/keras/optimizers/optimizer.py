@@ -381,7 +381,7 @@ class Optimizer(Training):
             raise ValueError(f"the store must have the keys '0' to '{len(keys) - 1}'; it lacks {missing}")
         self.set_weights([np.asarray(store[key]) for key in keys])
 
-    def save(self, path: str | os.PathLike, variables: Iterable[Any]) -> None:
+    def save(self, path: str | os.PathLike, variables: checkpoints.Variables) -> None:
         """Saves the variables and everything that the optimizer keeps to one file, written whole or not at all.
 
         The file is of the safetensors format. Its arrays have the paths of the variables as names, and the names of
@@ -389,7 +389,8 @@ class Optimizer(Training):
 
         Args:
             path: the file; its folder must exist.
-            variables: all that the optimizer trains, and others, such as running statistics, if you like.
+            variables: all that the optimizer trains, and others, such as running statistics, if you like; or a dict
+                of them by the paths that they are to have, for variables without paths of their own (nnx's).
 
         Raises ValueError if the optimizer knows a variable that is not among them, or if two have the same path.
 
@@ -406,7 +407,7 @@ class Optimizer(Training):
         """
         checkpoints.save(self, path, variables)
 
-    def restore(self, path: str | os.PathLike, variables: Iterable[Any]) -> None:
+    def restore(self, path: str | os.PathLike, variables: checkpoints.Variables) -> None:
         """Gives variables and the optimizer the values that `save` wrote: steps go on with the same bits.
 
         Variables are matched by path, in any order. Numbers that were assigned, such as the learning rate, come back,
