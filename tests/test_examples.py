@@ -1,5 +1,7 @@
 """The examples and the README's code, run as a user would, on less data."""
 
+import collections
+import inspect
 import re
 import subprocess
 import sys
@@ -123,3 +125,62 @@ def test_two_processes(examples):
     np.testing.assert_allclose(two["held out"], one["held out"], rtol=1e-6)
     assert two["state on a device"] == one["state on a device"] < 0.15 * two["state in all"]
     assert {report["compilations"] for report in reports.values()} == {1}
+
+
+ALGOPERF = {  # the arguments in algoperf/spec.py of version 0.6
+    "get_batch_size": "workload_name",
+    "init_optimizer_state": "workload model_params model_state hyperparameters rng",
+    "update_params": "workload current_param_container current_params_types model_state hyperparameters batch "
+    "loss_type optimizer_state eval_results global_step rng train_state",
+    "prepare_for_eval": "workload current_param_container current_params_types model_state hyperparameters "
+    "loss_type optimizer_state eval_results global_step rng",
+    "data_selection": "workload input_queue optimizer_state current_param_container model_state hyperparameters "
+    "global_step rng",
+}
+
+
+def test_the_submission_to_algoperf(examples, monkeypatch):
+    """With a workload of the interface that AlgoPerf's runner has, called as the runner does."""
+    import types
+
+    import jax
+    import jax.numpy as jnp
+
+    spec = types.SimpleNamespace(ForwardPassMode=types.SimpleNamespace(TRAIN=0, EVAL=1))
+    monkeypatch.setitem(sys.modules, "algoperf", types.SimpleNamespace(spec=spec))
+    import algoperf_submission as submission
+
+    for name, arguments in ALGOPERF.items():
+        assert list(inspect.signature(getattr(submission, name)).parameters) == arguments.split(), name
+
+    class Workload:
+        step_hint, metrics_logger = 60, None
+
+        def model_fn(self, params, batch, model_state, mode, rng, update_batch_norm, dropout_rate):
+            assert (mode, update_batch_norm, dropout_rate) == (0, True, 0.1)
+            return batch["inputs"] @ params["dense"]["kernel"], {"steps": model_state["steps"] + 1}
+
+        def loss_fn(self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0):
+            losses = jnp.sum((label_batch - logits_batch) ** 2, axis=-1)
+            return {"summed": losses.sum(), "n_valid_examples": len(losses), "per_example": losses}
+
+    fields = "learning_rate one_minus_beta1 beta2 weight_decay warmup_factor label_smoothing dropout_rate"
+    numbers = collections.namedtuple("Hyperparameters", fields)(0.1, 0.1, 0.99, 0.01, 0.05, 0.1, 0.1)
+    rng, workload = np.random.default_rng(0), Workload()
+    true = rng.normal(size=(4, 2))
+    inputs = rng.normal(size=(60, 16, 4)).astype("float32")
+    queue = ({"inputs": x, "targets": (x @ true).astype("float32")} for x in inputs)
+    params, model_state, key = {"dense": {"kernel": jnp.zeros((4, 2))}}, {"steps": jnp.zeros(())}, jax.random.key(0)
+    state = submission.init_optimizer_state(workload, params, model_state, numbers, key)
+    for step in range(60):
+        batch = submission.data_selection(workload, queue, state, params, model_state, numbers, step, key)
+        state, params, model_state = submission.update_params(
+            workload, params, None, model_state, numbers, batch, None, state, [], step, key
+        )
+    state, params, model_state = submission.prepare_for_eval(
+        workload, params, None, model_state, numbers, None, state, [], 60, key
+    )
+    np.testing.assert_allclose(params["dense"]["kernel"], true, atol=0.1)
+    assert int(model_state["steps"]) == 60 and submission._step._cache_size() == 1
+    with pytest.raises(ValueError, match="workload_name must be one of criteo1tb, .*, got 'cifar'"):
+        submission.get_batch_size("cifar")
