@@ -65,17 +65,18 @@ def update_params(
 ):
     del current_params_types, loss_type, eval_results, train_state
     smoothing, dropout = hyperparameters.label_smoothing, hyperparameters.dropout_rate
-    state, params, model_state, metrics = _step(
-        workload, current_param_container, model_state, optimizer_state, batch, rng, smoothing, dropout
+    tx, state = optimizer_state["tx"], optimizer_state["state"]
+    params, model_state, state, metrics = _step(
+        workload, current_param_container, model_state, state, tx, batch, rng, smoothing, dropout
     )
     if workload.metrics_logger is not None and global_step % 100 == 0:
         scalars = {name: float(x) for name, x in metrics.items()}
         workload.metrics_logger.append_scalar_metrics(scalars, global_step)
-    return state, params, model_state
+    return {"tx": tx, "state": state}, params, model_state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=(1, 2, 3))
-def _step(workload, params, model_state, optimizer_state, batch, rng, smoothing, dropout):
+@functools.partial(jax.jit, static_argnums=(0, 7, 8), donate_argnums=(1, 2, 3))
+def _step(workload, params, model_state, state, tx, batch, rng, smoothing, dropout):
     def loss_fn(params):
         train = spec.ForwardPassMode.TRAIN
         logits, new = workload.model_fn(
@@ -90,10 +91,9 @@ def _step(workload, params, model_state, optimizer_state, batch, rng, smoothing,
         return losses["summed"] / losses["n_valid_examples"], new
 
     (loss, model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    tx = optimizer_state["tx"]
-    updates, state = tx.update(grads, optimizer_state["state"], params)
+    updates, state = tx.update(grads, state, params)
     metrics = {"loss": loss, "grad_norm": fo.global_norm(grads)}
-    return {"tx": tx, "state": state}, fo.apply_updates(params, updates), model_state, metrics
+    return fo.apply_updates(params, updates), model_state, state, metrics
 
 
 def prepare_for_eval(
