@@ -16,6 +16,7 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate
 from ..core.slots import Counter, Exact16, States
 from ..core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
+from ..placement.like import keep_placement
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import GaLoreDimensionNumbers, GaLoreNumbers, axes_of, specs_of
 from ..transforms.scaling.decay import add_decayed_weights
@@ -107,6 +108,7 @@ class scale_by_galore(GradientTransformation):
         rows = list(zip(treedef.flatten_up_to(low), p, views, strict=True))
         full = [m if view is None else self.scale * view.back(m, widen(x)) for m, x, view in rows]
         updates = map_leaves(_sharded_as, updates, read=(treedef.unflatten(full),), params=params)
+        p = keep_placement(p, old)
         return updates, GaLoreState(increment(state.count), base_state, treedef.unflatten(p))
 
     @property

@@ -15,6 +15,7 @@ from ..core.schedule import Rate, rate_at
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, RandomKey, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.like import keep_placement
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices
 from ..transforms.scaling.decay import add_decayed_weights
@@ -127,7 +128,8 @@ class scale_by_psgd_kron(GradientTransformation):
             return reshard_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
 
         updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
-        return updates, ScaleByPsgdKronState(t, mu, tuple(q), stored_like(key, state.rng_key))
+        q = keep_placement(tuple(q), tuple(state.q))
+        return updates, ScaleByPsgdKronState(t, mu, q, stored_like(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular

@@ -14,6 +14,7 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.like import keep_placement
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
     absent,
@@ -153,7 +154,8 @@ class scale_by_shampoo(GradientTransformation):
         updates, nu, *factors = map_leaves(
             leaf, updates, state.nu, *state.statistics, *state.preconditioners, params=params, same_shape=False
         )
-        return updates, ScaleByShampooState(t, nu, tuple(factors[:axes]), tuple(factors[axes:]))
+        kept = keep_placement(factors, [*state.statistics, *state.preconditioners])
+        return updates, ScaleByShampooState(t, nu, tuple(kept[:axes]), tuple(kept[axes:]))
 
     def _rule(self, x: jax.Array) -> str:
         """Returns the rule that computes d for a leaf."""

@@ -14,6 +14,7 @@ from ..core.schedule import Rate
 from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.like import keep_placement
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices, unless_overflown
 from ..transforms.scaling.decay import add_decayed_weights
@@ -118,6 +119,7 @@ class scale_by_soap(GradientTransformation):
             leaf, updates, state.mu, state.nu, *state.gg, *state.q, params=params, same_shape=False
         )
         gg, q = tuple(factors[: len(state.gg)]), tuple(factors[len(state.gg) :])
+        gg, q = keep_placement((gg, q), (state.gg, state.q))
         return updates, ScaleBySoapState(increment(state.count), mu, nu, gg, q)
 
     def _turns(self, shape: tuple[int, ...], k: int) -> bool:

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.leaves import Tree
+from ..core.sharding import on_automatic_axes
+
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """Returns x, placed as `like` is on the automatic axes of its mesh.
@@ -15,6 +18,19 @@ def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     sharding, and with none the compiler places the sum of a param and a split update as the update is.
     """
     return _placed_like(x, like) if x.ndim else x
+
+
+def keep_placement(tree: Tree, like: Tree) -> Tree:
+    """Returns a tree placed as another one with its structure on automatic axes, where the compiler might move it.
+
+    For slots that lie otherwise than the leaves they are computed from.
+    """
+
+    def leaf(x: Any, old: Any) -> Any:
+        is_number = hasattr(old, "dtype") and jnp.issubdtype(old.dtype, jnp.number)
+        return placed_like(x, old) if is_number and on_automatic_axes(old) else x
+
+    return jax.tree.map(leaf, tree, like)
 
 
 @jax.custom_jvp

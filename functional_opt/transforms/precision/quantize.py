@@ -15,6 +15,7 @@ from ...core.paths import AllParams
 from ...core.ranges import Count, PositiveInt
 from ...core.slots import SIGNED, UNSIGNED, Exact, SlotPlace, States, map_slots, slots_of
 from ...core.transformation import GradientTransformation, Transformation, transformation
+from ...placement.like import keep_placement
 from . import codes
 
 
@@ -87,7 +88,7 @@ class quantize_state(GradientTransformation):
 
         def pure(updates, state, params):
             updates, inner_state = self.inner.update(updates, self.decode(state), params, **extra)
-            return updates, self._encode(inner_state, state.scale)
+            return updates, keep_placement(self._encode(inner_state, state.scale), state)
 
         return kernels.step(self, pure, updates, state, params)
 

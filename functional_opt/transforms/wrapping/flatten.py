@@ -10,6 +10,7 @@ from ...core.leaves import Tree, cast_like, is_inexact, is_nothing, zip_leaves
 from ...core.model_trees import visible
 from ...core.sharding import replicate, reshard_like
 from ...core.transformation import GradientTransformation, Transformation, transformation
+from ...placement.like import keep_placement
 
 
 @transformation
@@ -38,7 +39,7 @@ class flatten(GradientTransformation):
         like = updates if params is None else params
         flat = _vector(updates, like)
         new, state = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
-        return _tree(new, updates, like), state
+        return keep_placement(_tree(new, updates, like), updates), state
 
 
 def _vector(tree: Tree, like: Tree) -> Any:
