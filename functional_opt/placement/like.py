@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..core.leaves import Tree
 from ..core.sharding import on_automatic_axes
@@ -17,7 +18,21 @@ def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     result has the sharding of `like`, whatever that of x. With a plain constraint one would need to name that
     sharding, and with none the compiler places the sum of a param and a split update as the update is.
     """
+    mesh = jax.typeof(like).sharding.mesh
+    x = x if mesh.empty else _divisible(x, mesh, [size for size in mesh.shape.values() if size > 1])
     return _placed_like(x, like) if x.ndim else x
+
+
+def _divisible(x: jax.Array, mesh: Any, sizes: list[int]) -> jax.Array:
+    """Returns x, whole along axes whose lengths no one of these sizes divides.
+
+    The compiler may split an array that is computed inside a program unevenly, but JAX refuses that at an operation.
+    """
+    whole = [all(n % size for size in sizes) for n in x.shape]
+    if not sizes or not any(whole):
+        return x
+    spec = PartitionSpec(*(None if yes else PartitionSpec.UNCONSTRAINED for yes in whole))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def keep_placement(tree: Tree, like: Tree) -> Tree:
@@ -28,7 +43,10 @@ def keep_placement(tree: Tree, like: Tree) -> Tree:
 
     def leaf(x: Any, old: Any) -> Any:
         is_number = hasattr(old, "dtype") and jnp.issubdtype(old.dtype, jnp.number)
-        return placed_like(x, old) if is_number and on_automatic_axes(old) else x
+        if not (is_number and on_automatic_axes(old)):
+            return x
+        mesh = jax.typeof(old).sharding.mesh
+        return placed_like(_divisible(x, mesh, [mesh.size]), old)
 
     return jax.tree.map(leaf, tree, like)
 

@@ -38,8 +38,8 @@ class flatten(GradientTransformation):
         params = None if params is None else visible(params, updates)
         like = updates if params is None else params
         flat = _vector(updates, like)
-        new, state = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
-        return keep_placement(_tree(new, updates, like), updates), state
+        new, after = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
+        return keep_placement(_tree(new, updates, like), updates), keep_placement(after, state)
 
 
 def _vector(tree: Tree, like: Tree) -> Any:
