@@ -39,8 +39,8 @@ def state_shardings(tx: Transformation, params: Tree, mesh: Mesh | AbstractMesh 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> w = jax.ShapeDtypeStruct((4, 2), "float32", sharding=NamedSharding(mesh, P(None, "data")))
     >>> from functional_opt import sm3
-    >>> [s.spec for s in jax.tree.leaves(state_shardings(sm3(0.1), {"w": w})[0].mu)]
-    [P(None,), P('data',)]
+    >>> [tuple(s.spec) for s in jax.tree.leaves(state_shardings(sm3(0.1), {"w": w})[0].mu)]
+    [(None,), ('data',)]
     """
     own = mesh_of(params)
     mesh = cast(Any, own) if mesh is None else mesh

@@ -22,8 +22,8 @@ def split_spec(
         sizes: of all mesh axes.
         axis: the array axis to split, if it is given.
 
-    >>> split_spec((3, 8), PartitionSpec(None, "model"), ["data"], {"data": 4, "model": 2})
-    PartitionSpec(None, ('model', 'data'))
+    >>> tuple(split_spec((3, 8), PartitionSpec(None, "model"), ["data"], {"data": 4, "model": 2}))
+    (None, ('model', 'data'))
     """
     used = {name for entry in spec for name in axis_names(entry)}
     more = tuple(name for name in names if name not in used)

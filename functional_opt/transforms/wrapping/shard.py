@@ -76,8 +76,8 @@ class shard(GradientTransformation):
     >>> with jax.set_mesh(mesh):
     ...     params = {"w": jnp.ones((64, 32))}
     ...     state = shard(adam(1e-3)).init(params)
-    >>> state[0].mu["w"].sharding.spec
-    PartitionSpec('data', None)
+    >>> tuple(state[0].mu["w"].sharding.spec)
+    ('data', None)
     """
 
     inner: Transformation
