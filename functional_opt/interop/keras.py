@@ -21,6 +21,7 @@ from ..keras.engine.by_variable import ByVariable, keep_variables
 from ..keras.optimizers import Optimizer
 from ..keras.within_keras.optimizers import check_backend, join_keras, register_classes
 from ..transforms.scaling.learning_rate import learning_rates, with_learning_rate
+from .keras_states import from_keras as from_keras
 
 
 def to_keras(tx: Any, learning_rate: Any = None, name: str = "functional_opt", **kwargs: Any) -> Any:
