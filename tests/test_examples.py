@@ -181,6 +181,6 @@ def test_the_submission_to_algoperf(examples, monkeypatch):
         workload, params, None, model_state, numbers, None, state, [], 60, key
     )
     np.testing.assert_allclose(params["dense"]["kernel"], true, atol=0.1)
-    assert int(model_state["steps"]) == 60 and submission._step._cache_size() == 1
+    assert int(model_state["steps"]) == 60 and submission._step._cache_size() <= 1
     with pytest.raises(ValueError, match="workload_name must be one of criteo1tb, .*, got 'cifar'"):
         submission.get_batch_size("cifar")

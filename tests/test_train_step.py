@@ -289,7 +289,7 @@ def test_the_state_in_pieces(accumulate):
     np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *(w for w, _ in runs))
     assert state[0].mu["w"].sharding.spec == P("data") and w["w"].sharding.is_fully_replicated
-    assert step._program._cache_size() == 1
+    assert step._program._cache_size() <= 1
     with pytest.raises(ValueError, match=r"batch\[0\] has shape \(6, 64\): 4 devices must divide its rows"):
         step(tx, w, state, np.zeros((6, 64), "float32"), np.zeros((6, 32), "float32"))
     for wrong in ({"mesh": mesh}, {"shard": "data"}):

@@ -4,18 +4,18 @@
 checked wherever it is known: in Python, in NumPy and on a device, but not in a traced array.
 """
 
-import contextlib
 import contextvars
 import functools
 import reprlib
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+T = TypeVar("T")
 Scalar = float | jax.Array | np.ndarray
 """A Python or NumPy number, or a 0-d array, which may be traced."""
 
@@ -126,17 +126,19 @@ class Convert:
 _is_unread = contextvars.ContextVar("is_unread", default=False)
 
 
-@contextlib.contextmanager
-def unread() -> Iterator[None]:
-    """Limits checks inside it to the shape and kind of arrays on devices, so that the host does not wait for values.
+def unread(make: Callable[[], T]) -> T:
+    """Returns `make()`, whose checks look only at the shape and kind of arrays on devices, so that the host need not
+    wait for values.
 
-    For code that makes transformations at every step, from numbers that were checked before.
+    For code that makes transformations at every step, from numbers that were checked before. This is no context
+    manager: an interrupt at the start of its `__exit__` would leave the thread without checks.
     """
-    token = _is_unread.set(True)
+    before = _is_unread.get()
     try:
-        yield
+        _is_unread.set(True)
+        return make()
     finally:
-        _is_unread.reset(token)
+        _is_unread.set(before)
 
 
 def number(x: Any) -> Any:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -103,9 +104,13 @@ def test_as_deep_as_it_gets():
         return deeper(frames - 1) if frames else from_config({"version": 1, "value": {"type": "list", "items": node}})
 
     node = nested(150)
-    room = sys.getrecursionlimit() - len(inspect.stack())
-    with pytest.raises(ValueError, match="nested too deeply for what is left of Python's stack"):
-        deeper(room - 100)
+
+    def nearly_full():
+        return deeper(sys.getrecursionlimit() - len(inspect.stack()) - 100)
+
+    with ThreadPoolExecutor(1) as thread:  # its stack counts no frames that interrupts have left behind elsewhere
+        with pytest.raises(ValueError, match="nested too deeply for what is left of Python's stack"):
+            thread.submit(nearly_full).result()
 
 
 AT = {"class_name": "SGD", "config": {}}
@@ -129,7 +134,7 @@ COSINE = {"class_name": "CosineDecay"}
             AT | {"config": {"learning_rate": COSINE | {"config": {"decay_steps": "9"}}}},
             r"^SGD: learning_rate: CosineDecay: decay_steps of CosineDecay must be a whole number, got '9' \(str\)",
         ),
-        ({"class_name": "Adam", "config": {"epsilon": float("inf")}}, r"^Adam: epsilon must be in \[0, inf\) or None, got"),
+        ({"class_name": "Adam", "config": {"epsilon": float("inf")}}, r"^Adam: epsilon must be in \[0, inf\) or"),
         ({"class_name": "MultiOptimizer", "config": {}}, r"needs 'optimizer_map' in its config"),
         ({"class_name": "LossScaleOptimizer", "config": {"inner_optimizer": []}}, r"^LossScaleOptimizer: inner_opt"),
     ],

@@ -32,7 +32,8 @@ def makes_a_transformation(x):
 
 def test_every_public_transformation_has_a_case():
     public = {x.__name__ for name, x in vars(fo).items() if not name.startswith("_") and makes_a_transformation(x)}
-    assert public - {"GradientTransformation"} == {case.name.split("-")[0] for case in CASES}
+    without = {"GradientTransformation", "shard"}  # which needs a mesh: see tests/transforms/test_shard.py
+    assert public - without == {case.name.split("-")[0] for case in CASES}
 
 
 def test_case_names_are_unique():

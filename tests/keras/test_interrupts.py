@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from functional_opt import keras
+from functional_opt.core import ranges
 from functional_opt.keras import Variable
 from functional_opt.keras.optimizers import SGD, Adam, LossScaleOptimizer, MultiOptimizer, Optimizer
 from functional_opt.keras.variables import recording
@@ -172,6 +173,7 @@ class Attack:
             state = self.case.state()
             assert state == self.after()
             self.counts["not interrupted"] += 1
+        assert not recording.active() and not ranges._is_unread.get()
         if state == self.after():
             self.known.pop(0)
         self.uninterrupted()

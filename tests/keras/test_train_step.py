@@ -285,7 +285,8 @@ def test_slots_in_pieces(name):
     assert float(steps) == 4 and w.value.sharding.is_fully_replicated
     slots = [v.value for v in opt.variables if v.shape == (64, 32)]
     assert slots and all(x.sharding.spec == PartitionSpec("data") for x in slots)
-    assert [t.donating._cache_size() for ts in step._program._traces.values() for t in ts] == [1]
+    [trace] = [trace for traces in step._program._traces.values() for trace in traces]
+    assert trace.donating._cache_size() <= 1  # JAX may have forgotten it, if a process compiles a lot
 
 
 def test_slots_in_pieces_need_a_mesh():

@@ -85,7 +85,7 @@ def test_as_what_init_is_compiled_with(kind):
     with jax.set_mesh(mesh):
         step(*step(params, state))
         if kind == AxisType.Auto:  # explicit params were placed with specs that jit's results do not have
-            assert step._cache_size() == 1
+            assert step._cache_size() <= 1
 
 
 def test_the_mesh_of_the_call():

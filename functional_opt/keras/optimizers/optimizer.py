@@ -225,9 +225,13 @@ class Optimizer(Training):
         if "learning_rate" in hyper and self._decays:
             hyper = hyper | {"learning_rate": decayed(hyper["learning_rate"], hyper["decay"])}
         early = self._clips_here
-        with unread():  # they were checked when assigned; checking them here would make the host wait at every step
-            clips = as_chain([] if early else self._clips())
+
+        def parts() -> tuple[Any, Any]:
             rule = self._imperative(hyper) if self._is_custom else self.transform(SimpleNamespace(**hyper))
+            return as_chain([] if early else self._clips()), rule
+
+        # they were checked when assigned; checking them here would make the host wait at every step
+        clips, rule = unread(parts)
         return StepInputs(
             clips=clips,
             rule=rule,

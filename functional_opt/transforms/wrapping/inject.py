@@ -173,8 +173,7 @@ class _Injected(GradientTransformation):
 
     def _made_of_state(self, numbers: dict) -> GradientTransformation:
         """Does the same at a step, without making the host wait for the state's numbers, which are on a device."""
-        with unread():
-            return self.make(numbers)
+        return unread(lambda: self.make(numbers))
 
     def init(self, params):
         states = {name: x.init() for name, x in self.numbers.items() if _is_schedule(x)}
