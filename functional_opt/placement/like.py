@@ -19,17 +19,22 @@ def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     sharding, and with none the compiler places the sum of a param and a split update as the update is.
     """
     mesh = jax.typeof(like).sharding.mesh
-    x = x if mesh.empty else _divisible(x, mesh, [size for size in mesh.shape.values() if size > 1])
+    x, like = (y if mesh.empty else _divisible(y, mesh) for y in (x, like))
     return _placed_like(x, like) if x.ndim else x
 
 
-def _divisible(x: jax.Array, mesh: Any, sizes: list[int]) -> jax.Array:
-    """Returns x, whole along axes whose lengths no one of these sizes divides.
+def _sizes(mesh: Any) -> list[int]:
+    return [size for size in mesh.shape.values() if size > 1]
 
-    The compiler may split an array that is computed inside a program unevenly, but JAX refuses that at an operation.
+
+def _divisible(x: jax.Array, mesh: Any) -> jax.Array:
+    """Returns x, whole along axes whose lengths no axis of the mesh divides.
+
+    The compiler may split an array that is computed inside a program, or an argument that lies nowhere yet, unevenly,
+    but JAX refuses that at an operation.
     """
-    whole = [all(n % size for size in sizes) for n in x.shape]
-    if not sizes or not any(whole):
+    whole = [all(n % size for size in _sizes(mesh)) for n in x.shape]
+    if mesh.size == 1 or not any(whole):
         return x
     spec = PartitionSpec(*(None if yes else PartitionSpec.UNCONSTRAINED for yes in whole))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
@@ -46,7 +51,8 @@ def keep_placement(tree: Tree, like: Tree) -> Tree:
         if not (is_number and on_automatic_axes(old)):
             return x
         mesh = jax.typeof(old).sharding.mesh
-        return placed_like(_divisible(x, mesh, [mesh.size]), old)
+        clear = all(n % mesh.size == 0 or all(n % size for size in _sizes(mesh)) for n in old.shape)
+        return placed_like(x, old) if clear else x  # else the compiler could split it unevenly: see `_divisible`
 
     return jax.tree.map(leaf, tree, like)
 

@@ -20,8 +20,8 @@ CHAINS = {  # with slots that lie otherwise than the leaves they are computed fr
     "galore": fo.galore(0.1, rank=4),
     "muon": fo.muon(0.1),
     "psgd_kron": fo.psgd_kron(0.1),
-    "quantize_state": fo.quantize_state(fo.adam(0.1), min_size=0),
-    "quantize_state, 4 bits": fo.quantize_state(fo.adam(0.1), bits=4, min_size=0),
+    "quantize_state": fo.quantize_state(fo.adam(0.1), block_size=512, min_size=0),
+    "quantize_state, 4 bits": fo.quantize_state(fo.adam(0.1), bits=4, block_size=512, min_size=0),
     "shampoo": fo.shampoo(0.1),
     "soap": fo.soap(0.1),
 }
