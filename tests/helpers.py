@@ -11,6 +11,16 @@ import numpy as np
 
 from functional_opt import apply_updates
 
+compiled: list[str] = []
+"""The names of all functions that JAX has compiled in this process. Its own caches forget some if there are many."""
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _note_compilation(event: str, _: float, fun_name: str = "", **__: Any) -> None:
+    if event.endswith("backend_compile_duration"):
+        compiled.append(fun_name)
+
+
 SHAPES = {"dense": {"bias": (4,), "kernel": (4, 2)}, "scale": ()}  # 4: one row for each device
 INT32_MAX = np.iinfo(np.int32).max
 
