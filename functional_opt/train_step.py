@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import core
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from .core.apply import apply_updates
 from .core.leaves import Tree, paths
 from .core.transformation import GradientTransformation, as_transformation
 from .microbatching import AccumulationType, Rows, loop_over_parts
+from .placement.devices import Devices
 from .placement.shardings import state_shardings
 from .transforms.wrapping.shard import shard
 
@@ -74,9 +75,7 @@ def make_train_step(
 class TrainStep:
     """A training step, made by `make_train_step` and documented there."""
 
-    def __init__(
-        self, loss_fn: Loss, has_aux: bool, accumulate: int, donate: bool, devices: "_Devices | None" = None
-    ):
+    def __init__(self, loss_fn: Loss, has_aux: bool, accumulate: int, donate: bool, devices: Devices | None = None):
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function of the params and the batch, got {loss_fn!r}")
         for name, x in (("has_aux", has_aux), ("donate", donate)):
@@ -99,7 +98,7 @@ class TrainStep:
 
     def _arguments(self, tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, ...]:
         if self._devices is not None:
-            tx, params, state, batch = self._devices.placed(tx, params, state, batch)
+            tx, params, state, batch = _placed_on(self._devices, tx, params, state, batch)
         return _arguments(tx, params, state, batch)
 
     def _run(self, layout, tx, params, state, batch):
@@ -217,44 +216,27 @@ def _is_trained(x: Any) -> bool:
 # Several devices
 
 
-def _devices(mesh: Mesh | None, shard: str | None) -> "_Devices | None":
-    if mesh is None and shard is None:
+def _devices(mesh: Mesh | None, axis: str | None) -> Devices | None:
+    if mesh is None and axis is None:
         return None
-    if mesh is None or shard is None:
-        raise ValueError(f"mesh and shard go together: the devices and the axis to split over, got {mesh}, {shard!r}")
-    if shard not in mesh.axis_names:
-        raise ValueError(f"shard must be one of the mesh's axes, {', '.join(mesh.axis_names)}, got {shard!r}")
-    return _Devices(Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)), shard)
+    if mesh is None or axis is None:
+        raise ValueError(f"mesh and shard go together: the devices and the axis to split over, got {mesh}, {axis!r}")
+    return Devices(mesh, axis)
 
 
-@dataclass(frozen=True)
-class _Devices:
-    """The devices of a step, and the axis over which state and batch are split."""
-
-    mesh: Mesh
-    axis: str
-
-    def placed(self, tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, Tree, Any, tuple]:
-        """Returns the arguments of a step placed on the mesh; what lies there already stays as it is."""
-        tx = as_transformation(tx)
-        tx = tx if isinstance(tx, shard) else shard(tx, self.axis)
-        params = jax.tree.map(lambda x: self._put(x, PartitionSpec()), params)
-        if not all(map(self._is_here, filter(_is_array, jax.tree.leaves(state)))):
-            state = jax.tree.map(jax.device_put, state, state_shardings(tx, params, self.mesh))
-        rows = PartitionSpec(self.axis)
-        n = self.mesh.shape[self.axis]
-        for path, x in zip(paths(batch), jax.tree.leaves(batch), strict=True):
-            if jnp.ndim(x) and len(x) % n:
-                raise ValueError(f"batch{path} has shape {jnp.shape(x)}: {n} devices must divide its rows")
-        batch = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(self.mesh, rows)) if jnp.ndim(x) else x, batch)
-        return tx, params, state, batch
-
-    def _put(self, x: Any, spec: PartitionSpec) -> Any:
-        return jax.device_put(x, NamedSharding(self.mesh, spec)) if _is_array(x) and not self._is_here(x) else x
-
-    def _is_here(self, x: Any) -> bool:
-        sharding = getattr(x, "sharding", None)
-        return isinstance(sharding, NamedSharding) and sharding.device_set == set(self.mesh.devices.flat)
+def _placed_on(
+    devices: Devices, tx: Any, params: Tree, state: Any, batch: tuple
+) -> tuple[GradientTransformation, Tree, Any, tuple]:
+    """Returns the arguments of a step placed on the devices; what lies there already stays as it is."""
+    tx = as_transformation(tx)
+    tx = tx if isinstance(tx, shard) else shard(tx, devices.axis)
+    params = jax.tree.map(lambda x: devices.put(x) if _is_array(x) and not devices.have(x) else x, params)
+    if not all(map(devices.have, filter(_is_array, jax.tree.leaves(state)))):
+        state = jax.tree.map(jax.device_put, state, state_shardings(tx, params, devices.mesh))
+    for path, x in zip(paths(batch), jax.tree.leaves(batch), strict=True):
+        if not devices.divide(x):
+            raise ValueError(f"batch{path} has shape {jnp.shape(x)}: {devices.parts} devices must divide its rows")
+    return tx, params, state, jax.tree.map(devices.rows, batch)
 
 
 # Leaves that are not arrays, such as the activation function of a model

@@ -8,28 +8,26 @@ import jax.numpy as jnp
 from ...core.transformation import GradientTransformation, zero_count
 
 
+def _in_order(cls: type) -> None:
+    """Registers a class of dicts as a pytree that keeps the order of its keys, as that of other dicts is not."""
+    jax.tree_util.register_pytree_with_keys(
+        cls,
+        lambda d: ([(jax.tree_util.DictKey(k), x) for k, x in d.items()], tuple(d)),
+        lambda keys, values: cls(zip(keys, values, strict=True)),
+        lambda d: (list(d.values()), tuple(d)),
+    )
+
+
 class ByVariable(dict):
     """A dict keyed by variable path. It marks the parts of a state that are kept per variable."""
 
 
-jax.tree_util.register_pytree_with_keys(
-    ByVariable,
-    lambda d: ([(jax.tree_util.DictKey(k), x) for k, x in d.items()], tuple(d)),
-    lambda keys, values: ByVariable(zip(keys, values, strict=True)),
-    lambda d: (list(d.values()), tuple(d)),
-)
-
-
 class BySlot(dict):
-    """A dict of `ByVariable`s by the name of the slot. Its order is kept: that of other dicts in a pytree is not."""
+    """A dict of `ByVariable`s by the name of the slot."""
 
 
-jax.tree_util.register_pytree_with_keys(
-    BySlot,
-    lambda d: ([(jax.tree_util.DictKey(k), x) for k, x in d.items()], tuple(d)),
-    lambda names, tables: BySlot(zip(names, tables, strict=True)),
-    lambda d: (list(d.values()), tuple(d)),
-)
+_in_order(ByVariable)
+_in_order(BySlot)
 
 
 def is_by_variable(x: Any) -> bool:

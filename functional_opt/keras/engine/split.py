@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from ...placement.devices import Devices
 from ...placement.like import placed_like
-from ...placement.mesh import full_spec, short_spec, spec_of
+from ...placement.mesh import short_spec, spec_of, whole_spec
 from ...placement.split import split_spec
 from ..variables.variable import Variable
 from .engine import Engine
@@ -26,29 +27,24 @@ class Split:
     """
 
     def __init__(self, mesh: Mesh, axis: str):
-        if axis not in mesh.axis_names:
-            raise ValueError(f"shard must be one of the mesh's axes, {', '.join(mesh.axis_names)}, got {axis!r}")
-        self._mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-        self._axis = axis
+        self._devices = Devices(mesh, axis)
 
     def place(self, engine: Engine, variables: Sequence[Variable]) -> None:
         """Places variables that are not on the mesh yet on all of its devices, and slots in pieces."""
         for v in variables:
-            if not self._is_here(v._settled()):
-                v.assign(jax.device_put(v._settled(), NamedSharding(self._mesh, PartitionSpec())))
+            if not self._devices.have(v._settled()):
+                v.assign(self._devices.put(v._settled()))
         engine.keep(jax.tree.map(self._placed, engine.state()), engine.clock())
 
     def batch(self, arrays: Sequence[Any]) -> list[Any]:
         """Returns the arrays of a batch, split along their first axis. Raises ValueError for one that cannot be."""
-        n = self._mesh.shape[self._axis]
         for x in arrays:
-            if jnp.ndim(x) and len(x) % n:
+            if not self._devices.divide(x):
                 raise ValueError(
-                    f"an array of the batch has the shape {jnp.shape(x)}; the {n} devices of {self._axis!r} must "
-                    "divide its first axis"
+                    f"an array of the batch has the shape {jnp.shape(x)}; the {self._devices.parts} devices of "
+                    f"{self._devices.axis!r} must divide its first axis"
                 )
-        rows = NamedSharding(self._mesh, PartitionSpec(self._axis))
-        return [jax.device_put(x, rows) if jnp.ndim(x) else x for x in arrays]
+        return [self._devices.rows(x) for x in arrays]
 
     def keep(self, pure: Callable) -> Callable:
         """Returns a program that gives what it assigns the placement that it had before."""
@@ -61,14 +57,11 @@ class Split:
 
         return run
 
-    def _is_here(self, x: Any) -> bool:
-        sharding = getattr(x, "sharding", None)
-        return isinstance(sharding, NamedSharding) and sharding.device_set == set(self._mesh.devices.flat)
-
     def _placed(self, x: Any) -> Any:
         if not isinstance(x, jax.Array):
             return x
-        spec = spec_of(x) if self._is_here(x) else full_spec(PartitionSpec(), x.ndim)
+        devices = self._devices
+        spec = spec_of(x) if devices.have(x) else whole_spec(x)
         if x.size >= MIN_SIZE:
-            spec = split_spec(x.shape, spec, [self._axis], self._mesh.shape) or spec
-        return jax.device_put(x, NamedSharding(self._mesh, short_spec(spec)))
+            spec = split_spec(x.shape, spec, [devices.axis], devices.mesh.shape) or spec
+        return devices.put(x, *short_spec(spec))
