@@ -17,6 +17,7 @@ from ..core.model_trees import names
 from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
 from ..placement.mesh import AnyMesh, all_explicit, mesh_of, spec_of
+from ..placement.shardings import is_numeric
 from ..transforms.combining.nesting import children, with_children
 from .lint import Note, review
 from .placed import Placed, as_bytes
@@ -135,7 +136,7 @@ def shapes_of(params: Tree, mesh: AnyMesh | None = None) -> Tree:
     typed = None if mesh is None else all_explicit(mesh)
 
     def leaf(x: Any) -> Any:
-        if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
+        if not is_numeric(x):
             return None
         place = None if typed is None else NamedSharding(typed, spec_of(x))
         return jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x), sharding=place)

@@ -10,8 +10,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def reshard(x: jax.Array, to: Any) -> jax.Array:
-    """Reshards an array on the mesh of its type, which need not be that of `jax.set_mesh`, to a spec or sharding."""
-    mesh = jax.typeof(x).sharding.mesh
+    """Reshards an array on the mesh of its type, which need not be that of `jax.set_mesh`, to a spec or sharding.
+
+    An array whose type has that spec already is returned as it is.
+    """
+    mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+    if isinstance(to, PartitionSpec) and [*spec] == [*to]:
+        return x
     named = isinstance(to, PartitionSpec) and not mesh.empty
     return jax.sharding.reshard(x, NamedSharding(mesh, to) if named else to)
 
@@ -27,26 +32,24 @@ def replicate(x: Any, axis: int | None = None) -> Any:
     """Replicates an array, or one axis of it, if its type has an explicit sharding that splits it."""
     spec = jax.typeof(x).sharding.spec
     kept = [None] * len(spec) if axis is None else [*spec[:axis], None, *spec[axis + 1 :]]
-    return x if [*spec] == kept else reshard(x, PartitionSpec(*kept))
+    return reshard(x, PartitionSpec(*kept))
 
 
 def replicate_from(x: jax.Array, axis: int) -> jax.Array:
     """Replicates an axis and those after it of an array whose type has an explicit sharding that splits them."""
     spec = jax.typeof(x).sharding.spec
-    whole = all(names is None for names in spec[axis:])
-    kept = PartitionSpec(*spec[:axis], *[None] * (x.ndim - axis))
-    return x if whole else reshard(x, kept)
+    return reshard(x, PartitionSpec(*spec[:axis], *[None] * (x.ndim - axis)))
 
 
 def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
     """Splits the axes of an array as the type of `like` says, which has as many, where their lengths allow it."""
-    own, spec = jax.typeof(x).sharding, jax.typeof(like).sharding.spec
+    spec = jax.typeof(like).sharding.spec
     if x.ndim != len(spec) or all(names is None for names in spec):
         return x
     sizes = jax.typeof(like).sharding.mesh.shape
     parts = [math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names or ())) for names in spec]
     fits = [names if n % k == 0 else None for names, n, k in zip(spec, x.shape, parts, strict=True)]
-    return x if [*own.spec] == fits else reshard(x, PartitionSpec(*fits))
+    return reshard(x, PartitionSpec(*fits))
 
 
 def reshard_like(x: jax.Array, like: Any) -> jax.Array:

@@ -79,6 +79,11 @@ def axis_names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def entry_of(names: tuple[str, ...]) -> Any:
+    """Returns mesh axes as one entry of a spec, as types have it; the inverse of `axis_names`."""
+    return names if len(names) > 1 else names[0] if names else None
+
+
 def all_explicit(mesh: AnyMesh) -> AbstractMesh:
     """Returns an abstract mesh of the same axes on which types carry specs."""
     sizes, names = tuple(mesh.shape.values()), tuple(mesh.shape)

@@ -1,7 +1,6 @@
 """Owners: each device of a mesh works on whole matrices of its own."""
 
 import collections
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..core.sharding import replicate, reshard
 from .like import placed_like
-from .mesh import AnyMesh, axis_names
+from .mesh import AnyMesh, axis_names, entry_of
 
 Distributed = Literal["owners", "local"]
 """How matrices on a mesh are worked on: whole ones by owners, or each where it lies."""
@@ -42,7 +41,6 @@ def by_owners(fn: Callable, leaves: Sequence[jax.Array], mesh: AnyMesh) -> list[
     """
     explicit = AxisType.Explicit in mesh.axis_types
     names = tuple(name for name, size in mesh.shape.items() if size > 1)
-    n = math.prod(mesh.shape[name] for name in names)
     results: list[Any] = list(leaves)
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
@@ -52,7 +50,7 @@ def by_owners(fn: Callable, leaves: Sequence[jax.Array], mesh: AnyMesh) -> list[
         if explicit:
             stacks = _alike(stacks)
         stack = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
-        stack = jnp.pad(stack, ((0, -len(stack) % n), (0, 0), (0, 0)))
+        stack = jnp.pad(stack, ((0, -len(stack) % mesh.size), (0, 0), (0, 0)))
         done = _explicitly(fn, stack, names) if explicit else _automatically(fn, stack, names, mesh)
         start = 0
         for i, own in zip(some, stacks, strict=True):
@@ -72,15 +70,14 @@ def _alike(stacks: list[jax.Array]) -> list[jax.Array]:
     """Reshards stacks as most of them are, so that they can be joined."""
     specs = [jax.typeof(x).sharding.spec for x in stacks]
     most, _ = collections.Counter(specs).most_common(1)[0]
-    return [x if spec == most else reshard(x, most) for x, spec in zip(stacks, specs, strict=True)]
+    return [reshard(x, most) for x in stacks]
 
 
 def _placed(x: jax.Array, like: jax.Array, explicit: bool) -> jax.Array:
     x = x[0] if like.ndim == 2 else x.reshape(like.shape)
     if not explicit:
         return placed_like(x, like)
-    spec = jax.typeof(like).sharding.spec
-    return x if jax.typeof(x).sharding.spec == spec else reshard(x, spec)
+    return reshard(x, jax.typeof(like).sharding.spec)
 
 
 def _explicitly(fn: Callable, stack: jax.Array, names: Sequence[str]) -> jax.Array:
@@ -99,8 +96,7 @@ def _explicitly(fn: Callable, stack: jax.Array, names: Sequence[str]) -> jax.Arr
 def _moved(spec: PartitionSpec, name: str) -> PartitionSpec:
     """Returns the spec of a stack with one mesh axis moved to the axis of the stack."""
     first, *sides = (tuple(x for x in axis_names(entry) if x != name) for entry in spec)
-    entries = ((*first, name), *sides)
-    return PartitionSpec(*(None if not entry else entry[0] if len(entry) == 1 else entry for entry in entries))
+    return PartitionSpec(*map(entry_of, ((*first, name), *sides)))
 
 
 def _automatically(fn: Callable, stack: jax.Array, names: Sequence[str], mesh: AnyMesh) -> jax.Array:

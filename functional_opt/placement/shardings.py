@@ -78,21 +78,31 @@ def state_types(init: Callable[[Tree], Any], params: Tree, mesh: AnyMesh, specs:
     passed to `init` as they are.
     """
     typed = all_explicit(mesh)
-    leaves, treedef = jax.tree.flatten(params)
-    arrays = {i for i, x in enumerate(leaves) if hasattr(x, "dtype") or isinstance(x, int | float | complex)}
+    run, arrays = of_arrays(init, params)
+    specs = [spec for x, spec in zip(jax.tree.leaves(params), specs, strict=True) if is_numeric(x)]
     shapes = [
         jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x), sharding=NamedSharding(typed, spec))
-        for i, (x, spec) in enumerate(zip(leaves, specs, strict=True))
-        if i in arrays
+        for x, spec in zip(arrays, specs, strict=True)
     ]
-
-    def run(given):
-        given = iter(given)
-        return init(treedef.unflatten([next(given) if i in arrays else x for i, x in enumerate(leaves)]))
-
     with jax.sharding.use_abstract_mesh(typed):
         jaxpr, state = jax.make_jaxpr(run, return_shape=True)(shapes)
     return jax.tree.unflatten(jax.tree.structure(state), jaxpr.out_avals)
+
+
+def is_numeric(x: Any) -> bool:
+    """Returns whether a leaf is an array, a shape or a number, not a function of a model and the like."""
+    return hasattr(x, "dtype") or isinstance(x, int | float | complex)
+
+
+def of_arrays(init: Callable[[Tree], Any], params: Tree) -> tuple[Callable[[list], Any], list]:
+    """Returns `init` as a function of the numeric leaves of the params, to be traced, and these leaves."""
+    leaves, treedef = jax.tree.flatten(params)
+
+    def run(arrays: list) -> Any:
+        given = iter(arrays)
+        return init(treedef.unflatten([next(given) if is_numeric(x) else x for x in leaves]))
+
+    return run, [x for x in leaves if is_numeric(x)]
 
 
 def without_tracers(tx: Any) -> Any:

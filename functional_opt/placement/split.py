@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import PartitionSpec
 
-from .mesh import axis_names
+from .mesh import axis_names, entry_of
 
 
 def split_spec(
@@ -38,5 +38,4 @@ def split_spec(
     place = next((i for i in places if fits(i)), None)
     if place is None:
         return None
-    entry = [*axis_names(spec[place]), *more]
-    return PartitionSpec(*spec[:place], tuple(entry) if len(entry) > 1 else entry[0], *spec[place + 1 :])
+    return PartitionSpec(*spec[:place], entry_of((*axis_names(spec[place]), *more)), *spec[place + 1 :])

@@ -19,7 +19,7 @@ from ...core.sharding import reshard
 from ...core.transformation import GradientTransformation, Transformation, transformation
 from ...placement.like import placed_like
 from ...placement.mesh import AnyMesh, axis_type, mesh_of, spec_of, whole_spec
-from ...placement.shardings import state_shardings, state_types, without_tracers
+from ...placement.shardings import is_numeric, of_arrays, state_shardings, state_types, without_tracers
 from ...placement.split import split_spec
 
 AUTO, WHOLE = "auto", "whole"
@@ -88,7 +88,7 @@ class shard(GradientTransformation):
 
     def init(self, params):
         leaves = jax.tree.leaves(params)
-        if not any(hasattr(x, "dtype") or isinstance(x, int | float | complex) for x in leaves):
+        if not any(map(is_numeric, leaves)):
             return self.inner.init(params)
         mesh = self._mesh(params)
         traced = [x for x in leaves if isinstance(x, core.Tracer)]
@@ -103,9 +103,7 @@ class shard(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         if all(is_nothing(x) for x in jax.tree.leaves(updates)):
             return self.inner.update(updates, state, params, **extra)
-        for name in self._names:
-            if axis_type(updates, name) == AxisType.Manual:
-                raise ValueError(f"shard(axis={self.axis!r}) cannot be used in a shard_map over {name!r}")
+        self._refuse_manual(updates)
         here = jax.tree.map(lambda x: _moved(x, jax.memory.Space.Device), state) if self.memory_kind else state
         run = self._explicitly if self._is_explicit(updates) else self._automatically
         updates, new = run(updates, here, params, **extra)
@@ -124,8 +122,7 @@ class shard(GradientTransformation):
             spec = None if is_nothing(x) else next(found)[1]
             shape = getattr(x, "shape", ())
             whole = not is_nothing(x) and spec is None and math.prod(shape) >= self.min_size
-            n = math.prod(mesh.shape[name] for name in self._names)
-            says = f"no axis of PATH, of shape {shape}, can be split over {n} devices"
+            says = f"no axis of PATH, of shape {shape}, can be split over {self._devices(mesh)} devices"
             doubts.append(f"{says}: its state lies whole on each of them" if whole else "")
         return doubts
 
@@ -210,9 +207,17 @@ class shard(GradientTransformation):
         for name in self._names:
             if name not in mesh.shape:
                 raise ValueError(f"shard: the mesh has no axis {name!r}; its axes are {', '.join(mesh.shape)}")
-            if axis_type(params, name) == AxisType.Manual:
-                raise ValueError(f"shard(axis={self.axis!r}) cannot be used in a shard_map over {name!r}")
+        self._refuse_manual(params)
         return mesh
+
+    def _refuse_manual(self, tree: Tree) -> None:
+        for name in self._names:
+            if axis_type(tree, name) == AxisType.Manual:
+                raise ValueError(f"shard(axis={self.axis!r}) cannot be used in a shard_map over {name!r}")
+
+    def _devices(self, mesh: AnyMesh) -> int:
+        """Returns the number of parts that a leaf is split into."""
+        return math.prod(mesh.shape[name] for name in self._names)
 
     def _split(self, tree: Tree, like: Tree, mesh: AnyMesh) -> Tree:
         """Returns the leaves split into the parts that are worked on, as the placement of `like` allows."""
@@ -244,10 +249,8 @@ class shard(GradientTransformation):
         axis = range(len(shape))[rule] if -len(shape) <= rule < len(shape) else None
         found = None if axis is None else split_spec(shape, spec, self._names, mesh.shape, axis)
         if found is None:
-            n = math.prod(mesh.shape[name] for name in self._names)
-            raise ValueError(
-                f"rules: axis {rule} of {leaf_names(params)[i]}, of shape {shape}, cannot be split over {n} devices"
-            )
+            where = f"axis {rule} of {leaf_names(params)[i]}, of shape {shape},"
+            raise ValueError(f"rules: {where} cannot be split over {self._devices(mesh)} devices")
         return found
 
     def _is_split(self, x: Any) -> bool:
@@ -257,14 +260,9 @@ class shard(GradientTransformation):
 
 def _made(init: Callable, params: Tree, shardings: Tree) -> Any:
     """Returns the state made by `init`, each part of it on its device."""
-    leaves, treedef = jax.tree.flatten(params)
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
         return jax.tree.map(jax.device_put, init(params), shardings)
-    arrays = [x if hasattr(x, "dtype") or isinstance(x, int | float | complex) else None for x in leaves]
-
-    def run(arrays):
-        return init(treedef.unflatten([x if y is None else y for x, y in zip(leaves, arrays, strict=True)]))
-
+    run, arrays = of_arrays(init, params)
     return jax.jit(run, out_shardings=shardings)(arrays)
 
 
@@ -273,7 +271,7 @@ def _like(x: Any, like: Any) -> Any:
 
 
 def _resharded(x: Any, spec: PartitionSpec) -> Any:
-    return x if is_nothing(x) or spec_of(x) == spec else reshard(x, spec)
+    return x if is_nothing(x) else reshard(x, spec)
 
 
 def _moved(x: Any, space: Any) -> Any:
