@@ -46,9 +46,7 @@ def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
     spec = jax.typeof(like).sharding.spec
     if x.ndim != len(spec) or all(names is None for names in spec):
         return x
-    sizes = jax.typeof(like).sharding.mesh.shape
-    parts = [math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names or ())) for names in spec]
-    fits = [names if n % k == 0 else None for names, n, k in zip(spec, x.shape, parts, strict=True)]
+    fits = [names if x.shape[axis] % shard_count(like, axis) == 0 else None for axis, names in enumerate(spec)]
     return reshard(x, PartitionSpec(*fits))
 
 

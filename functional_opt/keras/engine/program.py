@@ -94,8 +94,6 @@ class _Trace:
         self.current: list[Any] = []  # these inputs, for the next call
         self.guards: list[tuple[Callable[[], Any], Any]] = []  # what it depends on besides, and its value
         self.memo: dict[Any, Any] = {}  # what recorded code notes for the next time that it is traced
-        self._touched: list[Cell] = []
-        self._now_assigned: list[Cell] = []
         self.warm = self.calls_back = self._discovering = False
         self._touched: list[Cell] = []  # by the code in the present trace, and of these, what it assigns
         self._now_assigned: list[Cell] = []
