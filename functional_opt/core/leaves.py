@@ -58,11 +58,7 @@ def map_leaves(
             except (TypeError, ValueError) as e:
                 if same_shape or n == 1:
                     raise
-                kept = [np.shape(x) for x in row[1:n]]
-                raise ValueError(
-                    f"updates{_path(updates, i)} has shape {np.shape(row[0])}, but the optimizer state has shapes "
-                    f"{kept} there; if that state was made for other params, start from tx.init(params): {e}"
-                ) from e
+                raise of_other_shapes(updates, i, row[1:n], e) from e
             results = results if slots else (results,)
             targets = (row[-1] if like else row[0], *row[1:n])
             results = [cast_like(x, to) for x, to in zip(results, targets, strict=True)]
@@ -101,6 +97,15 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
             if same_shape and np.shape(x) != shape:
                 raise ValueError(f"{names[0]}{_path(first, i)} has shape {shape}, but {name} has {np.shape(x)} there")
     return treedef, rows
+
+
+def of_other_shapes(updates: Tree, i: int, slots: Sequence[Any], e: Exception) -> ValueError:
+    """Returns the error for a leaf whose slots were made for another shape, which made a rule fail with `e`."""
+    return ValueError(
+        f"updates{_path(updates, i)} has shape {np.shape(jax.tree.leaves(updates, is_leaf=is_nothing)[i])}, but the "
+        f"optimizer state has shapes {[np.shape(x) for x in slots]} there; if that state was made for other params, "
+        f"start from tx.init(params): {e}"
+    )
 
 
 def is_nothing(x: Any) -> bool:

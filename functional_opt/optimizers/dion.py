@@ -1,22 +1,25 @@
 """Dion: orthonormal updates of low rank; the momentum keeps what they leave out."""
 
+import dataclasses
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Count, Decay, DType, NonNegative, Range
 from ..core.schedule import Rate
 from ..core.slots import Counter, Exact16, Signed16
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
+from ..transforms.matrices.kronecker import map_factors
 from ..transforms.matrices.orthogonalize import needs_matrices
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.decay import add_decayed_weights
@@ -54,6 +57,7 @@ class scale_by_dion(GradientTransformation):
         state_dtype: storage dtype of M and Q. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. Q has
             the axes of the stack first, then the rows and the rank.
+        distributed: as in `orthogonalize`, for the power iteration.
 
     Raises ValueError for a leaf with fewer than two axes.
 
@@ -74,6 +78,7 @@ class scale_by_dion(GradientTransformation):
     seed: Static[Count] = 0
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         needs_matrices(params)
@@ -93,27 +98,29 @@ class scale_by_dion(GradientTransformation):
         if params is not None:
             zip_leaves((updates, state.mu, params), ("updates", "the optimizer state", "params"))
 
-        def leaf(g, m, q):
-            kept = [jax.typeof(x).sharding for x in (m, m, q)]
-            if any(axis is not None for sharding in kept for axis in sharding.spec):  # explicit: QR needs it all
-                return jax.sharding.auto_axes(out_sharding=tuple(kept))(self._leaf)(g, m, q)
-            return self._leaf(g, m, q)
-
         stacks = Stacks(self.weight_dimension_numbers, updates)
         g, m = stacks.stack(updates), stacks.stack(state.mu)
-        like = None if params is None else stacks.stack(params)
-        updates, mu, q = map_leaves(leaf, g, m, state.q, params=like, same_shape=False)
-        updates, mu = stacks.back(updates), stacks.back(mu)
-        return updates, ScaleByDionState(increment(state.count), mu, q)
+        b = map_leaves(lambda g, m: m + g, widen_tree(g, "updates"), read=(m,), same_shape=False)
+        owners = Owners(self.distributed)
+        u, taken, q = map_factors(_power_step, (b, state.q), (), (0, 0, 1), (self.eps,), owners, stacked=True)
 
-    def _leaf(self, g, m, q):
-        b = m + g
-        p, _ = jnp.linalg.qr(b.mT.conj() @ q)
-        r = b @ p
-        norms = safe_sqrt(jnp.sum(abs_sq(r), axis=-2, keepdims=True))
-        columns = r / (norms + self.eps)
-        u = math.sqrt(g.shape[-1] / max(g.shape[-2], 1)) * columns @ p.mT.conj()
-        return u, b - (1 - self.momentum) * r @ p.mT.conj(), jnp.where(norms > 0, columns, q)
+        def leaf(u, m, b, taken):
+            return u, b - (1 - self.momentum) * taken
+
+        like = g if params is None else stacks.stack(params)
+        updates, mu = map_leaves(leaf, u, m, read=(b, taken), params=like)
+        q = map_leaves(lambda _, q, new: (_, new), b, state.q, read=(q,), same_shape=False)[1]
+        return stacks.back(updates), ScaleByDionState(increment(state.count), stacks.back(mu), q)
+
+
+def _power_step(b: jax.Array, q: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns u, R·Pᵀ and the new Q of matrices in the last two axes."""
+    p, _ = jnp.linalg.qr(b.mT.conj() @ q)
+    r = b @ p
+    norms = safe_sqrt(jnp.sum(abs_sq(r), axis=-2, keepdims=True))
+    columns = r / (norms + eps)
+    u = math.sqrt(b.shape[-1] / max(b.shape[-2], 1)) * columns @ p.mT.conj()
+    return u, r @ p.mT.conj(), jnp.where(norms > 0, columns, q)
 
 
 @checked
@@ -134,6 +141,7 @@ def dion(
     weight_dimension_numbers: MuonNumbers | None = None,
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> partition:
     """Dion for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -153,7 +161,9 @@ def dion(
     {'bias': 'adam', 'embed': 'adam', 'kernel': 'dion'}
     """
     matrices = chain(
-        scale_by_dion(momentum, rank_fraction, eps, seed, state_dtype, weight_dimension_numbers),
+        scale_by_dion(
+            *(momentum, rank_fraction, eps, seed, state_dtype, weight_dimension_numbers), distributed=distributed
+        ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

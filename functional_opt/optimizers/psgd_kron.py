@@ -1,5 +1,6 @@
 """PSGD Kron: a Kronecker-factored preconditioner, fitted on the Lie group of triangular matrices."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
 from ..core.schedule import Rate, rate_at
-from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, RandomKey, Signed
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..placement.like import keep_placement
+from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
-from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices
+from ..transforms.matrices.kronecker import gram, map_factors, multiply_axis, slots_by_axis, sum_of_slices
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.stochastic.noise import Key, key_data, key_in, stored_like
@@ -63,6 +64,8 @@ class scale_by_psgd_kron(GradientTransformation):
         key: a `jax.random` key or an integer seed; seed 0 if None.
         state_dtype: storage dtype of m. None means the params' dtype, or float32 for 16-bit params. Q is at least
             float32.
+        distributed: as in `orthogonalize`, for all products and the fit. Owners keep triangular factors split over
+            all devices where these divide them.
 
     Li 2015, arXiv:1512.04202. The fit, its rate and its schedule are as in Li's and Walters' Kron. Differs from it:
     the probes are ±1, not normal, which gives the same expectation and less noise; all leaves share one key; the
@@ -85,6 +88,7 @@ class scale_by_psgd_kron(GradientTransformation):
     max_update_rms: PositiveBound | None = 1.1
     key: Key = None
     state_dtype: Static[DType | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         def factor(x, k):
@@ -93,7 +97,7 @@ class scale_by_psgd_kron(GradientTransformation):
                 return diagonal
             return diagonal[:, None] * jnp.eye(x.shape[k], dtype=x.dtype)
 
-        q = slots_by_axis(params, factor)
+        q = slots_by_axis(params, factor, distributed=self.distributed)
         mu = zeros_like(params, self.state_dtype)
         return ScaleByPsgdKronState(zero_count(), mu, q, key_data(self.key))
 
@@ -104,31 +108,22 @@ class scale_by_psgd_kron(GradientTransformation):
         draw, probe = jax.random.split(now)
         due = jax.random.uniform(draw, (), "float32") < self._probability(state.count)
 
-        def leaf(g, m, *q):
-            if g.size == 0:
-                return g, m, *q
+        def mean(g, m):
             m = self.b1 * m + (1 - self.b1) * g
-            m_hat = m / (1 - self.b1**t)
-            shape = g.shape or (1,)
-            u = replicate(m_hat).reshape(shape)
-            factors = list(q[: len(shape)])
-            seen = u if self.momentum_into_precond_update else replicate(g).reshape(shape)
-            probes = jax.random.rademacher(probe, shape, "float32")
-            fitting = due & jnp.any(seen != 0)  # zeros carry no information: Q would grow for ever
-            factors = jax.lax.cond(fitting, lambda x: _fit(x, seen, probes, self.precond_lr), lambda x: x, factors)
-            size = _nonzero(jnp.max(jnp.abs(u)))
-            u = u / size
-            for k, factor in enumerate(factors):
-                u = _times(factor.conj() if factor.ndim == 1 else factor.conj().T, _times(factor, u, k), k)
-            if self.max_update_rms is not None:
-                most = _nonzero(jnp.max(jnp.abs(u)))
-                rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
-                size = jnp.minimum(size, self.max_update_rms / _nonzero(rms))
-            u = u * size
-            return reshard_like(u.reshape(g.shape), g), m, *factors, *q[len(shape) :]
+            return m / (1 - self.b1**t), m
 
-        updates, mu, *q = map_leaves(leaf, updates, state.mu, *state.q, params=params, same_shape=False)
-        q = keep_placement(tuple(q), tuple(state.q))
+        g = widen_tree(updates, "updates")
+        m_hat, mu = map_leaves(mean, g, state.mu)
+        u, q = map_factors(
+            _whitened,
+            (m_hat, m_hat if self.momentum_into_precond_update else g),
+            (state.q,),
+            (0, 2),
+            (due, probe, self.precond_lr, self.max_update_rms),
+            Owners(self.distributed),
+        )
+        updates = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        q = keep_placement(q, state.q)
         return updates, ScaleByPsgdKronState(t, mu, q, stored_like(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
@@ -138,6 +133,29 @@ class scale_by_psgd_kron(GradientTransformation):
         if self.preconditioner_update_probability is None:
             return jnp.clip(jnp.exp(-0.001 * (jnp.asarray(count, float) - 500)), 0.03, 1)
         return rate_at(self.preconditioner_update_probability, count)
+
+
+def _whitened(m_hat: jax.Array, seen: jax.Array, q: list, due: Any, probe: Any, rate: Any, max_rms: Any) -> tuple:
+    """Returns the update for a leaf, and its factors, fitted to `seen` if that is due."""
+    if m_hat.size == 0:
+        return m_hat, q
+    u, seen = (x.reshape(x.shape or (1,)) for x in (m_hat, seen))
+
+    def fitted(q):
+        probes = jax.random.rademacher(probe, seen.shape, "float32")
+        informs = jnp.any(seen != 0)  # zeros carry no information: Q would grow for ever
+        return jax.lax.cond(informs, lambda q: _fit(q, seen, probes, rate), lambda q: q, q)
+
+    q = jax.lax.cond(due, fitted, lambda q: q, q)
+    size = _nonzero(jnp.max(jnp.abs(u)))
+    u = u / size
+    for k, factor in enumerate(q):
+        u = _times(factor.conj() if factor.ndim == 1 else factor.conj().T, _times(factor, u, k), k)
+    if max_rms is not None:
+        most = _nonzero(jnp.max(jnp.abs(u)))
+        rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
+        size = jnp.minimum(size, max_rms / _nonzero(rms))
+    return (u * size).reshape(m_hat.shape), q
 
 
 def _times(q: jax.Array, x: Any, k: int) -> jax.Array:
@@ -151,7 +169,7 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
     """Returns all factors after one step of the fit."""
     from jax.scipy.linalg import solve_triangular  # slow to import
 
-    size = jnp.max(jnp.abs(g))
+    size = _nonzero(jnp.max(jnp.abs(g)))
     a, b = g / size, probes.astype(g.dtype)
     for k, factor in enumerate(q):
         a = _times(factor, a, k)
@@ -206,6 +224,7 @@ def psgd_kron(
     max_update_rms: PositiveBound | None = 1.1,
     key: Key = None,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> chain:
     """PSGD Kron: w ← w − learning_rate · (P·m̂ + weight_decay · w), P fitted as it runs. See `scale_by_psgd_kron`.
 
@@ -229,5 +248,6 @@ def psgd_kron(
         max_update_rms,
         key,
         state_dtype,
+        distributed=distributed,
     )
     return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -1,24 +1,27 @@
 """Shampoo: preconditions every axis of a leaf with a root of the gradients' second moments along it."""
 
+import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
-from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..placement.like import keep_placement
+from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
     absent,
     gram,
+    map_factors,
     multiply_axis,
     slots_by_axis,
     sum_of_slices,
@@ -72,6 +75,8 @@ class scale_by_shampoo(GradientTransformation):
         graft_eps: added to the roots in d, ≥ 0.
         state_dtype: storage dtype of v. None means the params' dtype, or float32 for 16-bit params. Matrices are at
             least float32.
+        distributed: as in `orthogonalize`, for all products and roots. Owners keep the matrices split over all
+            devices where these divide them.
 
     Raises ValueError for grafting="rmsprop" or "adam" without beta2.
 
@@ -97,6 +102,7 @@ class scale_by_shampoo(GradientTransformation):
     start_preconditioning_step: PositiveInt = 1
     graft_eps: NonNegative = 1e-8
     state_dtype: Static[DType | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         if self.beta2 is None and self.grafting in ("rmsprop", "adam"):
@@ -112,50 +118,75 @@ class scale_by_shampoo(GradientTransformation):
             return rows[:, :, None] + start * jnp.eye(rows.shape[1], dtype=rows.dtype)
 
         nu = zeros_like(params, self.state_dtype, real=True)
+        slots = functools.partial(slots_by_axis, params, distributed=self.distributed)
         return ScaleByShampooState(
             zero_count(),
             jax.tree.map(lambda v: v if self._rule(v) not in ("sgd", "none") else absent(v), nu),
-            slots_by_axis(params, lambda x, k: matrices(x, k, 0)),
-            slots_by_axis(params, lambda x, k: matrices(x, k, 1)),
+            slots(lambda x, k: matrices(x, k, 0)),
+            slots(lambda x, k: matrices(x, k, 1)),
         )
 
     def update(self, updates, state, params=None, **extra):
         if params is not None:
             zip_leaves((updates, params), ("updates", "params"))
-        axes, t, beta = len(state.statistics), increment(state.count), self.beta2
+        axes = len(state.statistics)
+        t, beta, g = increment(state.count), self.beta2, widen_tree(updates, "updates")
         start, every = self.start_preconditioning_step, self.preconditioner_every
-        refresh = (t >= start) & ((t - start) % every == 0)
         new, correction = (1, 1) if beta is None else (1 - beta, 1 - beta**t)
 
-        def leaf(g, v, *factors):
-            matrices, roots = list(factors[:axes]), list(factors[axes:])
-            d, v = self._graft(g, v, t)
-            if not _has_matrices(g):
-                return d, v, *matrices, *roots
-            u = blocks = _into_blocks(replicate(g), self.block_size)
-            for k in range(g.ndim):
-                old = matrices[k] if beta is None else beta * matrices[k]
-                sums = (old + new * jax.vmap(lambda x, k=k: gram(x, k))(blocks)).astype(roots[k].dtype)
-                matrices[k] = unless_overflown(sums, matrices[k])
-                roots[k] = jax.lax.cond(
-                    refresh,
-                    lambda a, _, p=2 * g.ndim: _inverse_root(a / correction, p, self.eps).astype(a.dtype),
-                    lambda _, root: root,
-                    jax.lax.stop_gradient(matrices[k]),
-                    roots[k],
-                )
-                u = jax.vmap(lambda a, x, k=k: multiply_axis(a, x, k))(roots[k], u)
-            u = reshard_like(_from_blocks(u, g.shape, self.block_size), g)
+        def mean(g, *matrices_and_grams):
+            matrices, grams = (matrices_and_grams[:axes], matrices_and_grams[axes:])
+            sums = [
+                a
+                if a.ndim < 2
+                else unless_overflown(((a if beta is None else beta * a) + new * b).astype(a.dtype), a)
+                for a, b in zip(matrices, grams, strict=True)
+            ]
+            return g, *sums
+
+        def grafted(u, g, d):
+            if not _has_matrices(u):
+                return d
             if self.grafting != "none":
                 own = _norm(u)
                 u = u * jnp.where(own > 0, _norm(d) / jnp.where(own > 0, own, 1), 0)
-            return jnp.where(t >= start, u, d), v, *matrices, *roots
+            return jnp.where(t >= start, u, d)
 
-        updates, nu, *factors = map_leaves(
-            leaf, updates, state.nu, *state.statistics, *state.preconditioners, params=params, same_shape=False
+        share = functools.partial(map_factors, owners=Owners(self.distributed))
+        d, nu = map_leaves(lambda g, v: self._graft(g, v, t), g, state.nu, same_shape=False)
+        (grams,) = share(self._grams, (g,), (state.preconditioners,), (1,))
+        statistics = map_leaves(mean, g, *state.statistics, read=grams, same_shape=False)[1:] if axes else ()
+        roots = jax.lax.cond(
+            (t >= start) & ((t - start) % every == 0),
+            lambda a, roots: share(_inverse_roots, (g,), (a, roots), (2,), (correction, self.eps))[0],
+            lambda _, roots: roots,
+            jax.lax.stop_gradient(statistics),
+            state.preconditioners,
         )
-        kept = keep_placement(factors, [*state.statistics, *state.preconditioners])
-        return updates, ScaleByShampooState(t, nu, tuple(kept[:axes]), tuple(kept[axes:]))
+        (u,) = share(self._multiplied, (g,), (roots,), (0,))
+        updates = map_leaves(grafted, u, read=(g, d), params=updates if params is None else params)
+        kept = keep_placement((statistics, roots), (state.statistics, state.preconditioners))
+        return updates, ScaleByShampooState(t, nu, *kept)
+
+    def _mean(self, old: jax.Array, gram: jax.Array, weight: Any) -> jax.Array:
+        if old.ndim < 2:
+            return old
+        kept = old if self.beta2 is None else self.beta2 * old
+        return unless_overflown((kept + weight * gram).astype(old.dtype), old)
+
+    def _grams(self, g: jax.Array, roots: list) -> tuple[list]:
+        if not _has_matrices(g):
+            return (roots,)
+        blocks = _into_blocks(g, self.block_size)
+        return ([jax.vmap(functools.partial(gram, k=k))(blocks) for k in range(g.ndim)],)
+
+    def _multiplied(self, g: jax.Array, roots: list) -> tuple[jax.Array]:
+        if not _has_matrices(g):
+            return (g,)
+        blocks = _into_blocks(g, self.block_size)
+        for k, root in enumerate(roots):
+            blocks = jax.vmap(functools.partial(multiply_axis, k=k))(root, blocks)
+        return (_from_blocks(blocks, g.shape, self.block_size),)
 
     def _rule(self, x: jax.Array) -> str:
         """Returns the rule that computes d for a leaf."""
@@ -204,6 +235,13 @@ def _from_blocks(x: jax.Array, shape: tuple[int, ...], block_size: int) -> jax.A
     return x[tuple(slice(n) for n in shape)]
 
 
+def _inverse_roots(g: jax.Array, matrices: list, roots: list, correction: Any, eps: Any) -> tuple[list]:
+    """Returns the inverse roots of a leaf's matrices, where it has any."""
+    if not _has_matrices(g):
+        return (roots,)
+    return ([_inverse_root(a / correction, 2 * g.ndim, eps).astype(a.dtype) for a in matrices],)
+
+
 def _inverse_root(a: jax.Array, p: int, eps: Any) -> jax.Array:
     """Returns (A + eps·λ·1)^(−1/p) for a stack of matrices, λ the largest eigenvalue of each; 1 for a zero matrix."""
     values, vectors = jnp.linalg.eigh(a)
@@ -233,6 +271,7 @@ def shampoo(
     *,
     graft_eps: NonNegative = 1e-8,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> chain:
     """Shampoo: m ← momentum·m + u; w ← w − learning_rate · (m + weight_decay · w). See `scale_by_shampoo`.
 
@@ -248,7 +287,8 @@ def shampoo(
     chain(scale_by_shampoo(), add_decayed_weights(), scale_by_learning_rate(0.0001))
     """
     rule = scale_by_shampoo(
-        block_size, beta2, eps, grafting, preconditioner_every, start_preconditioning_step, graft_eps, state_dtype
+        *(block_size, beta2, eps, grafting, preconditioner_every, start_preconditioning_step, graft_eps, state_dtype),
+        distributed=distributed,
     )
     heavy = () if momentum is None else (trace(momentum, nesterov, state_dtype),)
     return chain(rule, *heavy, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -1,5 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's statistics."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +13,19 @@ from ..core.norms import abs_sq
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
-from ..core.sharding import replicate, reshard_like
 from ..core.slots import Counter, Exact, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..placement.like import keep_placement
+from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
-from ..transforms.matrices.kronecker import gram, multiply_axis, slots_by_axis, sum_of_slices, unless_overflown
+from ..transforms.matrices.kronecker import (
+    gram,
+    map_factors,
+    multiply_axis,
+    slots_by_axis,
+    sum_of_slices,
+    unless_overflown,
+)
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 
@@ -55,6 +64,8 @@ class scale_by_soap(GradientTransformation):
         precondition_1d: whether to rotate leaves with one axis too, not only those with more.
         state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params. L, R and Q
             are at least float32.
+        distributed: as in `orthogonalize`, for all products and decompositions. Owners keep L, R and Q split over all
+            devices where these divide them.
 
     Vyas et al. 2024, arXiv:2409.11321, with the first step and the sorting of the authors' code. Dimensions are
     not merged. No derivative is taken through Q.
@@ -75,6 +86,7 @@ class scale_by_soap(GradientTransformation):
     max_precond_dim: Static[PositiveInt] = 10000
     precondition_1d: Static[bool] = False
     state_dtype: Static[DType | None] = None
+    distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
@@ -84,49 +96,66 @@ class scale_by_soap(GradientTransformation):
                 return None
             return sum_of_slices(x, k)[:, None] + start * jnp.eye(x.shape[k], dtype=x.dtype)
 
-        gg, q = (slots_by_axis(params, lambda x, k, start=start: matrices(x, k, start)) for start in (0, 1))
+        gg, q = (
+            slots_by_axis(params, lambda x, k, start=start: matrices(x, k, start), distributed=self.distributed)
+            for start in (0, 1)
+        )
         return ScaleBySoapState(zero_count(), mu, nu, gg, q)
 
     def update(self, updates, state, params=None, **extra):
         zip_leaves((updates, state.mu), ("updates", "the optimizer state"))
         first, t = state.count == 0, jnp.maximum(state.count, 1)
-        refresh = state.count % self.precondition_frequency == 0
-        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
 
-        def leaf(g, m_then, v_then, *factors):
-            gg, q = list(factors[: len(state.gg)]), list(factors[len(state.gg) :])
-            axes = [k for k in range(g.ndim) if self._turns(g.shape, k)]
-            grad, m0, v0 = (replicate(x) for x in (g, m_then, v_then)) if axes else (g, m_then, v_then)
-            turned = grad
-            for k in axes:
-                turned = multiply_axis(q[k].conj().T, turned, k)
-            m = self.b1 * m0 + (1 - self.b1) * turned
-            v = self.b2 * v0 + (1 - self.b2) * abs_sq(turned)
-            u: Any = m / (1 - self.b1**t) / (jnp.sqrt(v / (1 - self.b2**t)) + self.eps)
-            for k in axes:
-                u = multiply_axis(q[k], u, k)
-                gg[k] = unless_overflown((beta * gg[k] + (1 - beta) * gram(grad, k)).astype(gg[k].dtype), gg[k])
-            u = jnp.where(first, jnp.zeros_like(u), u)
-            m, v = (jnp.where(first, old, x.astype(old.dtype)) for x, old in ((m, m0), (v, v0)))
-            if axes:
-                m, v, q = jax.lax.cond(
-                    refresh, lambda *x: _turn(first, axes, *x), lambda m, v, gg, q: (m, v, q), m, v, gg, q
-                )
-                u, m, v = reshard_like(u, g), reshard_like(m, m_then), reshard_like(v, v_then)
-            return u, m, v, *gg, *q
+        def turned(g, q):
+            axes = self._axes(g)
+            return _turn(g, q, axes, back=False), [gram(g, k) if k in axes else x for k, x in enumerate(q)]
 
-        updates, mu, nu, *factors = map_leaves(
-            leaf, updates, state.mu, state.nu, *state.gg, *state.q, params=params, same_shape=False
+        def adam(g, m, v, *factors):
+            m_new, v_new = self.b1 * m + (1 - self.b1) * g, self.b2 * v + (1 - self.b2) * abs_sq(g)
+            u = m_new / (1 - self.b1**t) / (jnp.sqrt(v_new / (1 - self.b2**t)) + self.eps)
+            u, m, v = (jnp.where(first, old, x) for x, old in ((u, jnp.zeros_like(u)), (m_new, m), (v_new, v)))
+            gg, grams = factors[: len(state.gg)], factors[len(state.gg) :]
+            return u, m, v, *(self._mean(x, new) for x, new in zip(gg, grams, strict=True))
+
+        def turned_back(u, q):
+            return (_turn(u, q, self._axes(u), back=True),)
+
+        def rebased(_, m, v, gg, q, first):
+            return _rebase(m, v, gg, q, first, self._axes(m))
+
+        share = functools.partial(map_factors, owners=Owners(self.distributed))
+        g, grams = share(turned, (updates,), (state.q,), (0, 1))
+        u, mu, nu, *gg = map_leaves(adam, g, state.mu, state.nu, *state.gg, read=grams, same_shape=False)
+        (u,) = share(turned_back, (u,), (state.q,), (0,))
+        mu, nu, q = jax.lax.cond(
+            state.count % self.precondition_frequency == 0,
+            lambda *x: share(rebased, (u, *x[:2]), x[2:], (1, 2, 4), (first,)),
+            lambda mu, nu, gg, q: (mu, nu, q),
+            *(mu, nu, tuple(gg), state.q),
         )
-        gg, q = tuple(factors[: len(state.gg)]), tuple(factors[len(state.gg) :])
-        gg, q = keep_placement((gg, q), (state.gg, state.q))
+        updates = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        gg, q = keep_placement((tuple(gg), q), (state.gg, state.q))
         return updates, ScaleBySoapState(increment(state.count), mu, nu, gg, q)
+
+    def _mean(self, gg: jax.Array, gram: jax.Array) -> jax.Array:
+        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
+        return gg if gg.ndim < 2 else unless_overflown((beta * gg + (1 - beta) * gram).astype(gg.dtype), gg)
+
+    def _axes(self, x: jax.Array) -> list[int]:
+        return [k for k in range(x.ndim) if self._turns(x.shape, k)]
 
     def _turns(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) > (0 if self.precondition_1d else 1) and 1 < shape[k] <= self.max_precond_dim
 
 
-def _turn(first: Any, axes: list[int], m: jax.Array, v: jax.Array, gg: list, q: list) -> tuple:
+def _turn(x: jax.Array, q: list, axes: list[int], back: bool) -> jax.Array:
+    """Returns an array in the eigenbasis of its axes, or one there in its own basis."""
+    for k in axes:
+        x = multiply_axis(q[k] if back else q[k].conj().T, x, k)
+    return x
+
+
+def _rebase(m: jax.Array, v: jax.Array, gg: list, q: list, first: Any, axes: list[int]) -> tuple:
     """Returns m and v in a new basis, and the basis."""
     q = list(q)
     for k in axes:
@@ -163,6 +192,7 @@ def soap(
     *,
     precondition_1d: bool = False,
     state_dtype: DType | None = None,
+    distributed: Distributed | None = None,
 ) -> chain:
     """SOAP: w ← w − learning_rate · (u + weight_decay · w), u from Adam in Shampoo's eigenbasis. See `scale_by_soap`.
 
@@ -176,6 +206,7 @@ def soap(
     chain(scale_by_soap(), add_decayed_weights(weight_decay=0.01), scale_by_learning_rate(0.003))
     """
     rule = scale_by_soap(
-        b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim, precondition_1d, state_dtype
+        *(b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim, precondition_1d, state_dtype),
+        distributed=distributed,
     )
     return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

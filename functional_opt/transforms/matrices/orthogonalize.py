@@ -14,7 +14,7 @@ from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
 from ...core.norms import abs_sq, batches, safe_sqrt
 from ...core.ranges import Convert, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
-from ...placement.owners import Distributed, by_owners, owners_mesh
+from ...placement.owners import Distributed, as_stack, by_owners, owners_mesh
 from .dimension_numbers import MuonNumbers, Stacks
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
@@ -194,7 +194,8 @@ def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distrib
     wide = [x.mT if _is_tall(x) else x for x in (leaves[i] for i in there)]
     mesh = owners_mesh(wide, distributed)
     if mesh is not None:
-        wide = by_owners(fn, wide, mesh)
+        done = by_owners(lambda x: (fn(x),), [(x,) for x in wide], mesh, stack=as_stack)
+        wide = [x for (x,) in done]
     for some in batches(wide, size=2**18) if mesh is None else ():
         if len(some) > 1 and not any(jax.typeof(wide[some[0]]).sharding.spec):
             for i, x in zip(some, fn(jnp.stack([wide[i] for i in some])), strict=True):
