@@ -41,6 +41,11 @@ CONTENDERS = {
     "muon": (fo.muon(1e-3), optax.contrib.muon(1e-3)),
     "muon, local": (fo.muon(1e-3, distributed="local"), None),
     "shard(muon)": (fo.shard(fo.muon(1e-3)), None),
+    "dion": (fo.dion(1e-3), None),
+    "soap": (fo.soap(1e-3), None),
+    "soap, local": (fo.soap(1e-3, distributed="local"), None),
+    "shampoo": (fo.shampoo(1e-3, momentum=None), None),
+    "psgd_kron": (fo.psgd_kron(1e-3), None),
 }
 
 
@@ -65,7 +70,7 @@ def cost(tx: Any, layout: str) -> tuple[int, int, float]:
         state = jax.jit(tx.init, out_shardings=places)(params)
         program = jax.jit(tx.update).lower(params, state, params).compile()
     here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-    return here, sum(collectives(program.as_text()).values()), program.cost_analysis()["flops"]
+    return here, sum(collectives(program.as_text(), due=False).values()), program.cost_analysis()["flops"]
 
 
 def main() -> None:

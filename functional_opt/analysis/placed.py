@@ -26,13 +26,15 @@ class Placed:
     """The cost on each device. `devices`: their number. `state_bytes`: of the state, on the first device.
 
     `sent`: the bytes that a device gets in one update by kind of collective operation; None if `update` needs more
-    arguments, or the mesh is abstract. `whole`: the large arrays of the state that lie whole on every device.
+    arguments, or the mesh is abstract. `due`: how many more when a part that does not run at every step is due, such
+    as the roots of Shampoo. `whole`: the large arrays of the state that lie whole on every device.
     """
 
     devices: int
     state_bytes: int
     sent: dict[str, int] | None
     whole: tuple[str, ...]
+    due: int = 0
 
     def __str__(self):
         if self.sent is None:
@@ -42,6 +44,7 @@ class Placed:
         else:
             kinds = ", ".join(f"{as_bytes(n)} by {kind}" for kind, n in self.sent.items())
             sends = f"in an update it gets {kinds}"
+        sends += f", and {as_bytes(self.due)} more when all parts are due" if self.due else ""
         return f"Each of {self.devices} devices has {as_bytes(self.state_bytes)} of the state; {sends}."
 
     @classmethod
@@ -59,7 +62,10 @@ class Placed:
         given = jax.tree.map(
             lambda x: _shape(x, NamedSharding(mesh, spec_of(x))) if hasattr(x, "dtype") else None, params
         )
-        return cls(mesh.size, here, _sent(tx, given, state, mesh), tuple(whole))
+        program = _program(tx, given, state, mesh)
+        sent, most = (None if program is None else collectives(program, due) for due in (False, True))
+        due = sum((most or {}).values()) - sum((sent or {}).values())
+        return cls(mesh.size, here, sent, tuple(whole), due)
 
     def notes(self) -> tuple[Note, ...]:
         """Returns the warning for what lies whole on every device."""
@@ -72,11 +78,11 @@ class Placed:
         return (Note("warning", "whole_on_every_device", "", says),)
 
 
-def _sent(tx: GradientTransformation, params: Tree, state: Any, mesh: AnyMesh) -> dict[str, int] | None:
+def _program(tx: GradientTransformation, params: Tree, state: Any, mesh: AnyMesh) -> str | None:
     with contextlib.suppress(Exception):
         if isinstance(mesh, Mesh):
             with jax.set_mesh(mesh):
-                return collectives(jax.jit(tx.update).lower(params, state, params).compile().as_text() or "")
+                return jax.jit(tx.update).lower(params, state, params).compile().as_text()
     return None
 
 

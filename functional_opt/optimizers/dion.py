@@ -15,6 +15,7 @@ from ..core.ranges import Count, Decay, DType, NonNegative, Range
 from ..core.schedule import Rate
 from ..core.slots import Counter, Exact16, Signed16
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
+from ..placement.like import keep_placement
 from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
@@ -52,7 +53,8 @@ class scale_by_dion(GradientTransformation):
     Args:
         momentum: the paper's μ, in [0, 1).
         rank_fraction: the rank of u as a fraction of the shorter side, in (0, 1], rounded up.
-        eps: added to the norms of R's columns, ≥ 0. Where a column of R is zero, that of Q does not change.
+        eps: added to the norms of R's columns, ≥ 0. Where a column of R is zero, or so small beside the others that
+            it is a rounding error, u lacks it, and that of Q does not change.
         seed: seed of the initial Q, whose columns are random. Leaves of the same shape start with the same Q.
         state_dtype: storage dtype of M and Q. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. Q has
@@ -62,7 +64,8 @@ class scale_by_dion(GradientTransformation):
     Raises ValueError for a leaf with fewer than two axes.
 
     Ahn et al. 2025, arXiv:2504.05295, algorithm 1 (the version for one device, which gives the same results as that
-    for many), with a QR decomposition.
+    for many), with a QR decomposition. Differs from it in the columns of R that are rounding errors: scaled to length
+    1, they would be directions that depend on the order of a sum, and so on the number of devices.
 
     >>> tx, g = scale_by_dion(rank_fraction=0.5), jnp.diag(jnp.array([3.0, 0.0]))
     >>> u, state = tx.update(g, tx.init(g))
@@ -108,9 +111,9 @@ class scale_by_dion(GradientTransformation):
             return u, b - (1 - self.momentum) * taken
 
         like = g if params is None else stacks.stack(params)
-        updates, mu = map_leaves(leaf, u, m, read=(b, taken), params=like)
+        new, mu = map_leaves(leaf, u, m, read=(b, taken), params=like)
         q = map_leaves(lambda _, q, new: (_, new), b, state.q, read=(q,), same_shape=False)[1]
-        return stacks.back(updates), ScaleByDionState(increment(state.count), stacks.back(mu), q)
+        return keep_placement(stacks.back(new), updates), ScaleByDionState(increment(state.count), stacks.back(mu), q)
 
 
 def _power_step(b: jax.Array, q: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,9 +121,11 @@ def _power_step(b: jax.Array, q: jax.Array, eps: Any) -> tuple[jax.Array, jax.Ar
     p, _ = jnp.linalg.qr(b.mT.conj() @ q)
     r = b @ p
     norms = safe_sqrt(jnp.sum(abs_sq(r), axis=-2, keepdims=True))
-    columns = r / (norms + eps)
+    rounding = max(b.shape[-2:]) * jnp.finfo(b.dtype).eps
+    is_noise = norms <= rounding * jnp.max(norms, axis=-1, keepdims=True, initial=0)
+    columns = jnp.where(is_noise, 0, r / (norms + eps))
     u = math.sqrt(b.shape[-1] / max(b.shape[-2], 1)) * columns @ p.mT.conj()
-    return u, r @ p.mT.conj(), jnp.where(norms > 0, columns, q)
+    return u, r @ p.mT.conj(), jnp.where(is_noise, q, columns)
 
 
 @checked

@@ -122,9 +122,9 @@ class scale_by_psgd_kron(GradientTransformation):
             (due, probe, self.precond_lr, self.max_update_rms),
             Owners(self.distributed),
         )
-        updates = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
         q = keep_placement(q, state.q)
-        return updates, ScaleByPsgdKronState(t, mu, q, stored_like(key, state.rng_key))
+        return keep_placement(new, updates), ScaleByPsgdKronState(t, mu, q, stored_like(key, state.rng_key))
 
     def _is_triangular(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) >= self.min_ndim_triangular and 1 < shape[k] <= self.max_size_triangular

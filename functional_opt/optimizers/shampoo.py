@@ -164,9 +164,9 @@ class scale_by_shampoo(GradientTransformation):
             state.preconditioners,
         )
         (u,) = share(self._multiplied, (g,), (roots,), (0,))
-        updates = map_leaves(grafted, u, read=(g, d), params=updates if params is None else params)
+        new_updates = map_leaves(grafted, u, read=(g, d), params=updates if params is None else params)
         kept = keep_placement((statistics, roots), (state.statistics, state.preconditioners))
-        return updates, ScaleByShampooState(t, nu, *kept)
+        return keep_placement(new_updates, updates), ScaleByShampooState(t, nu, *kept)
 
     def _mean(self, old: jax.Array, gram: jax.Array, weight: Any) -> jax.Array:
         if old.ndim < 2:

@@ -133,9 +133,9 @@ class scale_by_soap(GradientTransformation):
             lambda mu, nu, gg, q: (mu, nu, q),
             *(mu, nu, tuple(gg), state.q),
         )
-        updates = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
         gg, q = keep_placement((tuple(gg), q), (state.gg, state.q))
-        return updates, ScaleBySoapState(increment(state.count), mu, nu, gg, q)
+        return keep_placement(new, updates), ScaleBySoapState(increment(state.count), mu, nu, gg, q)
 
     def _mean(self, gg: jax.Array, gram: jax.Array) -> jax.Array:
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta

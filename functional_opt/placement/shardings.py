@@ -19,8 +19,9 @@ def state_shardings(tx: Transformation, params: Tree, mesh: Mesh | AbstractMesh 
     """Returns the shardings of the state of these params, in the structure of the state.
 
     A slot is split as its leaf is along the axes that it shares with it: `mu` along all, a row statistic of Adafactor
-    along the rows, the memory of L-BFGS along all after its own. Counts, keys and what mixes the elements of a leaf,
-    such as Shampoo's statistics, lie whole on every device, unless `shard` splits them. Nothing is computed.
+    along the rows, the memory of L-BFGS along all after its own. Matrices that have owners, such as Shampoo's, are
+    split over all devices. Counts, keys and what else mixes the elements of a leaf lie whole on every device, unless
+    `shard` splits them. Nothing is computed.
 
     Use it for the first state, `jax.jit(tx.init, out_shardings=state_shardings(tx, params))(params)`, since jit would
     put a state of zeros whole on every device, and to restore a checkpoint onto another mesh.

@@ -1,5 +1,8 @@
 """Owners: matrices on a mesh are worked on whole, each by one device, and little is sent."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +73,84 @@ def test_others_do_their_share(make, kind):
     assert work["owners"][0] < 0.4 * work["local"][0]
     for name, x in work["local"][1].items():
         np.testing.assert_allclose(x, work["owners"][1][name], rtol=1e-5, atol=1e-5)
+
+
+NUMBERS = {
+    fo.scale_by_soap: {"b1": 0.9},
+    fo.scale_by_shampoo: {"eps": 1e-4, "preconditioner_every": 2},
+    fo.scale_by_psgd_kron: {"precond_lr": 0.05},
+}
+FACTORED = {  # what a device sends and gets in a step on FSDP, in multiples of its part of the params
+    "soap": (fo.scale_by_soap, 8),
+    "shampoo": (functools.partial(fo.scale_by_shampoo, eps=1e-3), 6),
+    "psgd_kron": (fo.scale_by_psgd_kron, 6),
+    "dion": (fo.scale_by_dion, 5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FACTORED)
+def test_factors_lie_with_owners(name, kind):
+    """The bytes of a step whose roots are not due, the work, and the numbers, beside those of one device."""
+    make, moves = FACTORED[name]
+    alone = make()
+    params, grads = matrices(0, jax.devices()[0]), matrices(1, jax.devices()[0])
+    expected, state = jax.jit(alone.update)(grads, alone.init(params), params)
+    work = jax.jit(alone.update).lower(grads, state, params).compile().cost_analysis()["flops"]
+    for layout in ("FSDP", "2-D"):
+        updates, program = compiled(make(), layout, kind)
+        sent = sum(collectives(program.as_text(), due=False).values())
+        assert sent <= (moves / 4 if layout == "FSDP" else 4) * 1.01 * BYTES, (layout, sent / BYTES)
+        assert program.cost_analysis()["flops"] <= 1.2 / 4 * work, layout
+        for key, x in updates.items():
+            np.testing.assert_allclose(x, expected[key], atol=5e-5 * np.abs(expected[key]).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", NUMBERS)
+def test_steps_by_owners_are_those_of_one_device(make, kind):
+    """Leaves of one, two and three axes, one that the devices do not divide, and one without a gradient."""
+    shapes = {"b": (8,), "w": (8, 4), "v": (8, 4), "odd": (3, 5), "conv": (4, 3, 2), "frozen": (4, 4), "n": ()}
+    specs = {"b": P("data"), "w": P("data", "model"), "v": P(None, "model"), "conv": P("data"), "frozen": P("data")}
+    draws = [np.random.default_rng(seed) for seed in range(4)]
+    trees = [{name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()} for rng in draws]
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    tx = fo.inject_hyperparams(make)(**NUMBERS[make])
+    results = []
+    for there in (False, True):
+        with jax.set_mesh(mesh) if there else contextlib.nullcontext():
+            given = [
+                {
+                    k: jax.device_put(x, NamedSharding(mesh, specs.get(k, P())) if there else None)
+                    for k, x in t.items()
+                }
+                for t in trees
+            ]
+            params, *grads = given
+            state = tx.init(params)
+            step = jax.jit(tx.update)
+            for g in grads:
+                updates, state = step(g | {"frozen": None}, state, params)
+        results.append((updates, state))
+    (alone, one), (updates, several) = results
+    assert updates.pop("frozen") is alone.pop("frozen") is None
+    for key, x in updates.items():
+        np.testing.assert_allclose(x, alone[key], atol=3e-4, err_msg=key)
+        assert x.sharding.is_equivalent_to(params[key].sharding, x.ndim), key
+    assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, several)
+
+
+@pytest.mark.parametrize("layout", ["one device", *LAYOUTS])
+def test_dion_ignores_rounding_errors(layout):
+    """Gradients of rank 1: what the other columns hold depends on the order of sums, and so on the layout."""
+    rng = np.random.default_rng(0)
+    g = {"w": (rng.normal(size=(SIZE, 1)) @ rng.normal(size=(1, SIZE))).astype("float32")}
+    mesh = jax.make_mesh(LAYOUTS.get(layout, ((4, 1),))[0], ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    place = None if layout == "one device" else NamedSharding(mesh, LAYOUTS[layout][1])
+    g, tx = jax.device_put(g, place), fo.scale_by_dion()
+    u, _ = jax.jit(tx.update)(g, tx.init(g))
+    rows, values, columns = np.linalg.svd(np.asarray(g["w"], float))
+    np.testing.assert_allclose(u["w"], np.outer(rows[:, 0], columns[0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -59,9 +59,10 @@ def _shape(x):
         (fo.scale_by_factored_rms(min_dim_size_to_factor=2), lambda s: s.v_col["layers"], [[None, "data"]]),
         (fo.scale_by_lbfgs(3), lambda s: s.diff_params_memory["layers"], [[None, None, "data", "model"]]),
         (fo.apollo(0.1, rank=2), lambda s: s[0].mu["dense"]["kernel"], [["data", None]]),
-        (fo.shampoo(0.1), lambda s: s[0].statistics[0]["dense"]["kernel"], [[None, None, None]]),
+        (fo.shampoo(0.1), lambda s: s[0].statistics[0]["dense"]["kernel"], [[None, "data", "model"]]),
+        (fo.shampoo(0.1, distributed="local"), lambda s: s[0].statistics[0]["dense"]["kernel"], [[None] * 3]),
     ],
-    ids=["adam", "sm3", "rows", "columns", "lbfgs", "apollo", "shampoo"],
+    ids=["adam", "sm3", "rows", "columns", "lbfgs", "apollo", "shampoo", "shampoo, local"],
 )
 def test_slots_of_other_shapes(tx, slot, expected):
     assert specs(slot(fo.state_shardings(tx, placed(MESH)))) == expected

@@ -237,3 +237,19 @@ def test_leaves_without_gradients(kind):
             results.append(jax.jit(tx.update)(grads, tx.init(params), params))
     assert results[1][0]["kernel"] is None
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_vector_is_split(kind):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    params = {"a": jnp.arange(7.0), "b": jnp.ones((3, 5))}
+    alone, tx = fo.flatten(fo.adam(0.1)), fo.shard(fo.flatten(fo.adam(0.1), multiple_of=8), min_size=1)
+    expected, _ = alone.update(params, alone.init(params), params)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, NamedSharding(mesh, P()))
+        state = tx.init(placed)
+        updates, state = jax.jit(tx.update)(placed, state, placed)
+    assert state[0].mu.shape == (24,) and state[0].mu.addressable_shards[0].data.shape == (6,)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    for name, x in updates.items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-6)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, is_inexact, is_nothing, zip_leaves
 from ...core.model_trees import visible
+from ...core.ranges import PositiveInt
 from ...core.sharding import replicate, reshard_like
 from ...core.transformation import GradientTransformation, Transformation, transformation
 from ...placement.like import keep_placement
@@ -22,6 +24,8 @@ class flatten(GradientTransformation):
 
     Args:
         inner: a transformation that treats all elements alike: no masks, and no norms or ranks of single leaves.
+        multiple_of: zeros are added to the vector until its length is a multiple of this, ≥ 1. With a multiple of the
+            number of devices, `shard(flatten(inner, multiple_of=n))` can always split it.
 
     >>> from functional_opt import trace
     >>> tx = flatten(trace(0.9))
@@ -30,24 +34,28 @@ class flatten(GradientTransformation):
     """
 
     inner: Transformation
+    multiple_of: Static[PositiveInt] = 1
 
     def init(self, params):
-        return self.inner.init(_vector(params, params))
+        return self.inner.init(self._vector(params, params))
 
     def update(self, updates, state, params=None, **extra):
         params = None if params is None else visible(params, updates)
         like = updates if params is None else params
-        flat = _vector(updates, like)
-        new, after = self.inner.update(flat, state, None if params is None else _vector(params, params), **extra)
+        flat = self._vector(updates, like)
+        new, after = self.inner.update(flat, state, None if params is None else self._vector(params, params), **extra)
         return keep_placement(_tree(new, updates, like), updates), keep_placement(after, state)
 
-
-def _vector(tree: Tree, like: Tree) -> Any:
-    """Returns the leaves of `tree` as one vector, with zeros where it has None and `like` has a leaf."""
-    leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
-        return jax.ShapeDtypeStruct((sum(map(np.size, leaves)),), jnp.result_type(*leaves))
-    return jnp.concatenate([jnp.ravel(replicate(x)) for x in leaves]) if leaves else jnp.zeros(0)
+    def _vector(self, tree: Tree, like: Tree) -> Any:
+        """Returns the leaves of `tree` as one vector, with zeros where it has None and `like` has a leaf."""
+        leaves = [jnp.zeros_like(y) if is_nothing(x) else x for x, y in _pairs(tree, like)]
+        n = sum(map(np.size, leaves))
+        missing = -n % self.multiple_of
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+            return jax.ShapeDtypeStruct((n + missing,), jnp.result_type(*leaves))
+        parts = [jnp.ravel(replicate(x)) for x in leaves]
+        padding = [jnp.zeros(missing, jnp.result_type(*leaves))] if missing else []
+        return jnp.concatenate([*parts, *padding]) if parts else jnp.zeros(0)
 
 
 def _tree(vector: jax.Array, updates: Tree, like: Tree) -> Tree:
