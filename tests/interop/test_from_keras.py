@@ -11,6 +11,7 @@ import pytest
 
 import functional_opt as fo
 from functional_opt.interop.keras import from_keras
+from functional_opt.interop.keras_rules import READ_PARAMS
 from functional_opt.interop.keras_states import COMPARED
 
 keras = pytest.importorskip("keras")
@@ -19,8 +20,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 SHAPES = {"dense/kernel": (4, 3), "dense/bias": (3,)}
 OPTIMIZERS = {
     **{name: (lambda name=name: getattr(keras.optimizers, name)(0.05)) for name in COMPARED},
-    "AdamW, decay": lambda: keras.optimizers.AdamW(0.05, weight_decay=0.1),
-    "Lion, decay": lambda: keras.optimizers.Lion(0.05, weight_decay=0.1),
+    **{
+        f"{name}, decay": (lambda name=name: getattr(keras.optimizers, name)(0.05, weight_decay=0.3))
+        for name in COMPARED
+        if name not in ("Muon", "Ftrl", "SGD", *READ_PARAMS)
+    },
     "SGD, Nesterov": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
     "RMSprop, momentum": lambda: keras.optimizers.RMSprop(0.05, momentum=0.9, centered=True),
     "AMSGrad": lambda: keras.optimizers.Adam(0.05, amsgrad=True),
@@ -181,7 +185,14 @@ def test_refusals():
         (keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), ValueError, "does not stand before the rate"),
         *(
             (getattr(keras.optimizers, name)(0.1, weight_decay=0.1), ValueError, f"Keras's {name} reads the params")
-            for name in ("Adafactor", "Lamb", "ScheduleFreeAdamW")
+            for name in READ_PARAMS
+        ),
+        *(
+            (optimizer, ValueError, f"the weight_decay of {type(optimizer).__name__} does not stand before the rate")
+            for optimizer in (
+                keras.optimizers.Ftrl(0.1, weight_decay=0.1),
+                keras.optimizers.RMSprop(0.1, momentum=0.9, weight_decay=0.1),
+            )
         ),
         (keras.optimizers.ScheduleFreeAdamW(decaying(0.1), warmup_steps=3), ValueError, "multiplies a schedule"),
     ):
