@@ -106,7 +106,7 @@ def to_torch(
     tensors = [(p, _options(group, rule)) for group in optimizer.param_groups for p in group["params"]]
     loaded = {}
     for i, (path, (p, group)) in enumerate(zip(places.paths, tensors, strict=True)):
-        loaded[i] = {"step": torch.tensor(0.0)} if "count" not in rule.slots and name not in STEPLESS else {}
+        loaded[i] = {} if name in STEPLESS else {"step": torch.tensor(0.0)}
         for field, theirs in rule.slots.items():
             if (field, path) in entries:
                 x = places.from_leaf(i, np.asarray(entries[field, path].value))

@@ -39,17 +39,13 @@ def _numbers(group: Group) -> Group:
     return {name: group.get(theirs, 0) for name, theirs in names.items()}
 
 
-def _last(group: Group) -> Links:
-    return [scale_by_learning_rate(group["lr"])]
-
-
 class TorchRule(NamedTuple):
     """How an optimizer of torch is written here.
 
     `links(group)`: the links between the weight decay and the learning rate. `slots`: torch's names of what a state
-    keeps, by the field here. `options`: those that `links`, `numbers` and `last` read. `decoupled`: whether weight
-    decay comes after the links. `numbers(group)`: the arguments of links in which groups may differ. `last(group)`:
-    the links from the learning rate on. `read(slots, group)`: the slots of a parameter of torch as they are here;
+    keeps, by the field here. `options`: those that the functions here read. `decoupled`: whether weight decay comes
+    after the links. `numbers(group)`: the arguments of links in which groups may differ. `last(rate, group)`: the
+    links from the learning rate on. `read(slots, group)`: the slots of a parameter of torch as they are here;
     `derived(group, step)`: those that follow from the number of steps.
     """
 
@@ -58,7 +54,7 @@ class TorchRule(NamedTuple):
     options: str
     decoupled: Callable[[Group], bool] = lambda group: False
     numbers: Callable[[Group], Group] = _numbers
-    last: Callable[[Group], Links] = _last
+    last: Callable[[Any, Group], Links] = lambda rate, group: [scale_by_learning_rate(rate)]
     read: Callable[[Slots, Group], Slots] = lambda slots, group: slots
     derived: Callable[[Group, float], Slots] = lambda group, step: {}
 
@@ -77,9 +73,10 @@ def chain_of(name: str, group: Group, decays: bool = True) -> GradientTransforma
     """
     rule = rule_of(name)
     first: list[Any] = [scale(-1.0)] if group.get("maximize") else []
-    decay = [add_decayed_weights(rule.numbers(group)["weight_decay"])] if decays else []
+    numbers = rule.numbers(group)
+    decay = [add_decayed_weights(numbers["weight_decay"])] if decays else []
     links = [*rule.links(group), *decay] if rule.decoupled(group) else [*decay, *rule.links(group)]
-    return chain(*first, *links, *rule.last(group))
+    return chain(*first, *links, *rule.last(numbers["learning_rate"], group))
 
 
 def rule_of(name: str) -> TorchRule:
@@ -88,11 +85,6 @@ def rule_of(name: str) -> TorchRule:
         reason = REASONS.get(name, f"those that have one are {', '.join(RULES)}")
         raise ValueError(f"torch's {name} has no exact counterpart here that is known: {reason}")
     return RULES[name]
-
-
-def _refuse(group: Group, name: str, allowed: tuple, reason: str) -> None:
-    if group.get(name, allowed[0]) not in allowed:
-        raise ValueError(f"torch's option {name}={group[name]!r} has no exact counterpart here: {reason}")
 
 
 def _sgd(group: Group) -> Links:
@@ -117,8 +109,12 @@ def _rmsprop(group: Group) -> Links:
     return [rule(group["alpha"], group["eps"], eps_in_sqrt=False), trace(group.get("momentum", 0))]
 
 
+def _adagrad_numbers(group: Group) -> Group:
+    numbers, decay = _numbers(group), group.get("lr_decay")
+    return numbers | {"learning_rate": inverse_time_decay(group["lr"], 1, decay)} if decay else numbers
+
+
 def _adagrad(group: Group) -> Links:
-    _refuse(group, "lr_decay", (0,), "the rate falls with the steps; use a schedule and from_torch without lr_decay")
     return [scale_by_rss(group.get("initial_accumulator_value", 0), group["eps"], eps_in_sqrt=False)]
 
 
@@ -158,11 +154,11 @@ def _asgd_numbers(group: Group) -> Group:
     return {"learning_rate": rate, "weight_decay": decay, "eps": 0}
 
 
-def _asgd_last(group: Group) -> Links:
+def _asgd_last(rate: Any, group: Group) -> Links:
     if group["t0"] < 0 or group["t0"] % 1:
         raise ValueError(f"torch's option t0={group['t0']!r} has no counterpart here: it must be a whole number ≥ 0")
     mean = params_ema(averaging_decay(int(group["t0"]) + 1), debias=False)
-    return [scale_by_learning_rate(_asgd_numbers(group)["learning_rate"]), mean]
+    return [scale_by_learning_rate(rate), mean]
 
 
 def _asgd_derived(group: Group, step: float) -> Slots:
@@ -182,7 +178,8 @@ def _asgd_slots(slots: Slots, group: Group) -> Slots:
 
 def _muon(group: Group) -> Links:
     beta, style = group["momentum"], group["adjust_lr_fn"]
-    _refuse(group, "adjust_lr_fn", (None, "original", "match_rms_adamw"), "it is not known how it scales the rate")
+    if style not in (None, "original", "match_rms_adamw"):
+        raise ValueError(f"torch's option adjust_lr_fn={style!r} has no exact counterpart here that is known")
     return [
         scale(1 - beta),
         trace(beta, bool(group["nesterov"])),
@@ -205,7 +202,12 @@ RULES: dict[str, TorchRule] = {
     ),
     "RAdam": TorchRule(_radam, ADAM, DECAYED + "betas eps decoupled_weight_decay", _is_decoupled),
     "Adamax": TorchRule(_adamax, {"count": "step", "mu": "exp_avg", "nu": "exp_inf"}, DECAYED + "betas eps"),
-    "Adagrad": TorchRule(_adagrad, {"sum_of_squares": "sum"}, DECAYED + "lr_decay initial_accumulator_value eps"),
+    "Adagrad": TorchRule(
+        _adagrad,
+        {"count": "step", "sum_of_squares": "sum"},
+        DECAYED + "lr_decay initial_accumulator_value eps",
+        numbers=_adagrad_numbers,
+    ),
     "Adadelta": TorchRule(
         lambda group: [scale_by_adadelta(group["rho"], group["eps"])],
         {"e_g": "square_avg", "e_x": "acc_delta"},
@@ -221,7 +223,7 @@ RULES: dict[str, TorchRule] = {
         {"step_sizes": "step_size", "prev_updates": "prev"},
         "lr maximize etas step_sizes",
         numbers=_rprop_numbers,
-        last=lambda group: [scale(-1.0)],
+        last=lambda rate, group: [scale(-1.0)],
         read=_rprop_slots,
     ),
     "ASGD": TorchRule(

@@ -25,6 +25,9 @@ OPTIMIZERS = {
     "nadam": lambda p: torch.optim.NAdam(p, 0.05, weight_decay=0.01, eps=0.1),
     "adamax": lambda p: torch.optim.Adamax(p, 0.05, eps=0.1),
     "adagrad": lambda p: torch.optim.Adagrad(p, 0.1, eps=0.1),
+    "adagrad-rate": lambda p: torch.optim.Adagrad(
+        [{"params": p[::2]}, {"params": p[1::2], "lr": 0.2}], 0.1, lr_decay=0.3, initial_accumulator_value=0.1
+    ),
     "adadelta": lambda p: torch.optim.Adadelta(p, 1.0, rho=0.8, eps=0.1),
     "radam": lambda p: torch.optim.RAdam(p, 0.05, weight_decay=0.01, eps=0.1),
     "radam-decoupled": lambda p: torch.optim.RAdam(
@@ -56,7 +59,7 @@ X = np.random.default_rng(0).normal(size=(STEPS * 2, 8, 3)).astype("float32")
 
 
 def names_of(name):
-    return NAMES[::2] + NAMES[1::2] if name in ("groups", "rprop-bounds", "asgd-groups") else NAMES
+    return NAMES[::2] + NAMES[1::2] if name in ("groups", "adagrad-rate", "rprop-bounds", "asgd-groups") else NAMES
 
 
 def torch_steps(net, opt, numbers):
@@ -168,7 +171,6 @@ def test_what_cannot_be_exact_is_refused():
         (lambda: torch.optim.LBFGS(p), "LBFGS has no exact counterpart here that is known: one step there is up to"),
         (lambda: torch.optim.Adafactor(p), "Adafactor has no exact counterpart .* it bounds its second moments"),
         (lambda: torch.optim.ASGD(p, t0=0.5), "option t0=0.5 has no counterpart here: it must be a whole number"),
-        (lambda: torch.optim.Adagrad(p, lr_decay=0.1), "lr_decay=0.1 has no exact counterpart"),
         (
             lambda: torch.optim.SGD([{"params": p[:2], "nesterov": True}, {"params": p[2:]}], 0.1, momentum=0.9),
             "groups 0 and 1 differ in nesterov",

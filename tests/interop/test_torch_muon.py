@@ -92,5 +92,5 @@ def test_muon_beside_adamw(options, flax, in_float32, monkeypatch):
 def test_a_scale_that_is_not_known_is_refused():
     muon, _ = muon_and_adamw(net := model())
     muon.param_groups[0]["adjust_lr_fn"] = "spectral"
-    with pytest.raises(ValueError, match="option adjust_lr_fn='spectral' has no exact counterpart here: it is not"):
+    with pytest.raises(ValueError, match="option adjust_lr_fn='spectral' has no exact counterpart here that is"):
         from_torch(muon, parts_of(net, True)[0], MATRICES)
