@@ -19,7 +19,7 @@ COMPARED = (
     *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lamb", "Lion", "Muon", "Nadam"),
     *("RMSprop", "SGD", "ScheduleFreeAdamW"),
 )
-"""The classes whose steps here have been compared with Keras's: all that Keras 3 has."""
+"""The classes whose steps here have been compared with Keras's: all that Keras 3 has but the wrappers."""
 
 
 def from_keras(optimizer: Any, params: Tree) -> tuple[GradientTransformation, Any]:
@@ -33,7 +33,8 @@ def from_keras(optimizer: Any, params: Tree) -> tuple[GradientTransformation, An
             in the order of the variables.
 
     `learning_rate` stays a schedule if it is one; clips come along. With `use_ema`, `eval_params(state, params)` has
-    the means. The next steps are Keras's, up to rounding.
+    the means; at the end of `fit`, Keras puts these into the model's variables, too. The next steps are Keras's, up
+    to rounding.
 
     Raises ValueError, with the reason, for an optimizer that is not built, for one with accumulation, a loss scale,
     means that overwrite the params, variables with constraints, or a weight decay that no link here gives, for params
