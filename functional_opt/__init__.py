@@ -210,6 +210,7 @@ from .optimizers.stable_adamw import stable_adamw as stable_adamw
 from .optimizers.yogi import scale_by_yogi as scale_by_yogi
 from .optimizers.yogi import yogi as yogi
 from .placement.shardings import state_shardings as state_shardings
+from .schedules import averaging_decay as averaging_decay
 from .schedules import constant_schedule as constant_schedule
 from .schedules import cosine_decay_schedule as cosine_decay_schedule
 from .schedules import cosine_onecycle_schedule as cosine_onecycle_schedule

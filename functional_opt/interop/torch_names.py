@@ -6,6 +6,8 @@ import numpy as np
 
 from ..checkpoint.entries import entries_of_params
 from ..core.leaves import Tree
+from ..core.paths import PathRules
+from ..transforms.matrices.dimension_numbers import MuonDimensionNumbers
 
 FLAX = ("kernel", "scale", "embedding")
 """The names that Flax has for what torch calls weight."""
@@ -21,7 +23,9 @@ class Places:
     """
 
     def __init__(self, names: Sequence[str], params: Tree, paths: Mapping[str, str] | None):
-        self.shapes = {entry.path or "": np.shape(entry.value) for entry in entries_of_params(params)}
+        entries = entries_of_params(params)
+        self.shapes = {entry.path or "": np.shape(entry.value) for entry in entries}
+        self.complex = {entry.path or "" for entry in entries if np.iscomplexobj(entry.value)}
         self.names = list(names)
         if unknown := sorted(set(paths or ()) - set(self.names)):
             raise ValueError(f"paths names {unknown[0]!r}, which is not among names")
@@ -65,3 +69,8 @@ class Places:
     def from_leaf(self, i: int, x: np.ndarray) -> np.ndarray:
         """Returns an array of the leaf's shape in the layout of torch."""
         return np.transpose(x, np.argsort(self.axes(i, x.ndim)))
+
+    def dimension_numbers(self) -> PathRules | None:
+        """Returns path rules for the matrices that are (outputs, inputs) as in torch; None if there are none."""
+        as_torch = [p for i, p in enumerate(self.paths) if len(self.shapes[p]) == 2 and self.axes(i, 2) == (0, 1)]
+        return PathRules({f"/{path}": MuonDimensionNumbers(1, 0) for path in as_torch}) if as_torch else None

@@ -1,5 +1,6 @@
 """RAdam: Adam that uses momentum alone until the variance of its second moment can be computed."""
 
+import dataclasses
 from typing import Annotated
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class scale_by_radam(GradientTransformation):
     r = √((ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ)).
 
     Args:
-        b1, b2, eps, eps_root, nesterov, state_dtype: as in `scale_by_adam`.
+        b1, b2, eps, eps_root, nesterov, eps_hat, state_dtype: as in `scale_by_adam`. torch's RAdam has eps_hat.
         threshold: least ρ at which the step is adaptive, ≥ 4; at first ρ is about t.
 
     Liu et al. 2019, arXiv:1908.03265.
@@ -46,6 +47,7 @@ class scale_by_radam(GradientTransformation):
     threshold: Threshold = 5.0
     nesterov: Static[bool] = False
     state_dtype: Static[DType | None] = None
+    eps_hat: Static[bool] = dataclasses.field(default=False, kw_only=True)
 
     def init(self, params):
         mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
@@ -55,6 +57,7 @@ class scale_by_radam(GradientTransformation):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
         adaptive, r = self._rectified(t)
+        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
 
         def leaf(g, m, v):
             m = b1 * m + (1 - b1) * g
@@ -63,7 +66,7 @@ class scale_by_radam(GradientTransformation):
                 m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
             else:
                 m_hat = m / (1 - b1**t)
-            root = jnp.sqrt(v / (1 - b2**t) + self.eps_root) + self.eps
+            root = jnp.sqrt(v / (1 - b2**t) + self.eps_root) + eps
             return m_hat * jnp.where(adaptive, r, 1.0) / jnp.where(adaptive, root, 1.0), m, v
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
@@ -89,6 +92,7 @@ def radam(
     threshold: Threshold = 5.0,
     *,
     nesterov: bool = False,
+    eps_hat: bool = False,
     state_dtype: DType | None = None,
 ) -> chain:
     """Rectified Adam: w ← w − learning_rate · u, with momentum alone for the first steps. See `scale_by_radam`.
@@ -101,5 +105,5 @@ def radam(
     >>> radam(1e-3)
     chain(scale_by_radam(), scale_by_learning_rate(0.001))
     """
-    rule = scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov, state_dtype)
+    rule = scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov, state_dtype, eps_hat=eps_hat)
     return chain(rule, scale_by_learning_rate(learning_rate))

@@ -26,6 +26,7 @@ from ..core.schedule import Rate as Rate
 from ..core.schedule import Schedule as Schedule
 from ..core.schedule import as_schedule as as_schedule
 from ..core.schedule import to_schedule as to_schedule
+from .decay import averaging_decay as averaging_decay
 from .decay import constant_schedule as constant_schedule
 from .decay import cosine_decay_schedule as cosine_decay_schedule
 from .decay import cosine_restarts_schedule as cosine_restarts_schedule

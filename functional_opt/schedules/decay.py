@@ -90,9 +90,9 @@ class exponential_decay(Schedule):
 
 @value
 class inverse_time_decay(Schedule):
-    """A harmonic decay: `init / (1 + rate p)`, p = max(t - begin, 0) / steps. Not in Optax.
+    """A harmonic decay: `init / (1 + rate p)^exponent`, p = max(t - begin, 0) / steps. Not in Optax.
 
-    `decay_rate` ≥ 0; `staircase` rounds p down.
+    `decay_rate`, `exponent` ≥ 0; `staircase` rounds p down.
 
     >>> print(inverse_time_decay(1.0, 2, 1.0)(jnp.array([0, 2, 6])))
     [1.   0.5  0.25]
@@ -103,10 +103,29 @@ class inverse_time_decay(Schedule):
     decay_rate: NonNegative
     transition_begin: Count = 0
     staircase: Static[bool] = False
+    exponent: NonNegative = 1.0
 
     def __call__(self, count):
         p = periods(count, self.transition_begin, self.transition_steps, self.staircase)
-        return self.init_value / (1 + self.decay_rate * p)
+        return self.init_value / (1 + self.decay_rate * p) ** self.exponent
+
+
+@value
+class averaging_decay(Schedule):
+    """The `decay` with which `params_ema(decay, debias=False)` is a plain mean: `p / (p + 1)`, p = max(t - begin, 0).
+
+    The mean is that of the params after step `transition_begin` and all later ones. Until then it is the params.
+    Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4). Not in Optax.
+
+    >>> print(averaging_decay(1)(jnp.array([0, 1, 2, 4])))
+    [0.   0.   0.5  0.75]
+    """
+
+    transition_begin: Count = 0
+
+    def __call__(self, count):
+        p = elapsed(count, self.transition_begin)
+        return p / (p + 1)
 
 
 @value

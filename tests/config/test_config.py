@@ -65,6 +65,7 @@ SCHEDULES = [
     fo.exponential_decay(0.1, 10, 0.5, staircase=True),
     fo.inverse_sqrt_schedule(0.1, 10),
     fo.inverse_time_decay(0.1, 10, 0.5),
+    fo.averaging_decay(10),
     fo.join_schedules([fo.constant_schedule(1.0), fo.linear_schedule(1.0, 0.0, 5)], [3]),
     fo.linear_onecycle_schedule(100, 0.1),
     fo.linear_schedule(1.0, 0.0, 5),

@@ -39,6 +39,7 @@ DECAY = {"learning_rate": 0.02, "weight_decay": 0.1}
 OPTIMIZERS = [
     case("radam", fo.radam, optax.radam, ref.radam, RADAM, learning_rate=0.1),
     case("radam-short", fo.radam, optax.radam, ref.radam, RADAM, eps=0.1, eps_root=0.01, **SHORT),
+    case("radam-eps-hat", fo.radam, None, ref.radam, RADAM, eps=0.1, eps_hat=True, **SHORT),
     case("radam-nesterov", fo.radam, optax.radam, ref.radam, RADAM, nesterov=True, **SHORT),
     case("adabelief", fo.adabelief, optax.adabelief, ref.adabelief, BELIEF, learning_rate=0.1),
     case("adabelief-eps", fo.adabelief, optax.adabelief, ref.adabelief, BELIEF, eps=0.1, eps_root=0.01, **SHORT),

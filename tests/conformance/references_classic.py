@@ -5,7 +5,9 @@ import numpy as np
 from .references import Run
 
 
-def radam(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, nesterov=False) -> Run:
+def radam(
+    w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, nesterov=False, eps_hat=False
+) -> Run:
     """Liu et al. 2019, algorithm 2."""
     m, v = np.zeros_like(w), np.zeros_like(w)
     limit = 2 / (1 - b2) - 1
@@ -18,7 +20,8 @@ def radam(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, thr
         rho = limit - 2 * t * b2**t / (1 - b2**t)
         if rho >= threshold:
             r = np.sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
-            m_hat = r * m_hat / (np.sqrt(v / (1 - b2**t) + eps_root) + eps)
+            added = eps / np.sqrt(1 - b2**t) if eps_hat else eps
+            m_hat = r * m_hat / (np.sqrt(v / (1 - b2**t) + eps_root) + added)
         w = w - learning_rate * m_hat
         yield w
 

@@ -25,7 +25,22 @@ OPTIMIZERS = {
     "nadam": lambda p: torch.optim.NAdam(p, 0.05, weight_decay=0.01, eps=0.1),
     "adamax": lambda p: torch.optim.Adamax(p, 0.05, eps=0.1),
     "adagrad": lambda p: torch.optim.Adagrad(p, 0.1, eps=0.1),
+    "adagrad-rate": lambda p: torch.optim.Adagrad(
+        [{"params": p[::2]}, {"params": p[1::2], "lr": 0.2}], 0.1, lr_decay=0.3, initial_accumulator_value=0.1
+    ),
     "adadelta": lambda p: torch.optim.Adadelta(p, 1.0, rho=0.8, eps=0.1),
+    "radam": lambda p: torch.optim.RAdam(p, 0.05, weight_decay=0.01, eps=0.1),
+    "radam-decoupled": lambda p: torch.optim.RAdam(
+        p, 0.05, betas=(0.8, 0.9), eps=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True
+    ),
+    "rprop": lambda p: torch.optim.Rprop(p, 0.01, etas=(0.4, 1.3), maximize=True),
+    "rprop-bounds": lambda p: torch.optim.Rprop(
+        [{"params": p[::2]}, {"params": p[1::2], "lr": 0.01}], 0.1, step_sizes=(0.015, 0.05)
+    ),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.1, lambd=0.3, t0=2, weight_decay=0.01),
+    "asgd-groups": lambda p: torch.optim.ASGD(
+        [{"params": p[::2]}, {"params": p[1::2], "lr": 0.2, "weight_decay": 0.1}], 0.1, lambd=0.3, alpha=0.5, t0=2
+    ),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 0.05, eps=0.1, momentum=0.9),
     "centered": lambda p: torch.optim.RMSprop(p, 0.05, eps=0.1, centered=True),
     "groups": lambda p: torch.optim.AdamW(
@@ -44,7 +59,7 @@ X = np.random.default_rng(0).normal(size=(STEPS * 2, 8, 3)).astype("float32")
 
 
 def names_of(name):
-    return NAMES[::2] + NAMES[1::2] if name == "groups" else NAMES
+    return NAMES[::2] + NAMES[1::2] if name in ("groups", "adagrad-rate", "rprop-bounds", "asgd-groups") else NAMES
 
 
 def torch_steps(net, opt, numbers):
@@ -100,6 +115,11 @@ def test_goes_on_here_and_there(name, taken):
     torch_steps(twin, back, range(taken + 3, taken + 5))
     torch_steps(net, opt, range(taken + 3, taken + 5))
     assert_near(params_of(twin), net)
+    if name.startswith("asgd"):
+        means = model()
+        for p, trained in zip(means.parameters(), net.parameters(), strict=True):
+            p.data = opt.state[trained]["ax"]
+        assert_near(fo.eval_params(*from_torch(back, params_of(twin), names_of(name))[1:], params_of(twin)), means)
 
 
 def test_a_state_dict_and_flat_params():
@@ -113,6 +133,16 @@ def test_a_state_dict_and_flat_params():
     paths = {"0.weight": "first/weight", "0.bias": "first/bias"}
     _, state = from_torch(opt, layers, NAMES, paths=paths)
     np.testing.assert_array_equal(state[0].mu["first"]["weight"], opt.state[net[0].weight]["exp_avg"])
+
+
+def test_keys_of_users_and_of_schedulers_in_groups():
+    net = model()
+    p = list(net.parameters())
+    opt = torch.optim.Adam([{"params": p[:2], "name": "first"}, {"params": p[2:], "name": "last", "lr_scale": 0.1}])
+    torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, 10, cycle_momentum=False)
+    assert "max_lr" in opt.param_groups[0]
+    tx, _ = from_torch(opt, params_of(net), NAMES)
+    assert tx == fo.adam(opt.param_groups[0]["lr"])
 
 
 def test_convolutions():
@@ -138,8 +168,9 @@ def test_what_cannot_be_exact_is_refused():
     net = model()
     p, params = list(net.parameters()), params_of(net)
     for make, reason in (
-        (lambda: torch.optim.RAdam(p), "RAdam has no exact counterpart here that is known: torch adds eps before"),
-        (lambda: torch.optim.Adagrad(p, lr_decay=0.1), "lr_decay=0.1 has no exact counterpart"),
+        (lambda: torch.optim.LBFGS(p), "LBFGS has no exact counterpart here that is known: one step there is up to"),
+        (lambda: torch.optim.Adafactor(p), "Adafactor has no exact counterpart .* it bounds its second moments"),
+        (lambda: torch.optim.ASGD(p, t0=0.5), "option t0=0.5 has no counterpart here: it must be a whole number"),
         (
             lambda: torch.optim.SGD([{"params": p[:2], "nesterov": True}, {"params": p[2:]}], 0.1, momentum=0.9),
             "groups 0 and 1 differ in nesterov",
@@ -154,6 +185,20 @@ def test_what_cannot_be_exact_is_refused():
         from_torch(opt, params, ["x.weight", *NAMES[1:]])
     with pytest.raises(ValueError, match="are all of the leaf '0/bias'"):
         from_torch(opt, params, ["0.bias", *NAMES[1:]])
+    opt = torch.optim.ASGD(p, 0.1)
+    torch_steps(net, opt, range(1))
+    opt.param_groups[0]["lr"] = 0.2
+    with pytest.raises(ValueError, match="ASGD has eta=0.09999.*, but its options give 0.19999.* at this step"):
+        from_torch(opt, params, NAMES)
+    with pytest.raises(ValueError, match="'w' is complex: torch's Adam treats its two parts as numbers"):
+        complex_ = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        from_torch(torch.optim.Adam([complex_]), {"w": jnp.ones(2, "complex64")}, ["w"])
+    other = torch.optim.Adam(p)
+    other.defaults["correct_bias"] = False
+    with pytest.raises(ValueError, match="Adam has an option 'correct_bias', whose meaning is not known here"):
+        from_torch(other, params, NAMES)
+    net = model()
+    p, opt = list(net.parameters()), torch.optim.Adam(net.parameters())
     with pytest.raises(TypeError, match="must be torch's, or a pair"):
         from_torch(("Adam", {}), params, NAMES)
     p[0].grad = torch.ones_like(p[0])

@@ -100,6 +100,14 @@ def test_the_rest_is_adamw():
     assert_close(updates, expected)
 
 
+@pytest.mark.parametrize("preconditioning", ["frobenius", "spectral"])
+def test_eps_as_the_least_norm(preconditioning):
+    for size, eps, result in ((3.0, 1.0, 1.0), (3.0, 6.0, 0.5), (0.0, 6.0, 0.0)):
+        tx = fo.orthogonalize((1.0, 0.0, 0.0), 1, eps, preconditioning, eps_is_floor=True)
+        u, _ = tx.update(jnp.array([[size, 0.0], [0.0, 0.0]]), fo.EmptyState())
+        assert u[0, 0] == result
+
+
 @pytest.mark.parametrize("tx", [fo.scale_by_muon(), fo.orthogonalize(), fo.scale_by_shape()], ids=repr)
 def test_a_leaf_that_is_no_matrix_is_named(tx):
     with pytest.raises(ValueError, match=r"\['dense'\]\['bias'\] has shape \(3,\).*`masked` or `partition`"):

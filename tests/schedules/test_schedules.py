@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from functional_opt import schedules
 from functional_opt.core.schedule import Schedule
 from functional_opt.schedules import (
+    averaging_decay,
     constant_schedule,
     cosine_decay_schedule,
     cosine_onecycle_schedule,
@@ -74,6 +75,8 @@ SHARED = [
 OURS = [
     inverse_time_decay(0.1, 10, 0.5, 3),
     inverse_time_decay(0.1, 10, 0.5, 3, staircase=True),
+    inverse_time_decay(0.1, 10, 0.5, 3, exponent=0.75),
+    averaging_decay(3),
     inverse_sqrt_schedule(0.1, 10),
     inverse_sqrt_schedule(0.1, 10, 100.0),
     inverse_sqrt_schedule(0.1, 0),
@@ -178,6 +181,7 @@ def test_values_worked_out_by_hand():
     assert inverse_sqrt_schedule(2.0, 4)(jnp.array([0, 1, 4, 16, 64])).tolist() == [0.0, 0.5, 2.0, 1.0, 0.5]
     assert inverse_time_decay(1.0, 4, 2.0)(jnp.array([0, 2, 4])).tolist() == pytest.approx([1.0, 0.5, 1 / 3])
     assert warmup_constant_schedule(0.0, 1.0, 0)(jnp.arange(2)).tolist() == [1.0, 1.0]
+    assert inverse_time_decay(1.0, 1, 3.0, exponent=0.5)(jnp.array([0, 1, 5])).tolist() == [1.0, 0.5, 0.25]
     # lines that end at the same step: Optax drops one
     assert linear_onecycle_schedule(4, 1.0, 0.5, 1.0, 4.0, 4.0)(jnp.arange(5)).tolist() == pytest.approx(
         [0.25, 0.625, 1.0, 0.625, 0.0625]

@@ -24,7 +24,7 @@ class Adafactor(Optimizer):
         epsilon_1: added to g², ≥ 0.
         epsilon_2: the lower bound on the root mean square of p, ≥ 0.
         clip_threshold: the upper bound on the root mean square of u, > 0.
-        relative_step: whether ρ is min(learning_rate, 1/√t) rather than learning_rate.
+        relative_step: as in Keras, without effect: ρ is min(learning_rate, 1/√t) in either case.
         name, kwargs: as in `Optimizer`.
 
     Slots: r, c (means over the last two axes, for variables that have them), v (for the others).
@@ -84,6 +84,5 @@ class Adafactor(Optimizer):
         factored = scale_by_factored_rms(
             decay_rate=-self.beta_2_decay, min_dim_size_to_factor=1, epsilon=self.epsilon_1, factored_axes="last"
         )
-        rate = relative_step(hyper.learning_rate) if self.relative_step else hyper.learning_rate
-        size = scale_by_param_block_rms(self.epsilon_2)
+        size, rate = scale_by_param_block_rms(self.epsilon_2), relative_step(hyper.learning_rate)
         return chain(factored, clip_by_block_rms(self.clip_threshold), size, scale_by_learning_rate(rate))

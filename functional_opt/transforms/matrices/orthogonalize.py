@@ -86,6 +86,7 @@ class orthogonalize(GradientTransformation):
         preconditioning: what G is divided by: its "frobenius" or "spectral" norm, "aol" (a number for each row,
             Boissin et al. 2025, arXiv:2512.04632) or its "schatten" 4-norm (arXiv:2506.10935).
         weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`.
+        eps_is_floor: whether eps is the least norm, max(‖G‖, eps), as in torch; it is so for "aol" and "schatten".
         distributed: how matrices on a mesh of several devices are worked on. "owners": matrices of one shape are
             divided among the devices, which compute theirs whole, and the results go back to where the matrices lie.
             "local": each product is computed where its factors lie, as the compiler splits it. None means "owners".
@@ -106,6 +107,7 @@ class orthogonalize(GradientTransformation):
     eps: NonNegative = 1e-8
     preconditioning: Static[Preconditioning] = "frobenius"
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    eps_is_floor: Static[bool] = dataclasses.field(default=False, kw_only=True)
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
@@ -116,7 +118,7 @@ class orthogonalize(GradientTransformation):
         rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
         def stack(g):
-            return newton_schulz(g, rows, self.eps, self.preconditioning)
+            return newton_schulz(g, rows, self.eps, self.preconditioning, self.eps_is_floor)
 
         stacks = Stacks(self.weight_dimension_numbers, updates)
         like = None if params is None else stacks.stack(params)
@@ -212,19 +214,21 @@ def _is_tall(x: jax.Array) -> bool:
     return x.shape[-2] > x.shape[-1]
 
 
-def newton_schulz(g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditioning = "frobenius") -> jax.Array:
+def newton_schulz(
+    g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditioning = "frobenius", eps_is_floor: bool = False
+) -> jax.Array:
     """Runs the iteration of `orthogonalize` on one matrix or a stack of them."""
     sharding = jax.typeof(g).sharding
     if any(axis is not None for axis in sharding.spec):  # explicit: let the compiler shard what is between
-        in_auto_mode = jax.sharding.auto_axes(out_sharding=sharding)(partial(_newton_schulz, how=preconditioning))
-        return in_auto_mode(g, rows, eps)
-    return _newton_schulz(g, rows, eps, preconditioning)
+        local = partial(_newton_schulz, how=preconditioning, floor=eps_is_floor)
+        return jax.sharding.auto_axes(out_sharding=sharding)(local)(g, rows, eps)
+    return _newton_schulz(g, rows, eps, preconditioning, eps_is_floor)
 
 
-def _newton_schulz(x: jax.Array, rows: Any, eps: Any, how: Preconditioning) -> jax.Array:
+def _newton_schulz(x: jax.Array, rows: Any, eps: Any, how: Preconditioning, floor: bool) -> jax.Array:
     tall = _is_tall(x)
     x = x.mT if tall else x
-    x = kernels.newton_schulz(x / _size(x, eps, how), rows, _iterate)
+    x = kernels.newton_schulz(x / _size(x, eps, how, floor), rows, _iterate)
     return x.mT if tall else x
 
 
@@ -235,11 +239,13 @@ def _iterate(x: jax.Array, rows: Any) -> jax.Array:
     return x
 
 
-def _size(x: jax.Array, eps: Any, how: Preconditioning) -> jax.Array:
-    if how == "frobenius":
-        return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True)) + eps
-    if how == "spectral":
-        return jnp.linalg.norm(x, ord=2, axis=(-2, -1), keepdims=True) + eps
+def _size(x: jax.Array, eps: Any, how: Preconditioning, floor: bool) -> jax.Array:
+    if how in ("frobenius", "spectral"):
+        if how == "frobenius":
+            norm = safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
+        else:
+            norm = jnp.linalg.norm(x, ord=2, axis=(-2, -1), keepdims=True)
+        return jnp.maximum(norm, eps) if floor else norm + eps
     s = x @ x.mT.conj()
     if how == "aol":
         return jnp.sqrt(jnp.maximum(jnp.sum(jnp.abs(s), axis=-1, keepdims=True), eps))

@@ -10,8 +10,8 @@ from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, copy_of, is_nothing, map_leaves, widen, zeros_like
 from ...core.model_trees import boxed_like, children_of, unboxed
 from ...core.paths import MaskedNode
-from ...core.ranges import DType, Range, Scalar
-from ...core.schedule import OrSchedule, Schedule
+from ...core.ranges import DType, Range
+from ...core.schedule import OrSchedule, ScalarOrSchedule, rate_at
 from ...core.slots import Counter, Number, Params
 from ...core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
 
@@ -119,7 +119,7 @@ class params_ema(GradientTransformation):
     (3.0, 4.0)
     """
 
-    decay: Annotated[Scalar, OrSchedule(Range("[0, 1)"))]
+    decay: Annotated[ScalarOrSchedule, OrSchedule(Range("[0, 1)"))]
     debias: Static[bool] = True
     accumulator_dtype: Static[DType | None] = None
 
@@ -131,7 +131,7 @@ class params_ema(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        decay = self.decay(state.count) if isinstance(self.decay, Schedule) else self.decay
+        decay = rate_at(self.decay, state.count)
 
         def leaf(u, m, w):
             return u, decay * m + (1 - decay) * (w + u)
