@@ -19,7 +19,8 @@ unsigned, 4 bits    |v̂ − v| ≤ a/16                                        
 ==================  ==================  =================================  ===========================
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ from jax import lax
 
 from ...core.checks import checked
 from ...core.ranges import PositiveInt
-from ...core.sharding import replicate_from, split_as
+from ...core.sharding import replicate_from, reshard, shard_count, split_as
+from ...placement.mesh import axis_names
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 PARTS = 8  # of a block: XLA vectorizes their elementwise maximum, which is taken first
@@ -67,10 +69,12 @@ def encode(
     >>> decode(codes, scale)[0, :3].tolist()
     [1.0, -0.5, 0.0]
     """
-    given = lax.stop_gradient(jnp.asarray(x, jnp.float32))
-    shape, x = given.shape, _in_rows(given, block_size or block_size_of(bits))
+    given, size = lax.stop_gradient(jnp.asarray(x, jnp.float32)), block_size or block_size_of(bits)
+    if bits == 8 and _have_whole_blocks(given, size):
+        return _on_each_part(lambda x: encode(x, bits, size, signed), (given,), given, 2)
+    shape, x = given.shape, _in_rows(given, size)
     n = x.shape[-1]
-    blocks = -(-n // (block_size or block_size_of(bits)))
+    blocks = -(-n // size)
     # Decoding and encoding again moves a maximum by about an ulp; without its last bits the scale stays the same.
     scale = lax.reduce_precision(_absmax(x, blocks), exponent_bits=8, mantissa_bits=15)
     y = jnp.abs(x) * _spread(jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0), n)
@@ -98,6 +102,8 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
     [4.0, 1.0, 0.015625]
     """
     shape = shape_of(codes, scale, bits, signed)
+    if bits == 8 and scale.ndim and _have_whole_blocks(codes, codes.shape[-1] // scale.shape[-1]):
+        return _on_each_part(lambda c, s: decode(c, s, bits, signed), (codes, scale), codes, 1)
     lead, given = _lead(scale), codes
     codes = replicate_from(codes, len(lead))
     n = int(np.prod(shape[len(lead) :]))
@@ -111,6 +117,21 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
     else:
         y = jnp.square((c + 1) * (1 / 16))
     return split_as((y * _spread(scale.reshape(*lead, -1), n)).reshape(shape), given)
+
+
+def _have_whole_blocks(x: jax.Array, size: int) -> bool:
+    """Returns whether the type of an array splits its last axis into parts that hold whole blocks of this size."""
+    parts = shard_count(x, -1) if x.ndim else 1
+    return parts > 1 and x.shape[-1] % (parts * size) == 0
+
+
+def _on_each_part(fn: Callable, arrays: tuple[jax.Array, ...], like: jax.Array, results: int) -> Any:
+    """Returns `fn` of the parts of arrays of the same rank, split as the type of `like` says, where they lie."""
+    sharding = jax.typeof(like).sharding
+    out = (sharding.spec,) * results if results > 1 else sharding.spec
+    arrays = tuple(reshard(x, sharding.spec) for x in arrays)
+    names = {name for entry in sharding.spec for name in axis_names(entry)}
+    return jax.shard_map(fn, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=out, axis_names=names)(*arrays)
 
 
 def shape_of(codes: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tuple[int, ...]:

@@ -11,11 +11,13 @@ from flax import nnx, serialization
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 import functional_opt as fo
 from functional_opt.core.queries import get
 from functional_opt.core.slots import Signed, Unsigned
+from functional_opt.placement.traffic import collectives
 
 from ...helpers import assert_close
 
@@ -256,3 +258,22 @@ def test_set_refuses_floats_for_codes():
     assert fo.tree.set(state, mu=state.inner_state[0].mu, count=3).inner_state[0].count == 3
     decoded = tx.decode(tx.encode(fo.tree.set(tx.decode(state), mu=params)))
     np.testing.assert_allclose(decoded[0].mu["w"], params["w"], atol=1 / 127)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data", "model"), P(None, ("data", "model"))], ids=str)
+def test_blocks_on_a_split_axis_stay_where_they_are(kind, spec):
+    """A device encodes and decodes its own blocks, if it has whole ones; the codes are those of one device."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    tx, rng = fo.quantize_state(fo.adam(0.1)), np.random.default_rng(0)
+    alone = {"w": jnp.asarray(rng.normal(size=(4, 1024)), "float32")}
+    _, expected = jax.jit(tx.update)(alone, tx.init(alone), alone)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(alone, NamedSharding(mesh, spec))
+        state = jax.jit(tx.init, out_shardings=fo.state_shardings(tx, params))(params)
+        program = jax.jit(tx.update).lower(params, state, params).compile()
+        _, state = program(params, state, params)
+    assert not collectives(program.as_text())
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.ndim < 2 or x.sharding.is_equivalent_to(params["w"].sharding, x.ndim)
