@@ -158,7 +158,9 @@ class scale_by_shampoo(GradientTransformation):
         statistics = map_leaves(mean, g, *state.statistics, read=grams, same_shape=False)[1:] if axes else ()
         roots = jax.lax.cond(
             (t >= start) & ((t - start) % every == 0),
-            lambda a, roots: share(_inverse_roots, (g,), (a, roots), (2,), (correction, self.eps))[0],
+            lambda *x: map_factors(_inverse_roots, (g,), x, (2,), (correction, self.eps), Owners(self.distributed))[
+                0
+            ],
             lambda _, roots: roots,
             jax.lax.stop_gradient(statistics),
             state.preconditioners,

@@ -129,7 +129,7 @@ class scale_by_soap(GradientTransformation):
         (u,) = share(turned_back, (u,), (state.q,), (0,))
         mu, nu, q = jax.lax.cond(
             state.count % self.precondition_frequency == 0,
-            lambda *x: share(rebased, (u, *x[:2]), x[2:], (1, 2, 4), (first,)),
+            lambda *x: map_factors(rebased, (u, *x[:2]), x[2:], (1, 2, 4), (first,), Owners(self.distributed)),
             lambda mu, nu, gg, q: (mu, nu, q),
             *(mu, nu, tuple(gg), state.q),
         )

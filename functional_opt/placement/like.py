@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..core.leaves import Tree
@@ -18,6 +19,8 @@ def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     result has the sharding of `like`, whatever that of x. With a plain constraint one would need to name that
     sharding, and with none the compiler places the sum of a param and a split update as the update is.
     """
+    if not isinstance(x, core.Tracer) and not isinstance(like, core.Tracer):
+        return jax.device_put(x, like.sharding)
     mesh = jax.typeof(like).sharding.mesh
     x, like = (y if mesh.empty else _divisible(y, mesh) for y in (x, like))
     return _placed_like(x, like) if x.ndim else x

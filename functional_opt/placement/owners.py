@@ -30,7 +30,8 @@ def owners_mesh(leaves: Sequence[jax.Array], how: Distributed | None) -> AnyMesh
 class Owners:
     """Works on rows of arrays, each device of their mesh on rows of its own; on one device, one after the other.
 
-    Stacks that were sent to their owners are kept for as long as this object is, and not sent again.
+    Stacks that were sent to their owners are kept for as long as this object is, and not sent again. Inside of a
+    branch or a loop, whose arrays nothing outside may use, use another one.
     """
 
     def __init__(self, distributed: Distributed | None = None):
@@ -96,7 +97,8 @@ def _where_they_lie(fn: Callable, stacks: Sequence[Any], shared: Sequence[Any]) 
     """Applies a function to stacks that are divided along their first axes."""
     sharding = jax.typeof(jax.tree.leaves(stacks)[0]).sharding
     if AxisType.Explicit in sharding.mesh.axis_types:  # matrix decompositions have no rule for types
-        fn = jax.sharding.auto_axes(fn, out_sharding=PartitionSpec(sharding.spec[0]))
+        first = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))  # which names the mesh, too
+        fn = jax.sharding.auto_axes(fn, out_sharding=first)
     return fn(*stacks, *shared)
 
 

@@ -140,6 +140,21 @@ def test_steps_by_owners_are_those_of_one_device(make, kind):
     assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, several)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [*NUMBERS, fo.scale_by_dion, fo.scale_by_muon])
+def test_outside_of_jit_too(make, kind):
+    """And without `jax.set_mesh`: the arrays tell the mesh."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    w = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
+    params = jax.device_put({"w": w, "v": w[::-1]}, NamedSharding(mesh, P("data", "model")))
+    tx = make()
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+    for x in updates.values():
+        assert x.sharding.is_equivalent_to(params["w"].sharding, 2)
+
+
 @pytest.mark.parametrize("layout", ["one device", *LAYOUTS])
 def test_dion_ignores_rounding_errors(layout):
     """Gradients of rank 1: what the other columns hold depends on the order of sums, and so on the layout."""
