@@ -1,9 +1,12 @@
 """Sets four CPU devices before JAX is imported and hypothesis' profiles; marks and groups tests; frees programs."""
 
 import collections
+import functools
 import gc
 import itertools
 import os
+import sys
+import threading
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +19,22 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("local", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def share_a_context():
+    """Lowers all programs of this thread, which runs the tests, in one MLIR context.
+
+    JAX makes a context for each program and keeps it as long as the program. Each takes a megabyte and slows down
+    the lowering and compilation of all later programs: tenfold after some thousands. Threads that a test starts go
+    without, as does a JAX without this function.
+    """
+    mlir = sys.modules.get("jax._src.interpreters.mlir")
+    if make := getattr(mlir, "make_ir_context", None):
+        shared, this = functools.cache(make), threading.current_thread()
+        mlir.make_ir_context = lambda: (shared if threading.current_thread() is this else make)()
+
+
+share_a_context()
 
 CONTRACTS = "tests/conformance/test_contracts.py"
 VERSIONS = (  # the selection for other Pythons and JAXs: these tests (not the C++ under sanitizers),
