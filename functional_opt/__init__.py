@@ -72,6 +72,7 @@ from .optimizers.adam_mini import scale_by_adam_mini as scale_by_adam_mini
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamax import adamaxw as adamaxw
 from .optimizers.adamax import scale_by_adamax as scale_by_adamax
+from .optimizers.adamh import adamh as adamh
 from .optimizers.adan import ScaleByAdanState as ScaleByAdanState
 from .optimizers.adan import adan as adan
 from .optimizers.adan import scale_by_adan as scale_by_adan
@@ -139,6 +140,7 @@ from .optimizers.muon import MuonState as MuonState
 from .optimizers.muon import muon as muon
 from .optimizers.muon import muon_labels as muon_labels
 from .optimizers.muon import scale_by_muon as scale_by_muon
+from .optimizers.muonh import muonh as muonh
 from .optimizers.nadam import ScaleByNadamState as ScaleByNadamState
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nadam import nadamw as nadamw
@@ -353,6 +355,8 @@ from .transforms.wrapping.guard import ApplyIfFiniteState as ApplyIfFiniteState
 from .transforms.wrapping.guard import ZeroNansState as ZeroNansState
 from .transforms.wrapping.guard import apply_if_finite as apply_if_finite
 from .transforms.wrapping.guard import zero_nans as zero_nans
+from .transforms.wrapping.hyperball import HyperballState as HyperballState
+from .transforms.wrapping.hyperball import hyperball as hyperball
 from .transforms.wrapping.inject import InjectHyperparamsState as InjectHyperparamsState
 from .transforms.wrapping.inject import InjectStatefulHyperparamsState as InjectStatefulHyperparamsState
 from .transforms.wrapping.inject import StatefulSchedule as StatefulSchedule

@@ -33,13 +33,23 @@ def dion_matrices(momentum, eps):
     return fo.chain(fo.masked(fo.scale_by_dion(momentum, eps=eps), matrices), fo.scale(0.02))
 
 
+HYPERBALL = {"learning_rate": 0.1, "adam_weight_decay": 0.01}
+
+
+def on_a_sphere(rate):
+    return fo.masked(fo.hyperball(fo.trace(0.9), rate), matrices)
+
+
 OPTIMIZERS = [
+    case("adamh", fo.adamh, None, ref.adamh, "learning_rate b1 b2 eps adam_weight_decay", **HYPERBALL),
+    case("muonh", fo.muonh, None, ref.muonh, "learning_rate beta eps adam_weight_decay", **HYPERBALL),
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
     case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
 TRANSFORMATIONS = [
+    case("hyperball", on_a_sphere, None, None, "rate", rate=0.1),
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
     case("scale_by_dion", dion_matrices, None, None, "momentum eps", momentum=0.9, eps=1e-8),
     case("scale_by_scion", fo.scale_by_scion, None, None, "momentum scale eps", norms=norms_by_axes),

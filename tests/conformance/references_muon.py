@@ -62,3 +62,33 @@ def dion(w, grads, learning_rate, momentum=0.95, rank=1, weight_decay=0.0) -> Ru
         q = r / (np.linalg.norm(r, axis=0) + 1e-8)
         w = w - learning_rate * (scale * (p @ q.T).T + weight_decay * w)
         yield w
+
+
+def on_sphere(w, u, learning_rate):
+    """Wen et al. 2026: a step along u, relative to ‖w‖, and back to the norm of w."""
+    r = np.linalg.norm(w)
+    w = w - learning_rate * r * u / np.linalg.norm(u)
+    return r * w / np.linalg.norm(w)
+
+
+def adamh(w, grads, learning_rate, b1=0.9, b2=0.95, eps=1e-8, adam_weight_decay=0.0) -> Run:
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, b1, b2, eps, weight_decay=adam_weight_decay)
+        return
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        w = on_sphere(w, m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), learning_rate)
+        yield w
+
+
+def muonh(w, grads, learning_rate, beta=0.95, adam_weight_decay=0.0) -> Run:
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, b2=0.95, weight_decay=adam_weight_decay)
+        return
+    m = np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        m = beta * m + (1 - beta) * g
+        m_hat = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+        w = on_sphere(w, quintic(m_hat), learning_rate)
+        yield w

@@ -66,11 +66,15 @@ def test_every_optimizer_has_a_reference():
     assert [case.name for case in OPTIMIZERS if case.reference is None] == []
 
 
+KEEP_NORMS = ("adamh", "muonh")  # of matrices: minima of another norm are out of reach (see test_hyperball.py)
+
+
 @each_optimizer
 def test_float32_follows_the_paper(case):
     params, _ = run(case)
     rtol = 5e-5 if case.name.startswith("dadapt") else 1e-5  # its d is a ratio to 1 − β3, 0.0005
-    assert_close(jax.tree.map(lambda w: w[:50], params), by_the_paper(case, 50), rtol=rtol)
+    atol = 1e-6 if case.name in KEEP_NORMS else 0  # elements of a matrix that turns pass through 0
+    assert_close(jax.tree.map(lambda w: w[:50], params), by_the_paper(case, 50), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS + IN_FLOAT64, ids=repr)
@@ -123,7 +127,7 @@ def test_optax_parity(case):
     assert_close(updates, peer_updates, rtol=1e-6, atol=1e-7)
 
 
-@each_optimizer
+@pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.name not in KEEP_NORMS], ids=repr)
 def test_descends_a_quadratic(case):
     """From a distance of 3 in every weight, with curvatures from 1/2 to 2, to a hundredth of the loss."""
     start, grads = in_dtype("float32", (make_params(), jax.tree.map(np.zeros_like, make_grads(STEPS["float32"]))))
@@ -136,7 +140,9 @@ def test_descends_a_quadratic(case):
     assert loss(at(params, -1)) < 0.01 * loss(start)
 
 
-@pytest.mark.parametrize("case", [c for c in OPTIMIZERS if c in PLAIN and c.name != "sam"], ids=repr)
+@pytest.mark.parametrize(
+    "case", [c for c in OPTIMIZERS if c in PLAIN and c.name not in ("sam", *KEEP_NORMS)], ids=repr
+)
 def test_comes_down_rosenbrocks_valley(case):
     """To a hundredth of the loss, at one of seven scales of the rate: 400 times as steep across as along.
 
