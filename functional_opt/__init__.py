@@ -197,6 +197,7 @@ from .optimizers.sign_sgd import signum as signum
 from .optimizers.sm3 import ScaleBySM3State as ScaleBySM3State
 from .optimizers.sm3 import scale_by_sm3 as scale_by_sm3
 from .optimizers.sm3 import sm3 as sm3
+from .optimizers.snoo import snoo as snoo
 from .optimizers.soap import ScaleBySoapState as ScaleBySoapState
 from .optimizers.soap import scale_by_soap as scale_by_soap
 from .optimizers.soap import soap as soap
@@ -369,6 +370,8 @@ from .transforms.wrapping.lookahead import lookahead as lookahead
 from .transforms.wrapping.loss_scale import DynamicLossScaleState as DynamicLossScaleState
 from .transforms.wrapping.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from .transforms.wrapping.loss_scale import loss_scale as loss_scale
+from .transforms.wrapping.outer_steps import OuterStepsState as OuterStepsState
+from .transforms.wrapping.outer_steps import outer_steps as outer_steps
 from .transforms.wrapping.sam import SAMState as SAMState
 from .transforms.wrapping.sam import sam as sam
 from .transforms.wrapping.shard import shard as shard

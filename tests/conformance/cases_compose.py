@@ -19,6 +19,15 @@ from .case import (
     split,
 )
 
+
+def two_levels(rate, outer):
+    return fo.outer_steps(fo.adam(rate), fo.adam(outer), sync_period=3)
+
+
+def snoo_of_adam(rate, outer):
+    return fo.snoo(fo.adam(rate), outer, sync_period=3)
+
+
 OPTIMIZERS = []
 
 TRANSFORMATIONS = [
@@ -41,6 +50,8 @@ TRANSFORMATIONS = [
     case("monitor", monitors, None, None, "decay", decay=0.9),
     case("measure_with_ema", lambda: fo.monitor({"norm": fo.measure_with_ema(fo.global_norm, 0.9, debias=False)})),
     case("lookahead", *both(looking_ahead), None, "rate slow", rate=0.1, slow=0.7),
+    case("outer_steps", two_levels, None, None, "rate outer", rate=0.1, outer=0.05),
+    case("snoo", snoo_of_adam, None, None, "rate outer", rate=0.1, outer=0.7),
     case("lookahead-anew", *both(looking_ahead), None, "k", rate=0.1, slow=0.7, k=3, reset_state=True),
     case("params_ema", fo.params_ema, None, None, "decay", decay=0.9),
     case("params_ema-schedule", fo.params_ema, decay=halving, debias=False),

@@ -196,7 +196,16 @@ def test_abstract_trees(case):
 
 
 def starts_from_params(case):
-    names = "schedule_free", "madgrad", "sam", "lookahead", "params_ema-", *free.KEEP_THEIR_START
+    names = (
+        "schedule_free",
+        "madgrad",
+        "sam",
+        "lookahead",
+        "outer_steps",
+        "snoo",
+        "params_ema-",
+        *free.KEEP_THEIR_START,
+    )
     return case.name.removeprefix("scale_by_").startswith(names)
 
 
