@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import core
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..core.leaves import Tree
+from ..core.leaves import Tree, is_nothing
 from ..core.sharding import on_automatic_axes
 
 
@@ -57,7 +57,7 @@ def keep_placement(tree: Tree, like: Tree) -> Tree:
         clear = all(n % mesh.size == 0 or all(n % size for size in _sizes(mesh)) for n in old.shape)
         return placed_like(x, old) if clear else x  # else the compiler could split it unevenly: see `_divisible`
 
-    return jax.tree.map(leaf, tree, like)
+    return jax.tree.map(leaf, tree, like, is_leaf=is_nothing)
 
 
 @jax.custom_jvp
