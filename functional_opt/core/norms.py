@@ -23,6 +23,16 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
+def nonzero(x: jax.Array) -> jax.Array:
+    """Returns x ≥ 0 as a divisor, with 1 in place of 0."""
+    return jnp.where(x == 0, 1.0, x)
+
+
+def matrix_norm(x: jax.Array) -> jax.Array:
+    """Returns the Frobenius norm of a matrix, or of each of a stack of them, in the last two axes; these are kept."""
+    return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
+
+
 def sums_of_squares(tree: Tree) -> jax.Array:
     """Returns Σ|x|² of each leaf, summed in float32 or wider; shape (number of leaves,)."""
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree) if not is_nothing(x)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import cast_tree_like, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Count, Decay, DType, NonNegative, Range
@@ -112,7 +112,7 @@ class scale_by_dion(GradientTransformation):
 
         like = g if params is None else stacks.stack(params)
         new, mu = map_leaves(leaf, u, m, read=(b, taken), params=like)
-        q = map_leaves(lambda _, q, new: (_, new), b, state.q, read=(q,), same_shape=False)[1]
+        q = cast_tree_like(q, state.q)
         return keep_placement(stacks.back(new), updates), ScaleByDionState(increment(state.count), stacks.back(mu), q)
 
 

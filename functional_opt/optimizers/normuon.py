@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
-from ..core.norms import abs_sq, safe_sqrt
+from ..core.norms import abs_sq, matrix_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
@@ -113,10 +113,10 @@ class scale_by_normuon(GradientTransformation):
             v = self.b2 * v + (1 - self.b2) * jnp.sum(abs_sq(o), axis=-2, keepdims=True) / max(rows, 1)
             u = o / (safe_sqrt(v) + self.eps)
             if self.consistent_rms is None:
-                size = max(1.0, columns / max(rows, 1)) ** 0.5 * _norm(o)
+                size = max(1.0, columns / max(rows, 1)) ** 0.5 * matrix_norm(o)
             else:
                 size = self.consistent_rms * math.sqrt(rows * columns)
-            return u * (size / (_norm(u) + self.eps)), v
+            return u * (size / (matrix_norm(u) + self.eps)), v
 
         stacks = Stacks(self.weight_dimension_numbers, updates)
         m, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
@@ -125,10 +125,6 @@ class scale_by_normuon(GradientTransformation):
         updates, nu = map_leaves(of_one_size, o, state.nu, params=stacks.stack(like), same_shape=False)
         updates = stacks.back(updates)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
 
 
 @checked

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
-from ..core.norms import abs_sq, safe_sqrt
+from ..core.norms import abs_sq, nonzero, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
 from ..core.schedule import Rate, rate_at
@@ -147,14 +147,14 @@ def _whitened(m_hat: jax.Array, seen: jax.Array, q: list, due: Any, probe: Any, 
         return jax.lax.cond(informs, lambda q: _fit(q, seen, probes, rate), lambda q: q, q)
 
     q = jax.lax.cond(due, fitted, lambda q: q, q)
-    size = _nonzero(jnp.max(jnp.abs(u)))
+    size = nonzero(jnp.max(jnp.abs(u)))
     u = u / size
     for k, factor in enumerate(q):
         u = _times(factor.conj() if factor.ndim == 1 else factor.conj().T, _times(factor, u, k), k)
     if max_rms is not None:
-        most = _nonzero(jnp.max(jnp.abs(u)))
+        most = nonzero(jnp.max(jnp.abs(u)))
         rms = most * safe_sqrt(jnp.mean(abs_sq(u / most)))
-        size = jnp.minimum(size, max_rms / _nonzero(rms))
+        size = jnp.minimum(size, max_rms / nonzero(rms))
     return (u * size).reshape(m_hat.shape), q
 
 
@@ -169,7 +169,7 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
     """Returns all factors after one step of the fit."""
     from jax.scipy.linalg import solve_triangular  # slow to import
 
-    size = _nonzero(jnp.max(jnp.abs(g)))
+    size = nonzero(jnp.max(jnp.abs(g)))
     a, b = g / size, probes.astype(g.dtype)
     for k, factor in enumerate(q):
         a = _times(factor, a, k)
@@ -179,7 +179,7 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
             rows = jnp.moveaxis(b, k, 0)
             solved = solve_triangular(factor, rows.reshape(len(rows), -1), trans="C")
             b = jnp.moveaxis(solved.reshape(rows.shape), 0, k)
-    of_a, of_b = (_nonzero(jnp.max(jnp.abs(x))) for x in (a, b))  # squares may overflow, and only the ratio matters
+    of_a, of_b = (nonzero(jnp.max(jnp.abs(x))) for x in (a, b))  # squares may overflow, and only the ratio matters
     a, b = a / of_a * jnp.minimum(1, of_a / of_b * size), b / of_b * jnp.minimum(1, of_b / of_a / size)
     new = []
     for k, factor in enumerate(q):
@@ -193,11 +193,6 @@ def _fit(q: list, g: jax.Array, probes: jax.Array, rate: Any) -> list:
     most = np.log(1e18)
     mean = jnp.exp(jnp.clip(sum(jnp.log(size) for size in sizes), -most, most) / len(sizes))
     return [(factor * (mean / size)).astype(old.dtype) for factor, size, old in zip(new, sizes, q, strict=True)]
-
-
-def _nonzero(x: jax.Array) -> jax.Array:
-    """Returns x ≥ 0 as a divisor, with 1 in place of 0."""
-    return jnp.where(x == 0, 1.0, x)
 
 
 def _largest(a: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ...core import kernels
 from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
-from ...core.norms import abs_sq, batches, safe_sqrt
+from ...core.norms import batches, matrix_norm
 from ...core.ranges import Convert, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
 from ...placement.owners import Distributed, as_stack, by_owners, owners_mesh
@@ -242,11 +242,11 @@ def _iterate(x: jax.Array, rows: Any) -> jax.Array:
 def _size(x: jax.Array, eps: Any, how: Preconditioning, floor: bool) -> jax.Array:
     if how in ("frobenius", "spectral"):
         if how == "frobenius":
-            norm = safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
+            norm = matrix_norm(x)
         else:
             norm = jnp.linalg.norm(x, ord=2, axis=(-2, -1), keepdims=True)
         return jnp.maximum(norm, eps) if floor else norm + eps
     s = x @ x.mT.conj()
     if how == "aol":
         return jnp.sqrt(jnp.maximum(jnp.sum(jnp.abs(s), axis=-1, keepdims=True), eps))
-    return jnp.sqrt(jnp.maximum(safe_sqrt(jnp.sum(abs_sq(s), axis=(-2, -1), keepdims=True)), eps))
+    return jnp.sqrt(jnp.maximum(matrix_norm(s), eps))

@@ -1,12 +1,10 @@
 """hyperball: matrices that keep their norm, moved by a fraction of it."""
 
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
+from typing import NamedTuple
 
 from ...core.checks import Static
 from ...core.leaves import map_leaves, widen_params, widen_tree
-from ...core.norms import abs_sq, safe_sqrt
+from ...core.norms import matrix_norm, nonzero
 from ...core.schedule import Rate, rate_at
 from ...core.slots import Counter, States
 from ...core.transformation import (
@@ -49,6 +47,7 @@ class hyperball(GradientTransformation):
 
     Wen et al. 2026, arXiv:2606.16899.
 
+    >>> import jax.numpy as jnp
     >>> from functional_opt import identity
     >>> tx, w = hyperball(identity(), 0.75), jnp.array([[0.0, 0.0, 5.0]])
     >>> u, _ = tx.update(jnp.array([[0.1, 0.0, 0.0]]), tx.init(w), w)
@@ -75,19 +74,11 @@ class hyperball(GradientTransformation):
         rate, stacks = rate_at(self.learning_rate, state.count), Stacks(self.weight_dimension_numbers, updates)
 
         def leaf(u, w):
-            size = _norm(w)
-            step = rate * size * u / _nonzero(_norm(u))
-            shrink = size / _nonzero(_norm(w - step))
+            size = matrix_norm(w)
+            step = rate * size * u / nonzero(matrix_norm(u))
+            shrink = size / nonzero(matrix_norm(w - step))
             return (shrink - 1) * w - shrink * step  # small elements keep their digits
 
         like = stacks.stack(params)
         new = map_leaves(leaf, stacks.stack(u), read=(like,), params=like)
         return stacks.back(new), HyperballState(increment(state.count), inner_state)
-
-
-def _norm(x: Any) -> Any:
-    return safe_sqrt(jnp.sum(abs_sq(x), axis=(-2, -1), keepdims=True))
-
-
-def _nonzero(norm: Any) -> Any:
-    return jnp.where(norm > 0, norm, 1)
