@@ -127,7 +127,7 @@ def matrices(count: int, rows: int, columns: int, limits: Limits, steps: int, de
     what = f"muon, {count} matrices of {rows} × {columns}"
     return [
         Row(f"{what}, {dtype or 'float32'}{pairs}", contenders(dtype, wide), steps, operations / limit)
-        for dtype, limit in ((None, limits.tf32), ("float16", limits.half), ("bfloat16", limits.half))
+        for dtype, limit in ((None, limits.tf32), ("float16", limits.half))
         for pairs, wide in (("", math.inf), (", in pairs", 1))
     ]
 

@@ -131,6 +131,10 @@ def needs_matrices(updates: Tree) -> None:
             )
 
 
+STACKED = 2**18
+"""The most elements of a matrix that shares a call with others of its shape."""
+
+
 def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distributed | None = None) -> Tree:
     """Applies a function of stacks of matrices like `map_leaves`, but once for many small matrices of one shape.
 
@@ -145,7 +149,7 @@ def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distrib
     if mesh is not None:
         done = by_owners(lambda x: (fn(x),), [(x,) for x in wide], mesh, stack=as_stack)
         wide = [x for (x,) in done]
-    for some in batches(wide, size=2**18) if mesh is None else ():
+    for some in batches(wide, size=STACKED) if mesh is None else ():
         if len(some) > 1 and not any(jax.typeof(wide[some[0]]).sharding.spec):
             for i, x in zip(some, fn(jnp.stack([wide[i] for i in some])), strict=True):
                 wide[i] = x
