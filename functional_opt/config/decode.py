@@ -36,6 +36,7 @@ def decode(node: Any, at: str) -> Any:
         keys, make = kind
         same_keys(at, keys, rest)
         return make(at, **rest)
+    rest = {f: x for f, x in getattr(kind, "_field_defaults", {}).items() if x is None} | rest  # of an older version
     same_keys(at, getattr(kind, "_fields", None) or [f.name for f in dataclasses.fields(kind)], rest)
     fields = {k: decode(x, f"{at}.{k}") for k, x in rest.items()}
     for k, hint in _hints(kind).items():

@@ -40,10 +40,24 @@ def on_a_sphere(rate):
     return fo.masked(fo.hyperball(fo.trace(0.9), rate), matrices)
 
 
+UNEVEN = fo.MuonDimensionNumbers(0, 1, (3, 1))  # of the kernel's four rows, three are one matrix
+HEADS = fo.MuonDimensionNumbers(1, 0, output_blocks=2)
+
+
+def muon_of_heads(learning_rate, beta):
+    return fo.muon(learning_rate, beta=beta, muon_weight_dimension_numbers=HEADS)
+
+
+def normuon_of_blocks(learning_rate, b1, weight_decay):
+    return fo.normuon(learning_rate, b1, weight_decay=weight_decay, weight_dimension_numbers=UNEVEN)
+
+
 OPTIMIZERS = [
     case("adamh", fo.adamh, None, ref.adamh, "learning_rate b1 b2 eps adam_weight_decay", **HYPERBALL),
     case("muonh", fo.muonh, None, ref.muonh, "learning_rate beta eps adam_weight_decay", **HYPERBALL),
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
+    case("normuon-blocks", normuon_of_blocks, None, ref.normuon_of_blocks, "learning_rate b1", **NORMUON, b1=0.9),
+    case("muon-heads", muon_of_heads, None, ref.muon_of_heads, "learning_rate beta", learning_rate=0.05, beta=0.9),
     case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from .references import Run, adamw
+from .references_by_leaf import muon
 
 
 def quintic(x, steps=5):
@@ -32,6 +33,27 @@ def normuon(w, grads, learning_rate, b1=0.95, b2=0.95, weight_decay=0.0, consist
             size = consistent_rms * np.sqrt(w.size)
         w = w - learning_rate * (size * u / (np.linalg.norm(u) + 1e-8) + weight_decay * w)
         yield w
+
+
+def normuon_of_blocks(w, grads, **args) -> Run:
+    """The first three rows and the last one as matrices of their own."""
+    if w.ndim != 2:
+        yield from normuon(w, grads, **args)
+        return
+    runs = [normuon(w[rows], [g[rows] for g in grads], **args) for rows in (slice(3), slice(3, None))]
+    yield from map(np.concatenate, zip(*runs, strict=True))
+
+
+def muon_of_heads(w, grads, **args) -> Run:
+    """Each half of the rows, which are the outputs, as the transpose of a matrix of its own."""
+    if w.ndim != 2:
+        yield from muon(w, grads, **args)
+        return
+    runs = [
+        muon(half.T, [g.T for g in own], **args)
+        for half, own in zip(np.split(w, 2), np.split(grads, 2, 1), strict=True)
+    ]
+    yield from (np.concatenate([x.T for x in both]) for both in zip(*runs, strict=True))
 
 
 def scion(w, grads, learning_rate, momentum=0.1, scale=50.0, constrained=True) -> Run:
