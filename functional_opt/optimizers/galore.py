@@ -135,7 +135,7 @@ class _View:
         rows, columns = ([axis % max(len(shape), 1) for axis in axes_of(axes)] for axes in spec[:2])
         if sorted(rows + columns) != list(range(len(shape))) or any(spec[2:]):
             raise ValueError(
-                f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, without blocks, "
+                f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, no blocks, "
                 f"got {spec}"
             )
         self.order = rows + columns

@@ -125,5 +125,5 @@ def test_blocks_that_do_not_fit():
         tx.update({"w": jnp.ones((4, 3))}, state)
     with pytest.raises(TypeError, match="must hold GaLoreDimensionNumbers"):
         fo.galore(0.1, weight_dimension_numbers=N(0, 1, 2))
-    with pytest.raises(ValueError, match="once, without blocks, got Muon"):
+    with pytest.raises(ValueError, match="once, no blocks, got Muon"):
         fo.scale_by_galore(1, weight_dimension_numbers=lambda _: N(0, 1, 2)).init(jnp.ones((2, 2)))
