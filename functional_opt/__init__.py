@@ -99,6 +99,9 @@ from .optimizers.dadapt_adamw import dadapt_adamw as dadapt_adamw
 from .optimizers.dion import ScaleByDionState as ScaleByDionState
 from .optimizers.dion import dion as dion
 from .optimizers.dion import scale_by_dion as scale_by_dion
+from .optimizers.dion2 import ScaleByDion2State as ScaleByDion2State
+from .optimizers.dion2 import dion2 as dion2
+from .optimizers.dion2 import scale_by_dion2 as scale_by_dion2
 from .optimizers.distance_over_gradients import ScaleByDistanceOverGradientsState as ScaleByDistanceOverGradientsState
 from .optimizers.distance_over_gradients import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from .optimizers.dog import DoGState as DoGState
@@ -146,6 +149,9 @@ from .optimizers.nadam import nadam as nadam
 from .optimizers.nadam import nadamw as nadamw
 from .optimizers.nadam import scale_by_nadam as scale_by_nadam
 from .optimizers.noisy_sgd import noisy_sgd as noisy_sgd
+from .optimizers.nordion2 import ScaleByNorDion2State as ScaleByNorDion2State
+from .optimizers.nordion2 import nordion2 as nordion2
+from .optimizers.nordion2 import scale_by_nordion2 as scale_by_nordion2
 from .optimizers.normuon import ScaleByNorMuonState as ScaleByNorMuonState
 from .optimizers.normuon import normuon as normuon
 from .optimizers.normuon import scale_by_normuon as scale_by_normuon

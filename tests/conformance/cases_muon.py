@@ -16,6 +16,7 @@ def normuon_matrices(b2, eps):
     return fo.chain(fo.masked(rule, matrices), fo.scale(0.02))
 
 
+DION2 = {"learning_rate": 0.05, "fraction": 0.5, "weight_decay": 0.01}
 DION = {"learning_rate": 0.05, "rank_fraction": 0.5, "weight_decay": 0.01}
 SCION = {"learning_rate": 0.02, "scale": 2.0}
 
@@ -27,6 +28,10 @@ def norms_by_axes(tree):
 
 def dion_of_rank_one(w, grads, rank_fraction, **args):
     return ref.dion(w, grads, rank=1, **args)
+
+
+def lines_of_matrices(rule):
+    return lambda **args: fo.chain(fo.masked(rule(fraction=0.5, **args), matrices), fo.scale(0.02))
 
 
 def dion_matrices(momentum, eps):
@@ -59,6 +64,8 @@ OPTIMIZERS = [
     case("normuon-blocks", normuon_of_blocks, None, ref.normuon_of_blocks, "learning_rate b1", **NORMUON, b1=0.9),
     case("muon-heads", muon_of_heads, None, ref.muon_of_heads, "learning_rate beta", learning_rate=0.05, beta=0.9),
     case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
+    case("dion2", fo.dion2, None, ref.dion2, "learning_rate momentum eps weight_decay", **DION2),
+    case("nordion2", fo.nordion2, None, ref.nordion2, "learning_rate momentum b2 eps weight_decay", **DION2),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
@@ -66,5 +73,7 @@ TRANSFORMATIONS = [
     case("hyperball", on_a_sphere, None, None, "rate", rate=0.1),
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
     case("scale_by_dion", dion_matrices, None, None, "momentum eps", momentum=0.9, eps=1e-8),
+    case("scale_by_dion2", lines_of_matrices(fo.scale_by_dion2), None, None, "momentum eps", momentum=0.9, eps=1e-8),
+    case("scale_by_nordion2", lines_of_matrices(fo.scale_by_nordion2), None, None, "b2 eps", b2=0.9, eps=1e-8),
     case("scale_by_scion", fo.scale_by_scion, None, None, "momentum scale eps", norms=norms_by_axes),
 ]

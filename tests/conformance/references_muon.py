@@ -86,6 +86,43 @@ def dion(w, grads, learning_rate, momentum=0.95, rank=1, weight_decay=0.0) -> Ru
         yield w
 
 
+def dion2(w, grads, learning_rate, momentum=0.95, fraction=0.25, weight_decay=0.0) -> Run:
+    """Ahn et al. 2025, algorithm 1, along the shorter side, with the lines of the largest sums."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=0.0)
+        return
+    tall = w.shape[0] >= w.shape[1]
+    m, scale = np.zeros_like(w), np.sqrt(w.shape[1] / w.shape[0])
+    for g in grads:
+        m = m + g
+        lines, u = (m.T if tall else m).copy(), np.zeros_like(m.T if tall else m)
+        sums = np.sum(np.abs(lines), axis=1)
+        chosen = np.argsort(-sums)[: int(np.ceil(fraction * len(sums)))]
+        u[chosen] = quintic(lines[chosen])
+        lines[chosen] *= momentum
+        m = lines.T if tall else lines
+        w = w - learning_rate * (scale * (u.T if tall else u) + weight_decay * w)
+        yield w
+
+
+def nordion2(w, grads, learning_rate, momentum=0.95, b2=0.95, fraction=0.25, weight_decay=0.0) -> Run:
+    """The same for columns, with the norms of NorMuon, Li et al. 2025."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=0.0)
+        return
+    m, v, scale = np.zeros_like(w), np.zeros(w.shape[1]), np.sqrt(w.shape[1] / w.shape[0])
+    for g in grads:
+        m = m + g
+        chosen = np.argsort(-np.sum(np.abs(m), axis=0))[: int(np.ceil(fraction * w.shape[1]))]
+        o = quintic(m[:, chosen])
+        v[chosen] = b2 * v[chosen] + (1 - b2) * np.mean(o**2, axis=0)
+        u = np.zeros_like(w)
+        u[:, chosen] = o / (np.sqrt(v[chosen]) + 1e-8)
+        m[:, chosen] *= momentum
+        w = w - learning_rate * (scale * np.linalg.norm(o) * u / np.linalg.norm(u) + weight_decay * w)
+        yield w
+
+
 def on_sphere(w, u, learning_rate):
     """Wen et al. 2026: a step along u, relative to ‖w‖, and back to the norm of w."""
     r = np.linalg.norm(w)
