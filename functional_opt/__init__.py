@@ -143,6 +143,10 @@ from .optimizers.muon import MuonState as MuonState
 from .optimizers.muon import muon as muon
 from .optimizers.muon import muon_labels as muon_labels
 from .optimizers.muon import scale_by_muon as scale_by_muon
+from .optimizers.muonbp import ScaleByMuonBPState as ScaleByMuonBPState
+from .optimizers.muonbp import muonbp as muonbp
+from .optimizers.muonbp import scale_by_muonbp as scale_by_muonbp
+from .optimizers.muonbp import shard_blocks as shard_blocks
 from .optimizers.muonh import muonh as muonh
 from .optimizers.nadam import ScaleByNadamState as ScaleByNadamState
 from .optimizers.nadam import nadam as nadam

@@ -123,6 +123,23 @@ def nordion2(w, grads, learning_rate, momentum=0.95, b2=0.95, fraction=0.25, wei
         yield w
 
 
+def muonbp(w, grads, learning_rate, blocks, period=5, block_scale=1.0, beta=0.95, weight_decay=0.0) -> Run:
+    """Khaled et al. 2025, algorithm 1, with steps of one root mean square; the blocks are rows."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=0.0)
+        return
+    m = np.zeros_like(w)
+    for t, g in enumerate(grads):
+        m = beta * m + (1 - beta) * g
+        if t % period == 0:
+            u = 0.2 * np.sqrt(max(w.shape)) * quintic(m)
+        else:
+            parts = [m] if blocks is None else np.split(m, blocks.reduction_blocks)
+            u = np.concatenate([block_scale * 0.2 * np.sqrt(max(x.shape)) * quintic(x) for x in parts])
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
 def on_sphere(w, u, learning_rate):
     """Wen et al. 2026: a step along u, relative to ‖w‖, and back to the norm of w."""
     r = np.linalg.norm(w)
