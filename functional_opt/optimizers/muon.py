@@ -66,6 +66,7 @@ class scale_by_muon(GradientTransformation):
             `MuonDimensionNumbers` for all leaves, a tree of them (or a prefix of one), a function from params to such
             a tree, or path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto"
             means the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
+            They can also cut a fused matrix into blocks, such as heads or Q, K and V: see `MuonDimensionNumbers`.
         distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
             works on them where they lie. None means "owners".
 
@@ -196,16 +197,21 @@ class muon_labels(LeafSelector):
             auto = [(numbers_at(p, ("matrix", *by_path)), why, p.doubt) for p, why in zip(found, whys, strict=True)]
         routes = auto
         if (own := self.weight_dimension_numbers) is not None:
-            said, specs = "weight_dimension_numbers", given_specs(own, params)
-            routes = [a if spec == AUTO else (spec, said, "") for spec, a in zip(specs, auto, strict=True)]
+            specs = given_specs(own, params)
+            routes = [a if spec == AUTO else (spec, _said(spec), "") for spec, a in zip(specs, auto, strict=True)]
         if self.mask is None:
             return routes
         chosen = jax.tree.leaves(broadcast_prefix(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
         return [r if yes else (None, "mask", "") for r, yes in zip(routes, chosen, strict=True)]
 
 
+def _said(spec: MuonDimensionNumbers | None) -> str:
+    blocks = "" if spec is None else spec.in_words()
+    return f"weight_dimension_numbers: {blocks}" if blocks else "weight_dimension_numbers"
+
+
 def _are_last_two(spec: MuonDimensionNumbers, x: Any) -> bool:
-    return spec == ((jnp.ndim(x) - 2,), (jnp.ndim(x) - 1,))
+    return spec == MuonDimensionNumbers((jnp.ndim(x) - 2,), (jnp.ndim(x) - 1,))
 
 
 @checked

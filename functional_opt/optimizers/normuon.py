@@ -1,13 +1,13 @@
 """NorMuon: Muon with updates of about the same size for all neurons."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import Tree, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, matrix_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
@@ -82,12 +82,7 @@ class scale_by_normuon(GradientTransformation):
     ns_dtype: Static[DType | None] = None
 
     def init(self, params):
-        def neurons(p):
-            mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
-            return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
-
-        stacked = Stacks(self.weight_dimension_numbers, params).stack(params)
-        nu = zeros_like(jax.tree.map(neurons, stacked), self.state_dtype, real=True)
+        nu = zeros_like(of_neurons(self.weight_dimension_numbers, params), self.state_dtype, real=True)
         return ScaleByNorMuonState(zero_count(), zeros_like(params, self.state_dtype), nu)
 
     def update(self, updates, state, params=None, **extra):
@@ -120,6 +115,16 @@ class scale_by_normuon(GradientTransformation):
         updates, nu = map_leaves(of_one_size, o, state.nu, params=stacks.stack(like), same_shape=False)
         updates = stacks.back(updates)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
+
+
+def of_neurons(numbers: Any, params: Tree) -> Tree:
+    """Returns one number for each column of the matrices, placed as the columns are."""
+
+    def leaf(p: Any) -> Any:
+        mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
+        return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
+
+    return jax.tree.map(leaf, Stacks(numbers, params).stack(params))
 
 
 @checked

@@ -103,14 +103,16 @@ class scale_by_scion(GradientTransformation):
         direction, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
         like = updates if params is None else visible(params, updates)
         stacks = Stacks(self.numbers_of_each(like), like)
-        leaves, treedef = jax.tree.flatten(stacks.stack(direction), is_leaf=is_nothing)
+        parts = stacks.treedef.flatten_up_to(stacks.stack(direction))  # a part may be a tuple of blocks
         norms = self.norm_of_each(like)
-        both = list(zip(leaves, norms, strict=True))
-        matrices = [d if norm == "spectral" else None for d, norm in both]
+        matrices = [d if norm == "spectral" else None for d, norm in zip(parts, norms, strict=True)]
         orthogonal = map_matrices(self._orthogonal, matrices, None, self.distributed)
-        nearest = [d if o is None else o for d, o in zip(leaves, orthogonal, strict=True)]
-        edges = [d if is_nothing(d) else self._edge(d, norm) for d, norm in zip(nearest, norms, strict=True)]
-        edges = stacks.back(treedef.unflatten(edges))
+        nearest = [d if o is None else o for d, o in zip(parts, orthogonal, strict=True)]
+        edges = [
+            jax.tree.map(lambda d, norm=norm: d if is_nothing(d) else self._edge(d, norm), d)
+            for d, norm in zip(nearest, norms, strict=True)
+        ]
+        edges = stacks.back(stacks.treedef.unflatten(edges))
         updates = map_leaves(lambda g, u: u, updates, read=(edges,), params=params)
         return updates, ScaleByScionState(increment(state.count), mu)
 

@@ -248,7 +248,8 @@ def test_float64_arrays_need_x64():
         from_config(config)
 
 
-RATES = st.one_of(st.floats(0, width=32), st.sampled_from(SCHEDULES), st.just(jnp.bfloat16(0.3)))
+FINITE = st.floats(0, width=32, allow_infinity=False)
+RATES = st.one_of(FINITE, st.sampled_from(SCHEDULES), st.just(jnp.bfloat16(0.3)))
 LINKS = st.one_of(
     st.builds(fo.clip, st.floats(0)),
     st.builds(fo.scale_by_adam, b1=st.floats(0, 0.99), mu_dtype=st.sampled_from([None, "bfloat16"])),

@@ -144,7 +144,7 @@ PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 SPECS = {"w": "rows", "b": "all"}
 OTHER_SHAPES = (
     *("adafactor", "adam_mini", "apollo", "cocob", "dion", "galore", "muon", "normuon", "novograd", "sm3"),
-    *("psgd_kron", "shampoo", "soap"),
+    *("nordion2", "psgd_kron", "shampoo", "soap"),
 )
 """Optimizers with slots that have another shape than their params, or a param's place and no array."""
 
