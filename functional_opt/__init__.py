@@ -113,6 +113,12 @@ from .optimizers.ftrl import ftrl as ftrl
 from .optimizers.galore import GaLoreState as GaLoreState
 from .optimizers.galore import galore as galore
 from .optimizers.galore import scale_by_galore as scale_by_galore
+from .optimizers.kl_shampoo import ScaleByKLShampooState as ScaleByKLShampooState
+from .optimizers.kl_shampoo import kl_shampoo as kl_shampoo
+from .optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
+from .optimizers.kl_soap import ScaleByKLSoapState as ScaleByKLSoapState
+from .optimizers.kl_soap import kl_soap as kl_soap
+from .optimizers.kl_soap import scale_by_kl_soap as scale_by_kl_soap
 from .optimizers.lamb import lamb as lamb
 from .optimizers.laprop import ScaleByLaPropState as ScaleByLaPropState
 from .optimizers.laprop import laprop as laprop

@@ -77,11 +77,15 @@ def test_others_do_their_share(make, kind):
 
 NUMBERS = {
     fo.scale_by_soap: {"b1": 0.9},
+    fo.scale_by_kl_soap: {"b1": 0.9},
+    fo.scale_by_kl_shampoo: {"b1": 0.9},
     fo.scale_by_shampoo: {"eps": 1e-4, "preconditioner_every": 2},
     fo.scale_by_psgd_kron: {"precond_lr": 0.05},
 }
 FACTORED = {  # what a device sends and gets in a step on FSDP, in multiples of its part of the params
     "soap": (fo.scale_by_soap, 8),
+    "kl_soap": (fo.scale_by_kl_soap, 8),
+    "kl_shampoo": (fo.scale_by_kl_shampoo, 6),
     "shampoo": (functools.partial(fo.scale_by_shampoo, eps=1e-3), 6),
     "psgd_kron": (fo.scale_by_psgd_kron, 6),
     "dion": (fo.scale_by_dion, 5),
