@@ -72,6 +72,7 @@ from .optimizers.adam_mini import scale_by_adam_mini as scale_by_adam_mini
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamax import adamaxw as adamaxw
 from .optimizers.adamax import scale_by_adamax as scale_by_adamax
+from .optimizers.adamc import adamc as adamc
 from .optimizers.adamh import adamh as adamh
 from .optimizers.adan import ScaleByAdanState as ScaleByAdanState
 from .optimizers.adan import adan as adan
@@ -233,6 +234,7 @@ from .schedules import linear_schedule as linear_schedule
 from .schedules import piecewise_constant_schedule as piecewise_constant_schedule
 from .schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .schedules import polynomial_schedule as polynomial_schedule
+from .schedules import proportional_schedule as proportional_schedule
 from .schedules import sgdr_schedule as sgdr_schedule
 from .schedules import warmup_constant_schedule as warmup_constant_schedule
 from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
@@ -354,6 +356,8 @@ from .transforms.wrapping.accumulate import skip_not_finite as skip_not_finite
 from .transforms.wrapping.complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from .transforms.wrapping.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from .transforms.wrapping.complex import split_real_and_imaginary as split_real_and_imaginary
+from .transforms.wrapping.ema_nesterov import EmaNesterovState as EmaNesterovState
+from .transforms.wrapping.ema_nesterov import ema_nesterov as ema_nesterov
 from .transforms.wrapping.evaluate import ParamsEmaState as ParamsEmaState
 from .transforms.wrapping.evaluate import eval_params as eval_params
 from .transforms.wrapping.evaluate import params_ema as params_ema

@@ -76,8 +76,8 @@ class scale_by_kl_shampoo(GradientTransformation):
             devices where these divide them.
 
     Lin et al. 2025, arXiv:2509.03378; the first step, the start and the bound of the eigenvalues as in the authors'
-    code (yorkerlin/KL-Methods). That code has no rule for vectors, and updates the eigenvalues of three axes one after
-    the other, not all from those of the step before. No derivative is taken through Q.
+    code (yorkerlin/KL-Methods). That code has no rule for vectors. It updates the eigenvalues of three axes one
+    after the other; here all are updated from those of the step before. No derivative is taken through Q.
 
     >>> tx, g = scale_by_kl_shampoo(b1=0.0, b2=0.5), jnp.array([[2.0, 1.0], [0.0, 1.0]])
     >>> state = tx.init(g)
@@ -122,8 +122,7 @@ class scale_by_kl_shampoo(GradientTransformation):
 
         m, mu, nu = map_leaves(means, g, state.mu, state.nu, same_shape=False)
         (u,) = map_factors(direction, (m, nu), (state.q, state.eigenvalues), (0,), (self.eps,), owners)
-        numbers = (first, self.b2, self.max_scale)
-        gg, eigenvalues = map_factors(kl_means, (g,), (state.gg, state.q, state.eigenvalues), (1, 3), numbers, owners)
+        gg, eigenvalues = kl_means(g, state, self.b2, self.max_scale, owners)
         q = jax.lax.cond(
             state.count % self.precondition_frequency == 0,
             lambda gg, q: map_factors(_refreshed, (g,), (gg, q), (2,), (first,), Owners(self.distributed))[0],
@@ -142,7 +141,7 @@ def factored_axes(shape: Sequence[int]) -> list[int]:
 
 
 def factor_slots(params: Tree, max_precond_dim: int, start: Any, distributed: Distributed | None) -> Any:
-    """Returns the slots for factors, zeros, for their eigenvectors, ones on the diagonal, and for their eigenvalues."""
+    """Returns the slots of the factors, which start at 0, of their eigenvectors and of their eigenvalues."""
 
     def matrix(x, k, start):
         if k not in factored_axes(x.shape) or x.shape[k] > max_precond_dim:
@@ -164,21 +163,35 @@ def roots(eigenvalues: Sequence[jax.Array], axes: Sequence[int], ndim: int) -> A
     return math.prod(jnp.sqrt(eigenvalues[k]).reshape([-1 if j == k else 1 for j in range(ndim)]) for k in axes)
 
 
-def kl_means(g: jax.Array, gg: list, q: list, eigenvalues: list, first: Any, beta: Any, max_scale: Any) -> tuple:
-    """Returns the factors of a leaf and their eigenvalues after a step; those of the other axes whiten its gradient."""
-    axes, gg, new = factored_axes(g.shape), list(gg), list(eigenvalues)
+def kl_means(g: Tree, state: Any, beta: Any, max_scale: Any, owners: Owners) -> tuple[tuple, tuple]:
+    """Returns the factors of all leaves after a step, and their eigenvalues."""
+    known, numbers = (state.q, state.eigenvalues), (state.count == 0, beta, max_scale)
+    terms, eigenvalues = map_factors(_terms, (g,), known, (1, 2), numbers, owners)
+
+    def mean(g, *factors_and_terms):
+        half = len(factors_and_terms) // 2
+        return g, *map(one_mean, factors_and_terms[:half], factors_and_terms[half:])
+
+    def one_mean(gg, term):
+        return gg if gg.ndim < 2 else unless_overflown((beta * gg + (1 - beta) * term).astype(gg.dtype), gg)
+
+    return map_leaves(mean, g, *state.gg, read=terms, same_shape=False)[1:] if state.gg else (), eigenvalues
+
+
+def _terms(g: jax.Array, q: list, eigenvalues: list, first: Any, beta: Any, max_scale: Any) -> tuple[list, list]:
+    """Returns the new terms of a leaf's factors, from its gradient as the other factors whiten it, and all λ."""
+    axes, terms, new = factored_axes(g.shape), list(q), list(eigenvalues)
     known = [jnp.where(first, 1, x) for x in eigenvalues]  # at the first step nothing is known
     for k in axes:
         others, n = [j for j in axes if j != k], g.shape[k]
         x = turn(g, q, axes=others) / roots(known, others, g.ndim)
-        if gg[k].ndim > 1:
-            mean = beta * gg[k] + (1 - beta) * gram(x, k) * (n / g.size)
-            gg[k] = unless_overflown(mean.astype(gg[k].dtype), gg[k])
+        if q[k].ndim > 1:
+            terms[k] = gram(x, k) * (n / g.size)
         now = sum_of_slices(abs_sq(turn(x, q, axes=[k])), k) * (n / g.size)
         least = 1 / jnp.maximum(10, jnp.minimum(n, max_scale)) ** 2
         mean = jnp.maximum(beta * eigenvalues[k] + (1 - beta) * now, least)
         new[k] = jnp.where(first | ~jnp.all(jnp.isfinite(mean)), eigenvalues[k], mean).astype(eigenvalues[k].dtype)
-    return gg, new
+    return terms, new
 
 
 def new_basis(gg: jax.Array, q: jax.Array, first: Any) -> jax.Array:

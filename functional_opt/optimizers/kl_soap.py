@@ -96,8 +96,8 @@ class scale_by_kl_soap(GradientTransformation):
         (turned,) = map_factors(lambda g, q: (turn(g, q),), (g,), (state.q,), (0,), owners=owners)
         u, mu, nu = map_leaves(adam, turned, state.mu, state.nu)
         (u,) = map_factors(lambda u, q: (turn(u, q, back=True),), (u,), (state.q,), (0,), owners=owners)
-        numbers = (first, self.b2 if self.shampoo_beta is None else self.shampoo_beta, self.max_scale)
-        gg, eigenvalues = map_factors(kl_means, (g,), (state.gg, state.q, state.eigenvalues), (1, 3), numbers, owners)
+        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
+        gg, eigenvalues = kl_means(g, state, beta, self.max_scale, owners)
         mu, q = jax.lax.cond(
             state.count % self.precondition_frequency == 0,
             lambda mu, gg, q: map_factors(_rebased, (g, mu), (gg, q), (1, 3), (first,), Owners(self.distributed)),

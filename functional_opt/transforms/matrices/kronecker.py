@@ -162,7 +162,7 @@ def multiply_axis(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
 
 
 def turn(x: jax.Array, q: Sequence[jax.Array], back: bool = False, axes: Sequence[int] | None = None) -> jax.Array:
-    """Returns an array in the eigenbases of its axes, or one there in its own basis; q has a matrix where one is kept.
+    """Returns an array in the eigenbases q of its axes, or one there in its own basis; a q of one axis is skipped.
 
     >>> q = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
     >>> turn(jnp.array([3.0, 4.0]), [q]).tolist(), turn(jnp.array([-4.0, 3.0]), [q], back=True).tolist()
