@@ -148,6 +148,7 @@ from .optimizers.muon import muon as muon
 from .optimizers.muon import muon_labels as muon_labels
 from .optimizers.muon import scale_by_muon as scale_by_muon
 from .optimizers.muonh import muonh as muonh
+from .optimizers.muown import muown as muown
 from .optimizers.nadam import ScaleByNadamState as ScaleByNadamState
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nadam import nadamw as nadamw
@@ -208,6 +209,7 @@ from .optimizers.snoo import snoo as snoo
 from .optimizers.soap import ScaleBySoapState as ScaleBySoapState
 from .optimizers.soap import scale_by_soap as scale_by_soap
 from .optimizers.soap import soap as soap
+from .optimizers.soap_muon import soap_muon as soap_muon
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import scale_by_sophia as scale_by_sophia
 from .optimizers.sophia import sophia as sophia
@@ -385,6 +387,8 @@ from .transforms.wrapping.outer_steps import outer_steps as outer_steps
 from .transforms.wrapping.sam import SAMState as SAMState
 from .transforms.wrapping.sam import sam as sam
 from .transforms.wrapping.shard import shard as shard
+from .transforms.wrapping.weight_normalized import WeightNormalizedState as WeightNormalizedState
+from .transforms.wrapping.weight_normalized import weight_normalized as weight_normalized
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment

@@ -40,15 +40,27 @@ def on_a_sphere(rate):
     return fo.masked(fo.hyperball(fo.trace(0.9), rate), matrices)
 
 
+SOAP_MUON = {"learning_rate": 0.05, "weight_decay": 0.01, "max_precond_dim": 3, "precondition_frequency": 3}
+MUOWN = {"learning_rate": 0.05, "weight_decay": 0.01}
+
+
+def apart(rate):
+    """Of matrices only, and of a stack of them for a leaf with three axes."""
+    return fo.chain(fo.masked(fo.weight_normalized(fo.sgd(rate, 0.9), fo.adam(rate)), matrices))
+
+
 OPTIMIZERS = [
     case("adamh", fo.adamh, None, ref.adamh, "learning_rate b1 b2 eps adam_weight_decay", **HYPERBALL),
     case("muonh", fo.muonh, None, ref.muonh, "learning_rate beta eps adam_weight_decay", **HYPERBALL),
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
     case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
+    case("soap_muon", fo.soap_muon, None, ref.soap_muon, "learning_rate b1 b2 eps weight_decay", **SOAP_MUON),
+    case("muown", fo.muown, None, ref.muown, "learning_rate momentum weight_decay", **MUOWN),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
 TRANSFORMATIONS = [
+    case("weight_normalized", apart, None, None, "rate", rate=0.03),
     case("hyperball", on_a_sphere, None, None, "rate", rate=0.1),
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
     case("scale_by_dion", dion_matrices, None, None, "momentum eps", momentum=0.9, eps=1e-8),

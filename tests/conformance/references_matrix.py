@@ -18,15 +18,31 @@ def unfold(x, k):
     return np.moveaxis(x, k, 0).reshape(x.shape[k], -1)
 
 
-def soap(
+def into(x, q):
+    for k in q:
+        x = apply(q[k].T, x, k)
+    return x
+
+
+def out_of(x, q):
+    for k in q:
+        x = apply(q[k], x, k)
+    return x
+
+
+def soap(w, grads, learning_rate, weight_decay=0.01, **rule) -> Run:
+    for u in soap_directions(w, grads, **rule):
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
+def soap_directions(
     w,
     grads,
-    learning_rate,
     b1=0.95,
     b2=0.95,
     shampoo_beta=None,
     eps=1e-8,
-    weight_decay=0.01,
     precondition_frequency=10,
     max_precond_dim=10000,
     precondition_1d=False,
@@ -37,22 +53,13 @@ def soap(
     gg = {k: np.zeros((w.shape[k],) * 2) for k in axes}
     q = {k: np.eye(w.shape[k]) for k in axes}
     m, v = np.zeros_like(w), np.zeros_like(w)
-
-    def into(x):
-        for k in axes:
-            x = apply(q[k].T, x, k)
-        return x
-
     for t, g in enumerate(grads):
         u = np.zeros_like(w)
         if t:
             m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * into(g) ** 2
-            u = into(m) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
-            for k in axes:
-                u = apply(q[k], u, k)
-        w = w - learning_rate * (u + weight_decay * w)
-        yield w
+            v = b2 * v + (1 - b2) * into(g, q) ** 2
+            u = out_of(into(m, q) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), q)
+        yield u
         for k in axes:
             gg[k] = beta * gg[k] + (1 - beta) * unfold(g, k) @ unfold(g, k).T
             if t == 0:
@@ -180,18 +187,6 @@ def kl_factors(w, max_precond_dim, initial_eigenvalue):
 
 def along(x, k, ndim):
     return x.reshape([-1 if j == k else 1 for j in range(ndim)])
-
-
-def into(x, q):
-    for k in q:
-        x = apply(q[k].T, x, k)
-    return x
-
-
-def out_of(x, q):
-    for k in q:
-        x = apply(q[k], x, k)
-    return x
 
 
 def kl_step(t, g, gg, q, lam, beta, precondition_frequency, max_scale):
