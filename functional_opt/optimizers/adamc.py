@@ -39,10 +39,10 @@ def adamc(
 
     Defazio 2025, arXiv:2506.02285.
 
-    >>> from functional_opt import groups, linear_schedule
-    >>> tx = adamc(linear_schedule(0.01, 0.0, 100), 0.01, weight_decay=0.1)
+    >>> from functional_opt import cosine_decay_schedule, groups
+    >>> tx = adamc(cosine_decay_schedule(0.01, 100), 0.01, weight_decay=0.1)
     >>> tx.transforms[1]
-    add_decayed_weights(weight_decay=proportional_schedule(0.1, linear_schedule(0.01, 0.0, 100), 0.01))
+    add_decayed_weights(weight_decay=proportional_schedule(0.1, cosine_decay_schedule(0.01, 100), 0.01))
     >>> tx = groups(tx, {"head/*": {"weight_decay": 0.1}})  # AdamW's decay for the head
     """
     decay = proportional_schedule(weight_decay, learning_rate, peak_learning_rate)

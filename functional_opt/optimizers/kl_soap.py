@@ -58,7 +58,7 @@ class scale_by_kl_soap(GradientTransformation):
     Lin et al. 2025, arXiv:2509.03378, as in the authors' code (yorkerlin/KL-Methods). Differs from `scale_by_soap` in
     the factors, in that v is not sorted by eigenvalue, and in the bias correction.
 
-    >>> tx, g = scale_by_kl_soap(b1=0.0, b2=0.0), jnp.array([[2.0, 1.0], [0.0, 1.0]])
+    >>> tx, g = scale_by_kl_soap(b1=0.0, b2=0.0, eps=1e-4), jnp.array([[2.0, 1.0], [0.0, 1.0]])
     >>> first, state = tx.update(g, tx.init(g))
     >>> u, state = tx.update(g, state)
     >>> first.tolist(), bool(jnp.allclose(u @ u.T, jnp.eye(2), atol=0.01))

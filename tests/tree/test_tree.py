@@ -143,7 +143,7 @@ def test_dtypes_of_trees():
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 SPECS = {"w": "rows", "b": "all"}
 OTHER_SHAPES = (
-    *("adafactor", "adam_mini", "apollo", "cocob", "dion", "galore", "muon", "normuon", "novograd", "sm3"),
+    *("adafactor", "adam_mini", "apollo", "cocob", "dion", "galore", "muon", "muown", "normuon", "novograd", "sm3"),
     *("psgd_kron", "shampoo", "soap", "kl_shampoo", "kl_soap"),
 )
 """Optimizers with slots that have another shape than their params, or a param's place and no array."""

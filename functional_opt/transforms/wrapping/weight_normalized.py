@@ -51,8 +51,8 @@ class weight_normalized(GradientTransformation):
     >>> from functional_opt import sgd
     >>> tx, w = weight_normalized(sgd(1.0), sgd(0.5)), jnp.array([[0.0], [5.0]])
     >>> u, state = tx.update(jnp.array([[1.0], [2.0]]), tx.init(w), w)
-    >>> (w + u).round(3).tolist(), state.magnitude.tolist(), state.size.round(3).tolist()
-    ([[-0.7839999794960022], [3.922000169754028]], [[4.0]], [[5.0990002155303955]])
+    >>> print((w + u).round(2).T, state.magnitude, state.size.round(2))
+    [[-0.78  3.92]] [[4.]] [[5.1]]
     """
 
     stacks_matrices = True
