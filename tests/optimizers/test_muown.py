@@ -33,11 +33,11 @@ def test_attention_kernels_and_stacks_are_trained_as_their_matrices():
             return train_compiled(make(0.05), {"kernel": jnp.asarray(w)}, {"kernel": jnp.asarray(grads)})[0]["kernel"]
 
         found, _, _ = train_compiled(make(0.05), *jax.tree.map(jnp.asarray, (params, given)))
-        expected, tolerance = alone(one[0], grads[0][:, 0]), {"rtol": 2e-4, "atol": 1e-5}
-        np.testing.assert_allclose(found["layers"]["kernel"][:, 0], expected, **tolerance)
+        expected, rtol, atol = alone(one[0], grads[0][:, 0]), 2e-4, 1e-5
+        np.testing.assert_allclose(found["layers"]["kernel"][:, 0], expected, rtol, atol)
         query, out = (found["attention"][name]["kernel"] for name in ("query", "out"))
-        np.testing.assert_allclose(query.reshape(8, 4, 6), expected, **tolerance)
-        np.testing.assert_allclose(out.reshape(8, 6, 4), alone(other, grads[1]), **tolerance)
+        np.testing.assert_allclose(query.reshape(8, 4, 6), expected, rtol, atol)
+        np.testing.assert_allclose(out.reshape(8, 6, 4), alone(other, grads[1]), rtol, atol)
 
 
 def test_columns_have_the_norms_that_the_state_says():
