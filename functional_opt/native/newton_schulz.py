@@ -43,8 +43,7 @@ def _kernel(jaxpr, in_pairs):
     def run(*args):
         coefficients, x = args[-2:]
         out = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return [jax.ffi.ffi_call(NEWTON_SCHULZ, out, input_output_aliases={0: 0})(
-            x, coefficients, in_pairs=in_pairs)]
+        return [jax.ffi.ffi_call(NEWTON_SCHULZ, out, input_output_aliases={0: 0})(x, coefficients, in_pairs=in_pairs)]
 
     return run
 

@@ -174,7 +174,7 @@ class muon_labels(LeafSelector):
 
         def informed_link(link: Any) -> Any:
             if link.stacks_matrices and link.weight_dimension_numbers in (None, own):
-                return dataclasses.replace(link, weight_dimension_numbers=numbers)
+                link = dataclasses.replace(link, weight_dimension_numbers=numbers)
             return with_children(link, informed_link)
 
         return informed_link(tx)

@@ -72,6 +72,7 @@ SCHEDULES = [
     fo.piecewise_constant_schedule(1.0, {5: 0.1, 10: 0.5}),
     fo.piecewise_interpolate_schedule("cosine", 1.0, {5: 0.1, 10: 0.5}),
     fo.polynomial_schedule(1.0, 0.0, 2.0, 5),
+    fo.proportional_schedule(0.1, fo.linear_schedule(1.0, 0.0, 5), 1.0),
     fo.sgdr_schedule([{"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 1, "decay_steps": 3}] * 2),
     fo.warmup_constant_schedule(0.0, 1.0, 5),
     fo.warmup_cosine_decay_schedule(0.0, 1.0, 5, 10),

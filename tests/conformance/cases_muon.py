@@ -63,6 +63,15 @@ def normuon_of_blocks(learning_rate, b1, weight_decay):
     return fo.normuon(learning_rate, b1, weight_decay=weight_decay, weight_dimension_numbers=UNEVEN)
 
 
+SOAP_MUON = {"learning_rate": 0.05, "weight_decay": 0.01, "max_precond_dim": 3, "precondition_frequency": 3}
+MUOWN = {"learning_rate": 0.05, "weight_decay": 0.01}
+
+
+def apart(rate):
+    """Of matrices only, and of a stack of them for a leaf with three axes."""
+    return fo.chain(fo.masked(fo.weight_normalized(fo.sgd(rate, 0.9), fo.adam(rate)), matrices))
+
+
 OPTIMIZERS = [
     case("adamh", fo.adamh, None, ref.adamh, "learning_rate b1 b2 eps adam_weight_decay", **HYPERBALL),
     case("muonh", fo.muonh, None, ref.muonh, "learning_rate beta eps adam_weight_decay", **HYPERBALL),
@@ -74,10 +83,13 @@ OPTIMIZERS = [
     case("nordion2", fo.nordion2, None, ref.nordion2, "learning_rate momentum b2 eps weight_decay", **DION2),
     case("muonbp", fo.muonbp, None, ref.muonbp, "learning_rate block_scale beta eps weight_decay", **MUONBP),
     case("muonbp-blocks", fo.muonbp, None, ref.muonbp, "learning_rate block_scale", **MUONBP | {"blocks": HALVES}),
+    case("soap_muon", fo.soap_muon, None, ref.soap_muon, "learning_rate b1 b2 eps weight_decay", **SOAP_MUON),
+    case("muown", fo.muown, None, ref.muown, "learning_rate momentum weight_decay", **MUOWN),
     case("scion", fo.scion, None, ref.scion, "learning_rate momentum scale", **SCION),
 ]
 
 TRANSFORMATIONS = [
+    case("weight_normalized", apart, None, None, "rate", rate=0.03),
     case("hyperball", on_a_sphere, None, None, "rate", rate=0.1),
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),
     case("scale_by_dion", dion_matrices, None, None, "momentum eps", momentum=0.9, eps=1e-8),

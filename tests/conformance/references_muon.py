@@ -5,6 +5,7 @@ import numpy as np
 
 from .references import Run, adamw
 from .references_by_leaf import muon
+from .references_matrix import soap_directions
 
 
 def quintic(x, steps=5):
@@ -168,3 +169,32 @@ def muonh(w, grads, learning_rate, beta=0.95, adam_weight_decay=0.0) -> Run:
         m_hat = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
         w = on_sphere(w, quintic(m_hat), learning_rate)
         yield w
+
+
+def soap_muon(w, grads, learning_rate, weight_decay=0.0, adam_weight_decay=0.0, **rule) -> Run:
+    """Vyas et al. 2025: SOAP's directions, orthogonalized, at Muon's scale."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, weight_decay=adam_weight_decay)
+        return
+    for u in soap_directions(w, grads, b2=0.98, **rule):
+        w = w - learning_rate * (max(1, w.shape[1] / w.shape[0]) ** 0.5 * quintic(u) + weight_decay * w)
+        yield w
+
+
+def muown(w, grads, learning_rate, momentum=0.95, weight_decay=0.0, adam_weight_decay=0.0) -> Run:
+    """Lion et al. 2026, algorithm 1, with columns instead of rows; keeps v whole."""
+    if w.ndim != 2:
+        yield from adamw(w, grads, learning_rate, b2=0.95, weight_decay=adam_weight_decay)
+        return
+    v, g = w, np.linalg.norm(w, axis=0)
+    m, mean, square = np.zeros_like(w), np.zeros_like(g), np.zeros_like(g)
+    for t, grad in enumerate(grads, 1):
+        n = v / np.linalg.norm(v, axis=0)
+        of_g = np.sum(n * grad, axis=0)
+        of_v = g / np.linalg.norm(v, axis=0) * (grad - n * of_g)
+        m = momentum * m + of_v
+        v = v - learning_rate * 0.2 * max(w.shape) ** 0.5 * quintic(of_v + momentum * m)
+        mean, square = 0.9 * mean + 0.1 * of_g, 0.95 * square + 0.05 * of_g**2
+        step = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.95**t)) + 1e-8)
+        g = g - learning_rate * (step + weight_decay * g)
+        yield g * v / np.linalg.norm(v, axis=0)

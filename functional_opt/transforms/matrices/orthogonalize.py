@@ -131,7 +131,7 @@ def needs_matrices(updates: Tree) -> None:
             )
 
 
-STACKED = 2**18
+STACKED = 2**22
 """The most elements of a matrix that shares a call with others of its shape."""
 
 
