@@ -190,7 +190,7 @@ class Parser:
                 latex, i = f"{{{latex}}}_{{{self.text(i + 1)}}}", i + 2
             elif token.text in ("∞", "*") and latex[-1] not in ")}":
                 latex, i = f"{latex}{'_' if token.text == '∞' else '^'}{{{token.text}}}".replace("∞", r"\infty"), i + 1
-            elif token.text == "'" and not self._letter_follows(i):
+            elif token.text == "'" and self._is_letter(i - 1) and not self._letter_follows(i):
                 latex, i = f"{latex}'", i + 1
             elif token.text == "^":
                 i, right = self.factor(i + 1)
@@ -198,6 +198,9 @@ class Parser:
             else:
                 break
         return i, latex
+
+    def _is_letter(self, i: int) -> bool:
+        return len([c for c in self.tokens[i].text if c not in ACCENTS]) == 1
 
     def _letter_follows(self, i: int) -> bool:
         return i + 1 < len(self.tokens) and self.tokens[i + 1].glued and self.tokens[i + 1].kind == "word"
@@ -236,7 +239,8 @@ class Parser:
             latex = f"{latex}, {more}"
         if self.text(i) != close:
             raise _NoMath
-        return i + 1, f"{left}{latex}{right}"
+        tall = r"\frac" in latex or r"\textstyle" in latex
+        return i + 1, rf"\left{left.strip()} {latex} \right{right.strip()}" if tall else f"{left}{latex}{right}"
 
     def variable(self, word: str) -> str:
         """Returns LaTeX for a letter, a letter with an accent or digits, or the name of an argument."""
@@ -263,6 +267,7 @@ def _is_accented(text: str) -> bool:
 
 def _bare(latex: str) -> str:
     """Returns LaTeX without the parentheses around all of it, which a fraction or a root makes superfluous."""
+    latex = re.sub(r"^\\left\((.*)\\right\)$", lambda m: m[0] if r"\right)" in m[1] else f"({m[1].strip()})", latex)
     if not (latex.startswith("(") and latex.endswith(")")):
         return latex
     depth = 0
