@@ -16,6 +16,7 @@ from ..core.leaves import Tree
 from ..core.model_trees import names
 from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
+from ..native.switch import disabled
 from ..placement.mesh import AnyMesh, all_explicit, mesh_of, spec_of
 from ..placement.shardings import is_numeric
 from ..transforms.combining.nesting import children, with_children
@@ -210,7 +211,8 @@ def _flops(tx: Any, params: Tree) -> float | None:
     """Returns XLA's count for one update on one device; None if `update` needs more arguments or a mesh."""
     with contextlib.suppress(Exception):
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        # XLA does not count the work of kernels
+        with disabled(), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             return _counted(tx, params)
     return None
 
