@@ -3,6 +3,7 @@
 # devices each.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
 # make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
+# make docs: builds the documentation into out/docs and runs all of its code.
 # make mutants: puts mistakes into a copy of the library, one at a time, and runs the tests that must notice.
 # make bench: speed, side by side with peers.
 # PYTHON=... runs any of them with another Python, in an environment of its own.
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 # flags with which XLA compiles several times faster; tests/native is about the code it makes with all optimizations
 QUICK = $$($(BIN)/python -m tests.xla_flags)
 
-.PHONY: demo characters distributed test test-versions check sanitize mutants bench clean
+.PHONY: demo characters distributed test test-versions check docs sanitize mutants bench clean
 demo: $(VENV)/demo
 	$(BIN)/python examples/digits.py
 
@@ -35,6 +36,9 @@ check: $(VENV)/test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	XLA_FLAGS="$(QUICK)" $(BIN)/python -m pytest -n auto --doctest-modules functional_opt
 
+docs: $(VENV)/docs
+	$(BIN)/python -m docs._site
+
 sanitize:
 	$(PYTHON) -m tests.native.sanitize
 
@@ -55,6 +59,7 @@ bench: $(VENV)/bench
 # One environment; each stamp adds the packages that its job needs.
 $(VENV)/demo: EXTRA = examples
 $(VENV)/test: EXTRA = test
+$(VENV)/docs: EXTRA = docs
 $(VENV)/bench: EXTRA = bench
 $(VENV)/%: pyproject.toml setup.py $(wildcard functional_opt/native/cpp/*) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip

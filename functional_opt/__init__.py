@@ -8,6 +8,7 @@ from . import schedules as schedules
 from . import transforms as transforms
 from . import tree as tree
 from . import tree_utils as tree_utils
+from .analysis.plot import plot as plot
 from .analysis.routes import describe as describe
 from .analysis.summary import explain as explain
 from .checkpoint.arrays import from_arrays as from_arrays

@@ -27,7 +27,11 @@ from ..transforms.combining.nesting import children
 from ..transforms.combining.select import masked, partition, selective_transform, set_to_zero
 from ..transforms.matrices.routing import leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
+from .html import paragraphs, table
+from .sparkline import lines_of
 from .summary import WIDTH, given_to, names_of, shapes_of, types_on
+
+HEADS = ("leaf", "shape", "goes to", "why")
 
 
 class Route(NamedTuple):
@@ -55,27 +59,50 @@ class Description:
     notes: tuple[str, ...] = ()
 
     def __str__(self):
-        ways = dict.fromkeys((route.labels, tuple(map(repr, route.links))) for route in self.routes)
+        cells = [HEADS, *self._cells()]
+        widths = [max(len(row[i]) for row in cells) for i in range(4)]
+        lines = [_cut("  ".join(c.ljust(n) for c, n in zip(row, widths, strict=True)).rstrip()) for row in cells]
+        lines.insert(1, "-" * min(WIDTH, sum(widths) + 6))
+        for line, *schedules in self._ways():
+            lines += textwrap.wrap(line, WIDTH, subsequent_indent="    ")
+            lines += [_cut("    " + schedule) for schedule in schedules]
+        for note in self.notes:
+            lines += textwrap.wrap(f"warning: {note}", WIDTH, subsequent_indent="    ", break_long_words=False)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Returns the table for a notebook."""
+        below = [line for way in self._ways() for line in way]
+        return table(HEADS, self._cells()) + paragraphs([*below, *(f"warning: {note}" for note in self.notes)])
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        names = self._names()
+        return [(r.path, str(r.shape), names[_way(r)], "; ".join(r.why)) for r in self.routes]
+
+    def _ways(self) -> list[list[str]]:
+        """Returns, for each way that leaves go, a line with its links and one for each of their schedules."""
+        ways = []
+        for route in {_way(r): r for r in self.routes}.values():
+            steps = " → ".join(map(repr, route.links)) or "its updates stay as they are"
+            schedules = [line for link in route.links for line in lines_of(link)]
+            ways.append([f"{self._names()[_way(route)]}: {steps}", *dict.fromkeys(schedules)])
+        return ways
+
+    def _names(self) -> dict[tuple, str]:
+        """Returns a name for each way that leaves go: the labels on it, with a number where several have the same."""
+        ways = dict.fromkeys(map(_way, self.routes))
         names: dict[tuple, str] = {}
         for labels, links in ways:
             name = ", ".join(labels) or ("unchanged" if not links else "all" if len(ways) == 1 else "chosen")
             same = sum(other.split(" (")[0] == name for other in names.values())
             names[labels, links] = f"{name} ({same + 1})" if same else name
-        cells = [("leaf", "shape", "goes to", "why")]
-        for r in self.routes:
-            name = names[r.labels, tuple(map(repr, r.links))]
-            cells.append((r.path, str(r.shape), name, "; ".join(r.why)))
-        widths = [max(len(row[i]) for row in cells) for i in range(4)]
-        lines = [_cut("  ".join(c.ljust(n) for c, n in zip(row, widths, strict=True)).rstrip()) for row in cells]
-        lines.insert(1, "-" * min(WIDTH, sum(widths) + 6))
-        for (_, links), name in names.items():
-            steps = " → ".join(links) or "its updates stay as they are"
-            lines += textwrap.wrap(f"{name}: {steps}", WIDTH, subsequent_indent="    ")
-        for note in self.notes:
-            lines += textwrap.wrap(f"warning: {note}", WIDTH, subsequent_indent="    ", break_long_words=False)
-        return "\n".join(lines)
+        return names
 
     __repr__ = __str__
+
+
+def _way(route: Route) -> tuple:
+    return route.labels, tuple(map(repr, route.links))
 
 
 def _cut(line: str) -> str:

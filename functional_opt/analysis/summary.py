@@ -16,14 +16,19 @@ from ..core.leaves import Tree
 from ..core.model_trees import names
 from ..core.paths import AllParams, select_leaves
 from ..core.transformation import GradientTransformation, Transformation
+from ..native.switch import disabled
 from ..placement.mesh import AnyMesh, all_explicit, mesh_of, spec_of
 from ..placement.shardings import is_numeric
 from ..transforms.combining.nesting import children, with_children
 from .lint import Note, review
+from .html import paragraphs, table
 from .placed import Placed, as_bytes
+from .sparkline import lines_of
 
 WIDTH = 118
 COLUMNS = (("link", 42), ("what it does", 40), ("leaves", 9), ("state", 10), ("FLOPs", 9))
+
+COUNTED = "FLOPs of one update, as XLA counts them before it optimizes."
 
 
 class Row(NamedTuple):
@@ -51,7 +56,7 @@ class Explanation:
 
     `rows`: the links, outer ones first. `leaves`: the paths of all params. `state_bytes`: the size of the entire
     state. `flops`: the cost of one update; None if XLA does not report it. `notes`: likely mistakes, and hints.
-    `placed`: the cost on each device, if the params lie on several.
+    `placed`: the cost on each device, if the params lie on several. `steps`: the number of updates planned.
     """
 
     rows: tuple[Row, ...]
@@ -60,23 +65,42 @@ class Explanation:
     flops: float | None
     notes: tuple[Note, ...]
     placed: Placed | None = None
+    steps: int | None = None
 
     def __str__(self):
         lines = [_line([name for name, _ in COLUMNS]), "-" * WIDTH]
         for row in self.rows:
-            name = repr(row.link) if not children(row.link) else type(row.link).__name__
-            leaves = "all" if len(row.leaves) == len(self.leaves) else f"{len(row.leaves)} of {len(self.leaves)}"
-            cells = ["  " * row.depth + name, row.what, leaves, as_bytes(row.state_bytes), _count(row.flops)]
-            lines.append(_line(cells))
-            if 0 < len(row.leaves) < len(self.leaves) and not children(row.link):
-                lines.append(_cut("  " * row.depth + "    on " + ", ".join(row.leaves), WIDTH))
-        total = f"in all, {len(self.leaves)} leaves", "", "", as_bytes(self.state_bytes), _count(self.flops)
-        lines += ["-" * WIDTH, _line(total), "FLOPs of one update, as XLA counts them before it optimizes."]
+            lines.append(_line(self._cells(row)))
+            lines += [_cut("  " * row.depth + "    " + more, WIDTH) for more in self._more(row)]
+        lines += ["-" * WIDTH, _line(self._total()), COUNTED]
         if self.placed is not None:
             lines.append(str(self.placed))
         for note in self.notes:
             lines += textwrap.wrap(f"{note.kind}: {note.message}", WIDTH, subsequent_indent="    ")
         return "\n".join(lines)
+
+    def _cells(self, row: Row) -> tuple[str, ...]:
+        name = repr(row.link) if not children(row.link) else type(row.link).__name__
+        leaves = "all" if len(row.leaves) == len(self.leaves) else f"{len(row.leaves)} of {len(self.leaves)}"
+        return "  " * row.depth + name, row.what, leaves, as_bytes(row.state_bytes), _count(row.flops)
+
+    def _more(self, row: Row) -> list[str]:
+        """Returns the lines below a link: its schedules, and its leaves if they are some."""
+        some = 0 < len(row.leaves) < len(self.leaves) and not children(row.link)
+        return [*lines_of(row.link, self.steps), *(["on " + ", ".join(row.leaves)] if some else [])]
+
+    def _total(self) -> tuple[str, ...]:
+        return f"in all, {len(self.leaves)} leaves", "", "", as_bytes(self.state_bytes), _count(self.flops)
+
+    def _repr_html_(self) -> str:
+        """Returns the table for a notebook."""
+        rows = []
+        for row in self.rows:
+            name, *others = self._cells(row)
+            rows.append(["\n".join([name, *self._more(row)]), *others])
+        below = [COUNTED, *([str(self.placed)] if self.placed is not None else [])]
+        below += [f"{note.kind}: {note.message}" for note in self.notes]
+        return table([name for name, _ in COLUMNS], rows, self._total()) + paragraphs(below)
 
     __repr__ = __str__
 
@@ -117,7 +141,7 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None, mesh: Me
         notes = review(tx, rows, shapes, steps)
     notes = notes if placed is None else (*placed.notes(), *notes)
     flops = _flops(tx, shapes_of(params))
-    return Explanation(rows, names_of(shapes), size(state), flops, notes, placed)
+    return Explanation(rows, names_of(shapes), size(state), flops, notes, placed, steps)
 
 
 def size(tree: Tree) -> int:
@@ -210,7 +234,8 @@ def _flops(tx: Any, params: Tree) -> float | None:
     """Returns XLA's count for one update on one device; None if `update` needs more arguments or a mesh."""
     with contextlib.suppress(Exception):
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        # XLA does not count the work of kernels
+        with disabled(), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             return _counted(tx, params)
     return None
 

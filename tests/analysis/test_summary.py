@@ -123,6 +123,12 @@ def test_flops_count_the_work():
     assert "?" in str(fo.explain(fo.aggregate("nowhere"), big))
 
 
+def test_flops_of_what_a_kernel_would_do():
+    """XLA cannot look into a kernel, so that explain counts the pure program; the decoding of codes is work, too."""
+    params = {"w": jnp.zeros((256, 256))}
+    assert fo.explain(fo.quantize_state(fo.adam(0.1)), params).flops > fo.explain(fo.adam(0.1), params).flops
+
+
 def test_nothing_is_computed():
     huge = {"w": jax.ShapeDtypeStruct((10**6, 10**6), "bfloat16")}
     plan = fo.explain(fo.adam(0.1), huge)
