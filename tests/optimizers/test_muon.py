@@ -33,6 +33,36 @@ def test_singular_values_come_near_one(shape, preconditioning):
         np.testing.assert_allclose(in_its_bases, np.eye(s.shape[-1]) * in_its_bases, atol=1e-3)
 
 
+@pytest.mark.parametrize("coefficients", ["standard", "polar_express"])
+@pytest.mark.parametrize("dtype, bound", [(None, 1e-4), ("float16", 0.1), ("bfloat16", 0.7)])
+def test_steps_in_pairs_give_what_single_steps_give(coefficients, dtype, bound):
+    """Also for matrices of low rank, whose small eigenvalues are rounding errors."""
+    u, _, vt = np.linalg.svd(matrix(2, 16, 64), full_matrices=False)
+    g = (u[..., :4] @ vt[..., :4, :]).astype("float32")
+    expected = np.stack([single_steps(x.astype("float64"), coefficients) for x in g])
+    actual, _ = fo.orthogonalize(coefficients, ns_dtype=dtype).update(jnp.asarray(g), fo.EmptyState())
+    assert actual.dtype == "float32"
+    assert np.linalg.norm(actual - expected) < bound * np.linalg.norm(expected)
+    tall, _ = fo.orthogonalize(coefficients, ns_dtype=dtype).update(jnp.asarray(g).mT, fo.EmptyState())
+    np.testing.assert_allclose(tall.mT, actual, atol=1e-6)
+
+
+def single_steps(x, coefficients):
+    rows = np.broadcast_to(fo.orthogonalize(coefficients).ns_coeffs, (5, 3))
+    x = x / np.linalg.norm(x)
+    for a, b, c in rows:
+        s = x @ x.T
+        x = a * x + (b * s + c * s @ s) @ x
+    return x
+
+
+def test_complex_matrices_keep_their_dtype():
+    g = jnp.asarray(matrix(2, 8) + 1j * matrix(2, 8))
+    expected, _ = fo.orthogonalize().update(g, fo.EmptyState())
+    actual, _ = fo.orthogonalize(ns_dtype="float16").update(g, fo.EmptyState())
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_a_preset_has_its_own_number_of_steps():
     g = matrix(4, 4)
     x, _ = fo.orthogonalize("dion", ns_steps=1).update(g, fo.EmptyState())
