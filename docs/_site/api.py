@@ -211,9 +211,11 @@ def _facts(entry: Entry, sent: str | None) -> str:
         rows.append((library, f"`{theirs}`"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     example = repr(x.example)
-    note = f"\n\nSizes are those of `{example}` for a layer of {facts.SIZE} × {facts.SIZE} and its bias." if (
-        len(example) < 160 and "<" not in example and "`" not in example
-    ) else ""
+    note = (
+        f"\n\nSizes are those of `{example}` for a layer of {facts.SIZE} × {facts.SIZE} and its bias."
+        if (len(example) < 160 and "<" not in example and "`" not in example)
+        else ""
+    )
     return f":::{{table}}\n:class: facts\n\n| | |\n|---|---|\n{table}\n:::{note}"
 
 

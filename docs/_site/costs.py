@@ -18,7 +18,9 @@ def measured() -> dict[str, str]:
     >>> measured()["muon"].startswith("2.")
     True
     """
-    rows = re.findall(r"^\| (\w+)(?: \(momentum\))? \| [\d.]+ \| ([\d.]+) ± ", (DOCS / "comparison.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\w+)(?: \(momentum\))? \| [\d.]+ \| ([\d.]+) ± ", (DOCS / "comparison.md").read_text(), re.M
+    )
     if len(rows) != 8:
         raise ValueError(f"docs/comparison.md has {len(rows)} rows with a loss, not 8")
     return dict(rows)
@@ -27,7 +29,10 @@ def measured() -> dict[str, str]:
 def table() -> str:
     """Returns the table, those with a measured loss first."""
     losses = measured()
-    lines = ["| optimizer | state, bytes a parameter | loss | sent on 4 devices (FSDP) | CPU kernel |", "|---|---|---|---|---|"]
+    lines = [
+        "| optimizer | state, bytes a parameter | loss | sent on 4 devices (FSDP) | CPU kernel |",
+        "|---|---|---|---|---|",
+    ]
     for name in sorted(SHOWN, key=lambda name: losses.get(name, "9")):
         own = facts.facts_of(name)
         state, note = own.state32, ""

@@ -128,7 +128,7 @@ class Parser:
             return i, None, False
         run = self.tokens[i:end]
         after = self.tokens[end] if end < len(self.tokens) else None
-        if after is not None and (after.text in OPERATORS or after.glued and after.text in "-_`\"("):
+        if after is not None and (after.text in OPERATORS or after.glued and after.text in '-_`"('):
             return i, None, False  # a part of an expression that cannot be read
         evidence = any(EVIDENCE & set(unicodedata.normalize("NFD", t.text)) or _is_accented(t.text) for t in run)
         letter = len(run) == 1 and len(run[0].text) == 1 and run[0].text.isalpha() and run[0].text not in NEVER_ALONE
@@ -189,7 +189,10 @@ class Parser:
             elif token.text == "_" and self.text(i + 1).isalnum():
                 latex, i = f"{{{latex}}}_{{{self.text(i + 1)}}}", i + 2
             elif token.text in ("∞", "*") and latex[-1] not in ")}":
-                latex, i = f"{latex}{'_' if token.text == '∞' else '^'}{{{token.text}}}".replace("∞", r"\infty"), i + 1
+                latex, i = (
+                    f"{latex}{'_' if token.text == '∞' else '^'}{{{token.text}}}".replace("∞", r"\infty"),
+                    i + 1,
+                )
             elif token.text == "'" and self._is_letter(i - 1) and not self._letter_follows(i):
                 latex, i = f"{latex}'", i + 1
             elif token.text == "^":

@@ -17,7 +17,10 @@ from functional_opt.core.slots import slots_of
 from functional_opt.transforms.combining.nesting import walk
 
 SIZE = 1024
-PARAMS = {"kernel": jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32), "bias": jax.ShapeDtypeStruct((SIZE,), jnp.float32)}
+PARAMS = {
+    "kernel": jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32),
+    "bias": jax.ShapeDtypeStruct((SIZE,), jnp.float32),
+}
 """A dense layer: the params for which sizes are given."""
 INNER = fo.scale_by_adam()
 

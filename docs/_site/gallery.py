@@ -76,7 +76,9 @@ def write(folder: Path) -> None:
     runs = {task: make() for task, make in TASKS.items()}
     reference = {task: race(REFERENCE, run) for task, run in runs.items()}
     parts = [PAGE.format(**{task: len(x.losses) for task, x in reference.items()}, rates=len(FACTORS))]
-    parts[0] += "\nAdamW's own rates are " + ", ".join(f"{x.rate:.2g} ({task})" for task, x in reference.items()) + ".\n"
+    parts[0] += (
+        "\nAdamW's own rates are " + ", ".join(f"{x.rate:.2g} ({task})" for task, x in reference.items()) + ".\n"
+    )
     for name, racer in RACERS.items():
         found = {task: race(racer, run) for task, run in runs.items()}
         for task, one in found.items():
@@ -98,7 +100,9 @@ def last(x: Race) -> float:
 def draw(out: Path, name: str, task: str, own: Race, reference: Race) -> None:
     """Draws an optimizer's run beside AdamW's, once for light and once for dark pages."""
     for theme, (text, level, other) in THEMES.items():
-        colours = {key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
+        colours = {
+            key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+        }
         style = colours | {"font.size": 9, "svg.hashsalt": "functional_opt", "svg.fonttype": "path"}
         with plt.rc_context(style):
             figure, ax = plt.subplots(figsize=(3.2, 2.6), layout="constrained")

@@ -26,18 +26,48 @@ class Racer(NamedTuple):
 
 REFERENCE = Racer(lambda rate: fo.adamw(rate, weight_decay=0.0), 1e-2, "")
 RACERS = {
-    "sgd": Racer(lambda rate: fo.sgd(rate, momentum=0.9), 1e-2, "Momentum alone: it overshoots where the slope is steep, and crosses the valley."),
-    "rmsprop": Racer(fo.rmsprop, 1e-2, "AdamW without the mean of the gradients: it follows each gradient, noise and all."),
-    "lion": Racer(lambda rate: fo.lion(rate, weight_decay=0.0), 1e-3, "Only signs: every step has one length, so it circles a minimum unless the rate falls."),
-    "adan": Racer(fo.adan, 1e-2, "Looks ahead by the change of the gradient, which straightens the way round a bend."),
+    "sgd": Racer(
+        lambda rate: fo.sgd(rate, momentum=0.9),
+        1e-2,
+        "Momentum alone: it overshoots where the slope is steep, and crosses the valley.",
+    ),
+    "rmsprop": Racer(
+        fo.rmsprop, 1e-2, "AdamW without the mean of the gradients: it follows each gradient, noise and all."
+    ),
+    "lion": Racer(
+        lambda rate: fo.lion(rate, weight_decay=0.0),
+        1e-3,
+        "Only signs: every step has one length, so it circles a minimum unless the rate falls.",
+    ),
+    "adan": Racer(
+        fo.adan, 1e-2, "Looks ahead by the change of the gradient, which straightens the way round a bend."
+    ),
     "ademamix": Racer(fo.ademamix, 3e-3, "A second, slow mean: it keeps going in directions that lasted."),
-    "adopt": Racer(fo.adopt, 1e-2, "Divides by the second moment from before the step, so the first steps differ from AdamW's."),
+    "adopt": Racer(
+        fo.adopt, 1e-2, "Divides by the second moment from before the step, so the first steps differ from AdamW's."
+    ),
     "mars": Racer(fo.mars, 1e-2, "Corrects each gradient by its difference from the last one."),
-    "schedule_free_adamw": Racer(fo.schedule_free_adamw, 1e-2, "Drawn at the averaged params, which need no schedule to settle."),
-    "prodigy": Racer(lambda rate: fo.prodigy(rate), 1.0, "Finds its own rate: the first steps are tiny, then they grow."),
-    "muon": Racer(lambda rate: fo.muon(rate), 2e-2, "Makes the update of a matrix orthogonal; on two numbers, that leaves a direction of length 1."),
-    "soap": Racer(lambda rate: fo.soap(rate, weight_decay=0.0), 1e-2, "Adam in the axes of the curvature: it turns into the valley."),
-    "shampoo": Racer(lambda rate: fo.shampoo(rate, weight_decay=0.0), 1e-2, "Divides by a root of the whole second moment, not of its diagonal."),
+    "schedule_free_adamw": Racer(
+        fo.schedule_free_adamw, 1e-2, "Drawn at the averaged params, which need no schedule to settle."
+    ),
+    "prodigy": Racer(
+        lambda rate: fo.prodigy(rate), 1.0, "Finds its own rate: the first steps are tiny, then they grow."
+    ),
+    "muon": Racer(
+        lambda rate: fo.muon(rate),
+        2e-2,
+        "Makes the update of a matrix orthogonal; on two numbers, that leaves a direction of length 1.",
+    ),
+    "soap": Racer(
+        lambda rate: fo.soap(rate, weight_decay=0.0),
+        1e-2,
+        "Adam in the axes of the curvature: it turns into the valley.",
+    ),
+    "shampoo": Racer(
+        lambda rate: fo.shampoo(rate, weight_decay=0.0),
+        1e-2,
+        "Divides by a root of the whole second moment, not of its diagonal.",
+    ),
 }
 
 

@@ -1,15 +1,14 @@
 """plot: draws schedules, the learning rates of a chain, and metrics."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import checked
 from ..core.leaves import Tree
 from ..core.ranges import PositiveInt
-from ..core.schedule import Schedule, rate_at
 from ..core.transformation import GradientTransformation
 from ..transforms.combining.nesting import walk
 from ..transforms.combining.select import set_to_zero
@@ -47,7 +46,7 @@ def plot(
     Returns the Axes; an array of them for metrics without `ax`. Raises ImportError without matplotlib, TypeError for
     anything else than a function, a transformation or a dict, and ValueError for a transformation without a rate.
 
-    >>> import matplotlib
+    >>> import jax.numpy as jnp, matplotlib
     >>> matplotlib.use("agg")
     >>> from functional_opt import adamw, cosine_decay_schedule, groups
     >>> tx = groups(adamw(cosine_decay_schedule(1e-3, 100)), {"embed/*": {"learning_rate_factor": 0.1}})
@@ -115,8 +114,8 @@ def _rates(tx: GradientTransformation) -> dict[str, list]:
         inner = {repr(getattr(other, "learning_rate", None)) for _, _, other, _ in list(walk(link))[1:]}
         if rate is not None and repr(rate) not in inner:  # a wrapper and its optimizer have one rate
             found.append(("/".join(map(str, labels)), rate))
-    names = [name if [n for n, _ in found].count(name) == 1 else f"{name} {i}".strip() for i, (name, _) in enumerate(found)]
-    return {name: [rate] for name, (_, rate) in zip(names, found, strict=True)}
+    times = Counter(name for name, _ in found)
+    return {name if times[name] == 1 else f"{name} {i}".strip(): [rate] for i, (name, rate) in enumerate(found)}
 
 
 def _rates_by_group(tx: GradientTransformation, params: Tree) -> dict[str, list]:

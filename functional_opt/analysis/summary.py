@@ -20,8 +20,8 @@ from ..native.switch import disabled
 from ..placement.mesh import AnyMesh, all_explicit, mesh_of, spec_of
 from ..placement.shardings import is_numeric
 from ..transforms.combining.nesting import children, with_children
-from .lint import Note, review
 from .html import paragraphs, table
+from .lint import Note, review
 from .placed import Placed, as_bytes
 from .sparkline import lines_of
 

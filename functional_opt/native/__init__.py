@@ -1,8 +1,8 @@
 """CPU kernels that run an entire chain in one pass over memory: an optional extension, used where it is faster.
 
 Nothing needs to be called: importing the package installs them behind the core's calls, and `tx.update` and
-`apply_updates` inside `jax.jit` use them. "The kernels" in docs/how_it_works.md says what they take, and when XLA does
-the work instead.
+`apply_updates` inside `jax.jit` use them. "The kernels" in docs/how_it_works.md says what they take, and when XLA
+does the work instead.
 """
 
 import functools

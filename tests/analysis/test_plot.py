@@ -119,7 +119,7 @@ def test_without_matplotlib(monkeypatch):
         (fo.inverse_sqrt_schedule(1.0, 10), ENDLESS),
         (lambda count: 0.1, 1),
     ],
-    ids=repr,
+    ids=["constant", "piecewise", "joined", "endless", "function"],
 )
 def test_where_a_schedule_ends(schedule, end):
     assert abs(end_of(schedule) - end) <= 1
