@@ -1,6 +1,6 @@
 """Builds the site: copies the pages, writes those of the public names, draws the gallery and runs Sphinx.
 
-`python -m docs._site [FOLDER]` builds into out/docs, or another folder. Everything on the way lies in out/docs_source.
+`python -m docs._site [FOLDER]` builds into out/docs, or another folder, with the sources in out/docs_source.
 """
 
 import os

@@ -75,8 +75,9 @@ class Facts(NamedTuple):
     """What the page of a transformation says about it.
 
     `example`: the transformation that was looked at. `state32`, `state16`: bytes of state for each element of float32
-    and bfloat16 params; `with16`: with state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by field. `kernel`: the kernel
-    operations that may take the place of it, or of its links. `preconditions`, `clips`: as declared.
+    and bfloat16 params; `with16`: with state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by field.
+    `kernel`: the kernel operations that may take the place of it, or of its links. `preconditions`, `clips`: as
+    declared.
     """
 
     example: Any
@@ -174,7 +175,7 @@ def _kernel(tx: Any, state: Any, params: Any) -> tuple[str, ...]:
 
 @functools.cache
 def sent(name: str) -> str | None:
-    """Returns what a device gets in an update if the layer is split over the devices of this process; None if unknown.
+    """Returns what a device gets in an update of a layer split over this process's devices; None if unknown.
 
     The kernel and the bias are split along their first axis over all devices, as in FSDP.
     """

@@ -4,7 +4,6 @@ import functools
 import inspect
 import re
 
-
 from . import catalog
 from .equations import pieces
 
@@ -30,8 +29,8 @@ def myst(text: str, math: bool = True, here: str = "") -> str:
         math: whether to look for equations.
         here: the name whose page this is, which gets no links to itself.
 
-    >>> myst("See `trace`; √(1 − b2ᵗ), arXiv:1412.6980 and a_b.")
-    'See [`trace`](trace.md); $\\\\sqrt{1 - {b_{2}}^{t}}$, [arXiv:1412.6980](https://arxiv.org/abs/1412.6980) and a\\\\_b.'
+    >>> myst("See `trace`; √(1 − b2ᵗ) and a_b.")
+    'See [`trace`](trace.md); $\\\\sqrt{1 - {b_{2}}^{t}}$ and a\\\\_b.'
     """
     parts = re.split(r"(``.+?``|`[^`]+`)", " ".join(text.split()))
     done = []

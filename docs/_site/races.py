@@ -141,7 +141,7 @@ def digits(steps: int = 150, batch: int = 128, hidden: int = 24) -> Callable[[An
 
 
 def race(racer: Racer, run: Callable[[Any], tuple]) -> Race:
-    """Runs an optimizer at all rates in one compiled program. Returns the run with the least mean of the last losses."""
+    """Runs an optimizer at all rates in one program; returns the run with the least mean of the last losses."""
     rates = racer.rate * FACTORS
     points, losses = map(np.asarray, jax.jit(jax.vmap(lambda rate: run(racer.make(rate))))(jnp.asarray(rates)))
     tail = losses[:, -max(10, losses.shape[1] // 5) :].mean(axis=1)
