@@ -75,9 +75,9 @@ class Facts(NamedTuple):
     """What the page of a transformation says about it.
 
     `example`: the transformation that was looked at. `state32`, `state16`: bytes of state for each element of float32
-    and bfloat16 params; `with16`: with state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by field.
-    `kernel`: the kernel operations that may take the place of it, or of its links. `preconditions`, `clips`: as
-    declared.
+    and bfloat16 params; `with16`: with state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by
+    field. `kernel`: the kernel operations that may take the place of it, or of its links. `preconditions`, `clips`:
+    as declared.
     """
 
     example: Any

@@ -34,11 +34,11 @@ Twelve optimizers next to AdamW (the dashed line), on three small problems:
   each batch.
 
 Each run has the best of {rates} constant learning rates, a hundredth to a hundred times a usual one, by the mean
-loss of the last fifth of its steps. `jax.vmap` over the optimizers runs all rates in one compiled program. There is no weight
-decay. Other arguments are the defaults, and `sgd` has momentum 0.9. In the plane the two numbers are a matrix with
-one row, so that methods for matrices have one. The pictures are drawn when this site is built, by
-`docs/_site/races.py`. They show how the methods move. They do not rank them: for that, see the measured comparison
-in [Choose an optimizer](../choose.md).
+loss of the last fifth of its steps. `jax.vmap` over the optimizers runs all rates in one compiled program. There is
+no weight decay. Other arguments are the defaults, and `sgd` has momentum 0.9. In the plane the two numbers are a
+matrix with one row, so that methods for matrices have one. The pictures are drawn when this site is built, by
+`docs/_site/races.py`. They show how the methods move. They do not rank them: for that, see the measured comparison in
+[Choose an optimizer](../choose.md).
 """
 
 CARD = """\
