@@ -1,5 +1,6 @@
 """Draws the pictures of the gallery and writes its page."""
 
+import io
 from pathlib import Path
 
 import jax
@@ -98,25 +99,28 @@ def last(x: Race) -> float:
 
 
 def draw(out: Path, name: str, task: str, own: Race, reference: Race) -> None:
-    """Draws an optimizer's run beside AdamW's, once for light and once for dark pages."""
-    for theme, (text, level, other) in THEMES.items():
-        colours = {
-            key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-        }
-        style = colours | {"font.size": 9, "svg.hashsalt": "functional_opt", "svg.fonttype": "path"}
-        with plt.rc_context(style):
-            figure, ax = plt.subplots(figsize=(3.2, 2.6), layout="constrained")
-            if task in PLANES:
-                _plane(ax, task, own, reference, level, other)
-            else:
-                ax.plot(reference.losses, "--", color=other, lw=1.2, label="AdamW")
-                ax.plot(own.losses, color=OWN, lw=1.4, label=name)
-                ax.set(yscale="log", xlabel="step", ylim=(1e-3, 4))
-            ax.set_title(TITLES[task], fontsize=10)
-            ax.legend(fontsize=8, frameon=False, loc="upper right" if task == "digits" else "lower left")
-            ax.spines[["top", "right"]].set_visible(False)
-            figure.savefig(out / f"{name}_{task}_{theme}.svg", transparent=True, metadata={"Date": None})
-            plt.close(figure)
+    """Draws an optimizer's run beside AdamW's, for light pages, and writes it in the colours of dark pages too."""
+    text, level, other = THEMES["light"]
+    colours = {key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
+    with plt.rc_context(colours | {"font.size": 9, "svg.hashsalt": "functional_opt"}):
+        figure, ax = plt.subplots(figsize=(3.2, 2.6), layout="constrained")
+        if task in PLANES:
+            _plane(ax, task, own, reference, level, other)
+        else:
+            ax.plot(reference.losses, "--", color=other, lw=1.2, label="AdamW")
+            ax.plot(own.losses, color=OWN, lw=1.4, label=name)
+            ax.set(yscale="log", xlabel="step", ylim=(1e-3, 4))
+        ax.set_title(TITLES[task], fontsize=10)
+        ax.legend(fontsize=8, frameon=False, loc="lower left")
+        ax.spines[["top", "right"]].set_visible(False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    for theme, palette in THEMES.items():
+        svg = drawn.getvalue()
+        for colour, new in zip(THEMES["light"], palette, strict=True):
+            svg = svg.replace(colour, new)
+        (out / f"{name}_{task}_{theme}.svg").write_text(svg)
 
 
 def _plane(ax: plt.Axes, task: str, own: Race, reference: Race, level: str, other: str) -> None:
