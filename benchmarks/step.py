@@ -19,8 +19,23 @@ from .harness import interleave, report
 from .shapes import Shapes, transformer
 
 
-def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False) -> Callable[[], None]:
-    """Returns a function that runs one step and waits for it. `by_xla` turns the native kernels off."""
+def contender(
+    library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False, steps: int = 1
+) -> Callable[[], None]:
+    """Returns a function that runs some steps and waits for the last. `by_xla` turns the native kernels off."""
+    step, carry, grads = stepper(library, tx, shapes, by_xla)
+
+    def run():
+        nonlocal carry
+        for _ in range(steps):
+            carry = step(*carry, grads)
+        jax.block_until_ready(carry)
+
+    return run
+
+
+def stepper(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False) -> tuple[Any, tuple, dict]:
+    """Returns a compiled step, (params, state), which it donates, and gradients."""
 
     def update(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -32,12 +47,7 @@ def contender(library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False
     carry = params, tx.init(params)
     with native.disabled() if by_xla else nullcontext():  # read in tracing, which happens twice: types are weak first
         carry = step(*step(*carry, grads), grads)
-
-    def run():
-        nonlocal carry
-        carry = jax.block_until_ready(step(*carry, grads))
-
-    return run
+    return step, carry, grads
 
 
 def sum_in_place(shapes: Shapes) -> Callable[[], None]:
@@ -46,17 +56,22 @@ def sum_in_place(shapes: Shapes) -> Callable[[], None]:
     return lambda: torch._foreach_add_(x, y)
 
 
-def fused(make: Callable, max_norm: float | None, shapes: Shapes) -> Callable[[], None]:
-    """Returns a fused step of torch. Gradients are clipped in place, as torch does, so they shrink only once."""
-    params = [torch.nn.Parameter(torch.full(shape, 0.01)) for shape in shapes.values()]
+def fused(
+    make: Callable, max_norm: float | None, shapes: Shapes, steps: int = 1, device: str = "cpu"
+) -> Callable[[], None]:
+    """Returns some fused steps of torch. Gradients are clipped in place, as torch does, so they shrink only once."""
+    params = [torch.nn.Parameter(torch.full(shape, 0.01, device=device)) for shape in shapes.values()]
     for p in params:
-        p.grad = torch.randn(p.shape)
+        p.grad = torch.randn_like(p)
     optimizer = make(params)
 
     def run():
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(params, max_norm)
-        optimizer.step()
+        for _ in range(steps):
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(params, max_norm)
+            optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return run
 

@@ -73,6 +73,7 @@ from .optimizers.adam_mini import scale_by_adam_mini as scale_by_adam_mini
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamax import adamaxw as adamaxw
 from .optimizers.adamax import scale_by_adamax as scale_by_adamax
+from .optimizers.adamc import adamc as adamc
 from .optimizers.adamh import adamh as adamh
 from .optimizers.adan import ScaleByAdanState as ScaleByAdanState
 from .optimizers.adan import adan as adan
@@ -100,6 +101,9 @@ from .optimizers.dadapt_adamw import dadapt_adamw as dadapt_adamw
 from .optimizers.dion import ScaleByDionState as ScaleByDionState
 from .optimizers.dion import dion as dion
 from .optimizers.dion import scale_by_dion as scale_by_dion
+from .optimizers.dion2 import ScaleByDion2State as ScaleByDion2State
+from .optimizers.dion2 import dion2 as dion2
+from .optimizers.dion2 import scale_by_dion2 as scale_by_dion2
 from .optimizers.distance_over_gradients import ScaleByDistanceOverGradientsState as ScaleByDistanceOverGradientsState
 from .optimizers.distance_over_gradients import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from .optimizers.dog import DoGState as DoGState
@@ -114,6 +118,12 @@ from .optimizers.ftrl import ftrl as ftrl
 from .optimizers.galore import GaLoreState as GaLoreState
 from .optimizers.galore import galore as galore
 from .optimizers.galore import scale_by_galore as scale_by_galore
+from .optimizers.kl_shampoo import ScaleByKLShampooState as ScaleByKLShampooState
+from .optimizers.kl_shampoo import kl_shampoo as kl_shampoo
+from .optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
+from .optimizers.kl_soap import ScaleByKLSoapState as ScaleByKLSoapState
+from .optimizers.kl_soap import kl_soap as kl_soap
+from .optimizers.kl_soap import scale_by_kl_soap as scale_by_kl_soap
 from .optimizers.lamb import lamb as lamb
 from .optimizers.laprop import ScaleByLaPropState as ScaleByLaPropState
 from .optimizers.laprop import laprop as laprop
@@ -141,12 +151,20 @@ from .optimizers.muon import MuonState as MuonState
 from .optimizers.muon import muon as muon
 from .optimizers.muon import muon_labels as muon_labels
 from .optimizers.muon import scale_by_muon as scale_by_muon
+from .optimizers.muonbp import ScaleByMuonBPState as ScaleByMuonBPState
+from .optimizers.muonbp import muonbp as muonbp
+from .optimizers.muonbp import scale_by_muonbp as scale_by_muonbp
+from .optimizers.muonbp import shard_blocks as shard_blocks
 from .optimizers.muonh import muonh as muonh
+from .optimizers.muown import muown as muown
 from .optimizers.nadam import ScaleByNadamState as ScaleByNadamState
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nadam import nadamw as nadamw
 from .optimizers.nadam import scale_by_nadam as scale_by_nadam
 from .optimizers.noisy_sgd import noisy_sgd as noisy_sgd
+from .optimizers.nordion2 import ScaleByNorDion2State as ScaleByNorDion2State
+from .optimizers.nordion2 import nordion2 as nordion2
+from .optimizers.nordion2 import scale_by_nordion2 as scale_by_nordion2
 from .optimizers.normuon import ScaleByNorMuonState as ScaleByNorMuonState
 from .optimizers.normuon import normuon as normuon
 from .optimizers.normuon import scale_by_normuon as scale_by_normuon
@@ -202,6 +220,7 @@ from .optimizers.snoo import snoo as snoo
 from .optimizers.soap import ScaleBySoapState as ScaleBySoapState
 from .optimizers.soap import scale_by_soap as scale_by_soap
 from .optimizers.soap import soap as soap
+from .optimizers.soap_muon import soap_muon as soap_muon
 from .optimizers.sophia import SophiaState as SophiaState
 from .optimizers.sophia import scale_by_sophia as scale_by_sophia
 from .optimizers.sophia import sophia as sophia
@@ -228,6 +247,7 @@ from .schedules import linear_schedule as linear_schedule
 from .schedules import piecewise_constant_schedule as piecewise_constant_schedule
 from .schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .schedules import polynomial_schedule as polynomial_schedule
+from .schedules import proportional_schedule as proportional_schedule
 from .schedules import sgdr_schedule as sgdr_schedule
 from .schedules import warmup_constant_schedule as warmup_constant_schedule
 from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
@@ -349,6 +369,8 @@ from .transforms.wrapping.accumulate import skip_not_finite as skip_not_finite
 from .transforms.wrapping.complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from .transforms.wrapping.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from .transforms.wrapping.complex import split_real_and_imaginary as split_real_and_imaginary
+from .transforms.wrapping.ema_nesterov import EmaNesterovState as EmaNesterovState
+from .transforms.wrapping.ema_nesterov import ema_nesterov as ema_nesterov
 from .transforms.wrapping.evaluate import ParamsEmaState as ParamsEmaState
 from .transforms.wrapping.evaluate import eval_params as eval_params
 from .transforms.wrapping.evaluate import params_ema as params_ema
@@ -376,6 +398,8 @@ from .transforms.wrapping.outer_steps import outer_steps as outer_steps
 from .transforms.wrapping.sam import SAMState as SAMState
 from .transforms.wrapping.sam import sam as sam
 from .transforms.wrapping.shard import shard as shard
+from .transforms.wrapping.weight_normalized import WeightNormalizedState as WeightNormalizedState
+from .transforms.wrapping.weight_normalized import weight_normalized as weight_normalized
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment
 from .tree import update_moment as update_moment

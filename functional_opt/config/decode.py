@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..transforms.wrapping.inject import _Injected, _Others
-from .registry import DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
+from .registry import ADDED, DTYPES, KINDS, NUMBERS, TUPLES, classes, constructors, functions
 from .words import short
 
 
@@ -36,6 +36,7 @@ def decode(node: Any, at: str) -> Any:
         keys, make = kind
         same_keys(at, keys, rest)
         return make(at, **rest)
+    rest = ADDED.get(node["type"], {}) | rest
     same_keys(at, getattr(kind, "_fields", None) or [f.name for f in dataclasses.fields(kind)], rest)
     fields = {k: decode(x, f"{at}.{k}") for k, x in rest.items()}
     for k, hint in _hints(kind).items():

@@ -127,8 +127,8 @@ class Kernels(Protocol):
         """Returns `pure(updates, state, params)`, the update of the chain `tx`."""
         ...
 
-    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-        """Returns `pure(x, rows)`: one Newton–Schulz step for each row of coefficients, on (..., n, m), n ≤ m."""
+    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
+        """Returns `pure(x, rows)`, the Newton–Schulz iteration; see the function of this name below."""
         ...
 
 
@@ -139,7 +139,8 @@ class XLA:
         del tx
         return pure(updates, state, params)
 
-    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
+    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
+        del in_pairs
         return pure(x, rows)
 
 
@@ -156,9 +157,12 @@ def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tu
     return _installed[0].step(tx, pure, updates, state, params)
 
 
-def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-    """Returns `pure(x, rows)`, the Newton–Schulz iteration, which a kernel may compute."""
-    return _installed[0].newton_schulz(x, rows, pure)
+def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
+    """Returns `pure(x, rows)`, the Newton–Schulz iteration on (..., n, m), n ≤ m, which a kernel may compute.
+
+    rows: the coefficients of each step. in_pairs: whether `pure` does two steps at a time on the Gram matrix.
+    """
+    return _installed[0].newton_schulz(x, rows, pure, in_pairs)
 
 
 # New params that a step computed together with its updates; `apply_updates` looks them up here.

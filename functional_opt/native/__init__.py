@@ -59,5 +59,5 @@ class CPUKernels:
     def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
         return _loaded().step(tx, pure, updates, state, params)
 
-    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable) -> jax.Array:
-        return _loaded().newton_schulz(x, rows, pure)
+    def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
+        return _loaded().newton_schulz(x, rows, pure, in_pairs)

@@ -35,14 +35,14 @@ def small_steps() -> None:
         raise ValueError(f"JAX {jax.__version__} does not use them in a program for one CPU")
     ours = lowered.compile()(*jax.device_put((g, w, m, v, matrices), cpu))
     updates, slots = _adamw(g, (m, v), w, np)
-    expected = [p + u for p, u in zip(w, updates, strict=True)], slots, (updates, slots), _iterate(matrices)
+    expected = [p + u for p, u in zip(w, updates, strict=True)], slots, (updates, slots), [_iterate(matrices)] * 2
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         if not np.allclose(x, y, rtol=1e-4, atol=1e-5):
             raise ValueError(f"numbers differ by {np.abs(np.asarray(x) - y).max():.1g}")
 
 
 def _with_kernels(g, w, m, v, matrices):
-    """Returns new params and slots, then updates and slots, then matrices."""
+    """Returns new params and slots, then updates and slots, then matrices, orthogonalized in two ways."""
     operations = (
         KernelOp("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
         KernelOp("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
@@ -57,7 +57,8 @@ def _with_kernels(g, w, m, v, matrices):
     updates, slots = step(plan, scalars, _adamw, g, (m, v), w)
     added = [known_sum(p, u) for p, u in zip(w, updates, strict=True)]
     again = step(plan, scalars, _adamw, g, (m, v), w)
-    return added, slots, again, newton_schulz(matrices, COEFFICIENTS, _iterate)
+    orthogonal = [newton_schulz(matrices, COEFFICIENTS, _iterate, in_pairs) for in_pairs in (False, True)]
+    return added, slots, again, orthogonal
 
 
 def _adamw(g, slots, w, xp=jnp):

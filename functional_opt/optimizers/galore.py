@@ -132,10 +132,11 @@ class _View:
     """A leaf as a matrix."""
 
     def __init__(self, spec: GaLoreDimensionNumbers, shape: tuple[int, ...], path: Callable[[], str]):
-        rows, columns = ([axis % max(len(shape), 1) for axis in axes_of(axes)] for axes in spec)
-        if sorted(rows + columns) != list(range(len(shape))):
+        rows, columns = ([axis % max(len(shape), 1) for axis in axes_of(axes)] for axes in spec[:2])
+        if sorted(rows + columns) != list(range(len(shape))) or any(spec[2:]):
             raise ValueError(
-                f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, got {spec}"
+                f"weight_dimension_numbers{path()} must name each axis of a leaf of shape {shape} once, no blocks, "
+                f"got {spec}"
             )
         self.order = rows + columns
         self.turned = [shape[axis] for axis in self.order]

@@ -26,16 +26,14 @@ from ..transforms.matrices.dimension_numbers import (
     given_specs,
     numbers_at,
 )
-from ..transforms.matrices.orthogonalize import (
+from ..transforms.matrices.newton_schulz import (
     PRESETS,
     Coefficients,
     Preconditioning,
     coefficient_rows,
-    map_matrices,
-    needs_matrices,
     newton_schulz,
-    scale_by_shape,
 )
+from ..transforms.matrices.orthogonalize import map_matrices, needs_matrices, scale_by_shape
 from ..transforms.matrices.routing import Layout, leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -58,7 +56,7 @@ class scale_by_muon(GradientTransformation):
     matrix, or a stack of matrices in its last two axes.
 
     Args:
-        ns_coeffs, ns_steps, eps, preconditioning: as in `orthogonalize`.
+        ns_coeffs, ns_steps, eps, preconditioning, ns_dtype: as in `orthogonalize`.
         beta: decay rate of the mean, in [0, 1).
         mu_dtype, state_dtype: storage dtype of m. Both mean the same, as m is the only slot: Optax has the first, all
             our optimizers the second; the first wins. None means the params' dtype, or float32 for 16-bit params.
@@ -68,6 +66,7 @@ class scale_by_muon(GradientTransformation):
             `MuonDimensionNumbers` for all leaves, a tree of them (or a prefix of one), a function from params to such
             a tree, or path rules such as `{"**/query/kernel": MuonDimensionNumbers(0, (1, 2)), "**": "auto"}`. "auto"
             means the numbers that `muon_labels` reads from the path and the shape. A leaf without a rule has None.
+            They can also cut a fused matrix into blocks, such as heads or Q, K and V: see `MuonDimensionNumbers`.
         distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
             works on them where they lie. None means "owners".
 
@@ -99,6 +98,7 @@ class scale_by_muon(GradientTransformation):
     weight_dimension_numbers: Static[MuonNumbers | None] = dataclasses.field(default=None, kw_only=True)
     state_dtype: Static[DType | None] = None
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
+    ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         Stacks(self.weight_dimension_numbers, params)
@@ -117,7 +117,7 @@ class scale_by_muon(GradientTransformation):
             return m / (1 - beta**t), m
 
         def direction(m_hat):
-            u = newton_schulz(m_hat, rows, self.eps, self.preconditioning)
+            u = newton_schulz(m_hat, rows, self.eps, self.preconditioning, dtype=self.ns_dtype)
             return u * jnp.sum((m_hat.conj() * u).real, axis=(-2, -1), keepdims=True) if self.adaptive else u
 
         needs_matrices(updates)
@@ -174,7 +174,7 @@ class muon_labels(LeafSelector):
 
         def informed_link(link: Any) -> Any:
             if link.stacks_matrices and link.weight_dimension_numbers in (None, own):
-                return dataclasses.replace(link, weight_dimension_numbers=numbers)
+                link = dataclasses.replace(link, weight_dimension_numbers=numbers)
             return with_children(link, informed_link)
 
         return informed_link(tx)
@@ -197,16 +197,21 @@ class muon_labels(LeafSelector):
             auto = [(numbers_at(p, ("matrix", *by_path)), why, p.doubt) for p, why in zip(found, whys, strict=True)]
         routes = auto
         if (own := self.weight_dimension_numbers) is not None:
-            said, specs = "weight_dimension_numbers", given_specs(own, params)
-            routes = [a if spec == AUTO else (spec, said, "") for spec, a in zip(specs, auto, strict=True)]
+            specs = given_specs(own, params)
+            routes = [a if spec == AUTO else (spec, _said(spec), "") for spec, a in zip(specs, auto, strict=True)]
         if self.mask is None:
             return routes
         chosen = jax.tree.leaves(broadcast_prefix(resolve_mask(self.mask, params), params), is_leaf=is_nothing)
         return [r if yes else (None, "mask", "") for r, yes in zip(routes, chosen, strict=True)]
 
 
+def _said(spec: MuonDimensionNumbers | None) -> str:
+    blocks = "" if spec is None else spec.in_words()
+    return f"weight_dimension_numbers: {blocks}" if blocks else "weight_dimension_numbers"
+
+
 def _are_last_two(spec: MuonDimensionNumbers, x: Any) -> bool:
-    return spec == ((jnp.ndim(x) - 2,), (jnp.ndim(x) - 1,))
+    return spec == MuonDimensionNumbers((jnp.ndim(x) - 2,), (jnp.ndim(x) - 1,))
 
 
 @checked
@@ -234,6 +239,7 @@ def muon(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 
@@ -250,6 +256,7 @@ def muon(
         muon_mask: which matrices Muon updates, as in `muon_labels`; all but embeddings and heads if None.
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
         distributed: "owners" or "local", how matrices on a mesh are worked on; as in `scale_by_muon`.
+        ns_dtype: dtype of the products that make matrices orthogonal, as in `orthogonalize`.
 
     Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
 
@@ -274,6 +281,7 @@ def muon(
         state_dtype,
         weight_dimension_numbers=numbers,
         distributed=distributed,
+        ns_dtype=ns_dtype,
     )
     matrices = chain(
         rule,

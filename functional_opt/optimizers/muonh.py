@@ -7,7 +7,7 @@ from ..core.schedule import Rate
 from ..placement.owners import Distributed
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers
-from ..transforms.matrices.orthogonalize import PRESETS, Coefficients
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients
 from ..transforms.matrices.routing import Layout
 from ..transforms.wrapping.hyperball import hyperball
 from .adam import adamw
@@ -32,6 +32,7 @@ def muonh(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """MuonH for hidden matrices, AdamW for other leaves: w ← r · n(w − learning_rate · r · n(orthogonalize(m̂))).
 
@@ -40,7 +41,7 @@ def muonh(
     Args:
         learning_rate: of the matrices, relative to their norm: a number ≥ 0, a schedule, or a function of the count;
             about 0.02.
-        ns_coeffs, ns_steps, beta, eps, nesterov, distributed: as in `scale_by_muon`.
+        ns_coeffs, ns_steps, beta, eps, nesterov, distributed, ns_dtype: as in `scale_by_muon`.
         adam_learning_rate: learning rate of the other leaves; learning_rate if None.
         adam_b1, adam_b2, adam_weight_decay: of the other leaves, as in `adamw`.
         matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices, and how they are stored; as
@@ -59,6 +60,7 @@ def muonh(
         state_dtype=state_dtype,
         weight_dimension_numbers=numbers,
         distributed=distributed,
+        ns_dtype=ns_dtype,
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     rest = adamw(rate, adam_b1, adam_b2, eps, weight_decay=adam_weight_decay, state_dtype=state_dtype)

@@ -1,13 +1,13 @@
 """NorMuon: Muon with updates of about the same size for all neurons."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import Tree, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, matrix_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
@@ -18,14 +18,8 @@ from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.matrices.orthogonalize import (
-    PRESETS,
-    Coefficients,
-    coefficient_rows,
-    map_matrices,
-    needs_matrices,
-    newton_schulz,
-)
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients, coefficient_rows, newton_schulz
+from ..transforms.matrices.orthogonalize import map_matrices, needs_matrices
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -54,7 +48,7 @@ class scale_by_normuon(GradientTransformation):
         eps: added to √v and to the two norms that are divisors, ≥ 0.
         consistent_rms: root mean square of the updates, ≥ 0; that of Adam's is about 0.2. None keeps the norm of o
             and scales as Muon does: u = √max(1, columns / rows) · ‖o‖ · ô / ‖ô‖.
-        ns_coeffs, ns_steps: as in `orthogonalize`.
+        ns_coeffs, ns_steps, ns_dtype: as in `orthogonalize`.
         nesterov: whether to orthogonalize b1·m + (1 − b1)·g, as in the authors' code, instead of the paper's m.
         state_dtype: storage dtype of m and v. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`. v has
@@ -85,14 +79,10 @@ class scale_by_normuon(GradientTransformation):
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     distributed: Static[Distributed | None] = None
+    ns_dtype: Static[DType | None] = None
 
     def init(self, params):
-        def neurons(p):
-            mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
-            return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
-
-        stacked = Stacks(self.weight_dimension_numbers, params).stack(params)
-        nu = zeros_like(jax.tree.map(neurons, stacked), self.state_dtype, real=True)
+        nu = zeros_like(of_neurons(self.weight_dimension_numbers, params), self.state_dtype, real=True)
         return ScaleByNorMuonState(zero_count(), zeros_like(params, self.state_dtype), nu)
 
     def update(self, updates, state, params=None, **extra):
@@ -106,7 +96,7 @@ class scale_by_normuon(GradientTransformation):
             return self.b1 * m + (1 - self.b1) * g if self.nesterov else m, m
 
         def orthogonal(m):
-            return newton_schulz(m, coefficients, self.eps)
+            return newton_schulz(m, coefficients, self.eps, dtype=self.ns_dtype)
 
         def of_one_size(o, v):
             rows, columns = o.shape[-2:]
@@ -125,6 +115,16 @@ class scale_by_normuon(GradientTransformation):
         updates, nu = map_leaves(of_one_size, o, state.nu, params=stacks.stack(like), same_shape=False)
         updates = stacks.back(updates)
         return updates, ScaleByNorMuonState(increment(state.count), mu, nu)
+
+
+def of_neurons(numbers: Any, params: Tree) -> Tree:
+    """Returns one number for each column of the matrices, placed as the columns are."""
+
+    def leaf(p: Any) -> Any:
+        mean = lambda x: jnp.mean(x, axis=-2, keepdims=True) if jnp.ndim(x) > 1 else x  # noqa: E731
+        return jax.eval_shape(mean, p) if isinstance(p, jax.ShapeDtypeStruct) else mean(p)
+
+    return jax.tree.map(leaf, Stacks(numbers, params).stack(params))
 
 
 @checked
@@ -149,6 +149,7 @@ def normuon(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """NorMuon for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -160,7 +161,8 @@ def normuon(
         adam_learning_rate: learning rate of the other leaves; learning_rate if None.
         matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices for NorMuon, and how they are
             stored; as in `muon_labels`.
-        distributed: "owners" or "local", how matrices on a mesh are worked on; as in `scale_by_normuon`.
+        distributed, ns_dtype: how matrices on a mesh are worked on, and the dtype of the products that make them
+            orthogonal; as in `scale_by_normuon`.
 
     Li et al. 2025, arXiv:2510.05491.
 
@@ -170,7 +172,8 @@ def normuon(
     numbers = weight_dimension_numbers
     matrices = chain(
         scale_by_normuon(
-            b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov, state_dtype, numbers, distributed
+            *(b1, b2, eps, consistent_rms, ns_coeffs, ns_steps, nesterov),
+            *(state_dtype, numbers, distributed, ns_dtype),
         ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

@@ -17,7 +17,8 @@ from ..core.transformation import GradientTransformation, increment, transformat
 from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.dimension_numbers import AUTO, MuonNumbers, Stacks, given_specs, numbers_at
-from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, newton_schulz
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients, coefficient_rows, newton_schulz
+from ..transforms.matrices.orthogonalize import map_matrices
 from ..transforms.matrices.routing import Layout, leaf_roles
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -54,7 +55,7 @@ class scale_by_scion(GradientTransformation):
         scale: radius of the ball, ≥ 0.
         sign_scale: radius for the leaves with the norm "sign".
         eps: added to the norms that are divisors, ≥ 0.
-        ns_coeffs, ns_steps: as in `orthogonalize`.
+        ns_coeffs, ns_steps, ns_dtype: as in `orthogonalize`.
         state_dtype: storage dtype of d. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, as in `scale_by_muon`. None means "auto". A leaf
             without numbers uses its last two axes.
@@ -86,6 +87,7 @@ class scale_by_scion(GradientTransformation):
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     matrix_layout: Static[Layout | None] = None
     distributed: Static[Distributed | None] = None
+    ns_dtype: Static[DType | None] = None
 
     def init(self, params):
         return ScaleByScionState(zero_count(), zeros_like(params, self.state_dtype))
@@ -101,14 +103,16 @@ class scale_by_scion(GradientTransformation):
         direction, mu = map_leaves(mean, widen_tree(updates, "updates"), state.mu)
         like = updates if params is None else visible(params, updates)
         stacks = Stacks(self.numbers_of_each(like), like)
-        leaves, treedef = jax.tree.flatten(stacks.stack(direction), is_leaf=is_nothing)
+        parts = stacks.treedef.flatten_up_to(stacks.stack(direction))  # a part may be a tuple of blocks
         norms = self.norm_of_each(like)
-        both = list(zip(leaves, norms, strict=True))
-        matrices = [d if norm == "spectral" else None for d, norm in both]
+        matrices = [d if norm == "spectral" else None for d, norm in zip(parts, norms, strict=True)]
         orthogonal = map_matrices(self._orthogonal, matrices, None, self.distributed)
-        nearest = [d if o is None else o for d, o in zip(leaves, orthogonal, strict=True)]
-        edges = [d if is_nothing(d) else self._edge(d, norm) for d, norm in zip(nearest, norms, strict=True)]
-        edges = stacks.back(treedef.unflatten(edges))
+        nearest = [d if o is None else o for d, o in zip(parts, orthogonal, strict=True)]
+        edges = [
+            jax.tree.map(lambda d, norm=norm: d if is_nothing(d) else self._edge(d, norm), d)
+            for d, norm in zip(nearest, norms, strict=True)
+        ]
+        edges = stacks.back(stacks.treedef.unflatten(edges))
         updates = map_leaves(lambda g, u: u, updates, read=(edges,), params=params)
         return updates, ScaleByScionState(increment(state.count), mu)
 
@@ -150,7 +154,7 @@ class scale_by_scion(GradientTransformation):
         return [place.doubt if spec in (None, AUTO) else "" for spec, place in both]
 
     def _orthogonal(self, d: jax.Array) -> jax.Array:
-        return newton_schulz(d, coefficient_rows(self.ns_coeffs, self.ns_steps), self.eps)
+        return newton_schulz(d, coefficient_rows(self.ns_coeffs, self.ns_steps), self.eps, dtype=self.ns_dtype)
 
     def _edge(self, d: jax.Array, norm: str) -> Any:
         """Returns the point of the ball farthest along d. For the norm "spectral", d must be orthogonal already."""
@@ -186,6 +190,7 @@ def scion(
     weight_dimension_numbers: MuonNumbers | None = None,
     matrix_layout: Layout | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> chain:
     """Scion: w ← (1 − learning_rate) · w − learning_rate · u. See `scale_by_scion` for u.
 
@@ -214,6 +219,7 @@ def scion(
         weight_dimension_numbers,
         matrix_layout,
         distributed,
+        ns_dtype,
     )
     inwards = (add_decayed_weights(1.0),) if constrained else ()
     return chain(rule, *inwards, scale_by_learning_rate(learning_rate))

@@ -19,11 +19,13 @@ from ..placement.like import keep_placement
 from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
+    eigenvectors,
     gram,
     map_factors,
     multiply_axis,
     slots_by_axis,
     sum_of_slices,
+    turn,
     unless_overflown,
 )
 from ..transforms.scaling.decay import add_decayed_weights
@@ -107,8 +109,7 @@ class scale_by_soap(GradientTransformation):
         first, t = state.count == 0, jnp.maximum(state.count, 1)
 
         def turned(g, q):
-            axes = self._axes(g)
-            return _turn(g, q, axes, back=False), [gram(g, k) if k in axes else x for k, x in enumerate(q)]
+            return turn(g, q), [gram(g, k) if x.ndim > 1 else x for k, x in enumerate(q)]
 
         def adam(g, m, v, *factors):
             m_new, v_new = self.b1 * m + (1 - self.b1) * g, self.b2 * v + (1 - self.b2) * abs_sq(g)
@@ -118,10 +119,7 @@ class scale_by_soap(GradientTransformation):
             return u, m, v, *(self._mean(x, new) for x, new in zip(gg, grams, strict=True))
 
         def turned_back(u, q):
-            return (_turn(u, q, self._axes(u), back=True),)
-
-        def rebased(_, m, v, gg, q, first):
-            return _rebase(m, v, gg, q, first, self._axes(m))
+            return (turn(u, q, back=True),)
 
         share = functools.partial(map_factors, owners=Owners(self.distributed))
         g, grams = share(turned, (updates,), (state.q,), (0, 1))
@@ -129,7 +127,7 @@ class scale_by_soap(GradientTransformation):
         (u,) = share(turned_back, (u,), (state.q,), (0,))
         mu, nu, q = jax.lax.cond(
             state.count % self.precondition_frequency == 0,
-            lambda *x: map_factors(rebased, (u, *x[:2]), x[2:], (1, 2, 4), (first,), Owners(self.distributed)),
+            lambda *x: map_factors(_rebased, (u, *x[:2]), x[2:], (1, 2, 4), (first,), Owners(self.distributed)),
             lambda mu, nu, gg, q: (mu, nu, q),
             *(mu, nu, tuple(gg), state.q),
         )
@@ -141,34 +139,24 @@ class scale_by_soap(GradientTransformation):
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
         return gg if gg.ndim < 2 else unless_overflown((beta * gg + (1 - beta) * gram).astype(gg.dtype), gg)
 
-    def _axes(self, x: jax.Array) -> list[int]:
-        return [k for k in range(x.ndim) if self._turns(x.shape, k)]
-
     def _turns(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) > (0 if self.precondition_1d else 1) and 1 < shape[k] <= self.max_precond_dim
 
 
-def _turn(x: jax.Array, q: list, axes: list[int], back: bool) -> jax.Array:
-    """Returns an array in the eigenbasis of its axes, or one there in its own basis."""
-    for k in axes:
-        x = multiply_axis(q[k] if back else q[k].conj().T, x, k)
-    return x
-
-
-def _rebase(m: jax.Array, v: jax.Array, gg: list, q: list, first: Any, axes: list[int]) -> tuple:
+def _rebased(_: Any, m: jax.Array, v: jax.Array, gg: list, q: list, first: Any) -> tuple:
     """Returns m and v in a new basis, and the basis."""
     q = list(q)
-    for k in axes:
-        new, order = jax.lax.cond(first, _decompose, _power_step, jax.lax.stop_gradient(gg[k]), q[k])
-        m = multiply_axis(new.conj().T @ q[k], m, k)
-        v = jnp.take(v, order, axis=k)
-        q[k] = new
+    for k, old in enumerate(q):
+        if old.ndim > 1:
+            q[k], order = jax.lax.cond(first, _decompose, _power_step, jax.lax.stop_gradient(gg[k]), old)
+            m = multiply_axis(q[k].conj().T @ old, m, k)
+            v = jnp.take(v, order, axis=k)
     return m, v, q
 
 
 def _decompose(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns all eigenvectors, largest eigenvalue first, and the order of v, unchanged, as v is still 0."""
-    return jnp.linalg.eigh(gg)[1][:, ::-1], jnp.arange(len(q))
+    return eigenvectors(gg), jnp.arange(len(q))
 
 
 def _power_step(gg: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ from jax import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..core.leaves import Tree, is_nothing
-from ..core.sharding import on_automatic_axes
+from ..core.sharding import on_automatic_axes, replicate, shard_count
 
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -41,6 +41,21 @@ def _divisible(x: jax.Array, mesh: Any) -> jax.Array:
         return x
     spec = PartitionSpec(*(None if yes else PartitionSpec.UNCONSTRAINED for yes in whole))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def unless_split(x: jax.Array, axis: int, parts: int) -> jax.Array:
+    """Replicates an axis that is to be cut into parts, unless the devices divide the number of parts.
+
+    On automatic axes, devices that hold pieces of several parts would have a sharding that no spec describes. If an
+    axis of the mesh has as many devices as there are parts, the parts are split over it.
+    """
+    x = x if parts % shard_count(x, axis) == 0 else replicate(x, axis)
+    mesh = jax.typeof(x).sharding.mesh
+    if not (isinstance(x, core.Tracer) and on_automatic_axes(x)) or parts % mesh.size == 0:
+        return x
+    over = next((name for name, size in reversed(mesh.shape.items()) if size == parts), None)
+    spec = [over if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim)]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def keep_placement(tree: Tree, like: Tree) -> Tree:

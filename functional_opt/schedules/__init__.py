@@ -41,6 +41,7 @@ from .pieces import join_schedules as join_schedules
 from .pieces import linear_onecycle_schedule as linear_onecycle_schedule
 from .pieces import piecewise_constant_schedule as piecewise_constant_schedule
 from .pieces import piecewise_interpolate_schedule as piecewise_interpolate_schedule
+from .pieces import proportional_schedule as proportional_schedule
 from .pieces import sgdr_schedule as sgdr_schedule
 from .pieces import warmup_constant_schedule as warmup_constant_schedule
 from .pieces import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule

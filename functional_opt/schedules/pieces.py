@@ -1,4 +1,4 @@
-"""Schedules made of pieces: piecewise, joined, with a warm-up, with one cycle or several."""
+"""Schedules made of pieces or of others: piecewise, joined, in proportion, with a warm-up, with cycles."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core.checks import Static, checked
 from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
-from ..core.schedule import Schedule, constant, elapsed, half_cosine, is_concrete, to_schedule
+from ..core.schedule import Rate, Schedule, constant, elapsed, half_cosine, is_concrete, rate_at, to_schedule
 from ..core.value import value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
 
@@ -107,6 +107,26 @@ class join_schedules(Schedule):
         for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
             v = jnp.where(count < boundary, v, schedule(jnp.maximum(count - boundary, 0)))
         return v
+
+
+@value
+class proportional_schedule(Schedule):
+    """A value that follows another schedule: `value · schedule(t) / peak_value`.
+
+    Corrected weight decay is such a value, of the learning rate's schedule (see `adamc`), and so is the lookahead of
+    `ema_nesterov`.
+
+    >>> rate = linear_schedule(0.02, 0.0, 4)
+    >>> print(proportional_schedule(0.1, rate, 0.02)(jnp.arange(5)).round(3))
+    [0.1   0.075 0.05  0.025 0.   ]
+    """
+
+    value: Real
+    schedule: Rate
+    peak_value: Positive
+
+    def __call__(self, count):
+        return constant(count, self.value) * (rate_at(self.schedule, count) / self.peak_value)
 
 
 @checked

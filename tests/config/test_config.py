@@ -72,6 +72,7 @@ SCHEDULES = [
     fo.piecewise_constant_schedule(1.0, {5: 0.1, 10: 0.5}),
     fo.piecewise_interpolate_schedule("cosine", 1.0, {5: 0.1, 10: 0.5}),
     fo.polynomial_schedule(1.0, 0.0, 2.0, 5),
+    fo.proportional_schedule(0.1, fo.linear_schedule(1.0, 0.0, 5), 1.0),
     fo.sgdr_schedule([{"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 1, "decay_steps": 3}] * 2),
     fo.warmup_constant_schedule(0.0, 1.0, 5),
     fo.warmup_cosine_decay_schedule(0.0, 1.0, 5, 10),
@@ -248,7 +249,8 @@ def test_float64_arrays_need_x64():
         from_config(config)
 
 
-RATES = st.one_of(st.floats(0, width=32), st.sampled_from(SCHEDULES), st.just(jnp.bfloat16(0.3)))
+FINITE = st.floats(0, width=32, allow_infinity=False)
+RATES = st.one_of(FINITE, st.sampled_from(SCHEDULES), st.just(jnp.bfloat16(0.3)))
 LINKS = st.one_of(
     st.builds(fo.clip, st.floats(0)),
     st.builds(fo.scale_by_adam, b1=st.floats(0, 0.99), mu_dtype=st.sampled_from([None, "bfloat16"])),

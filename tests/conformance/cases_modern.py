@@ -22,7 +22,23 @@ def cautious_decay(learning_rate, weight_decay, eps):
     return fo.chain(rule, decay, fo.scale_by_learning_rate(learning_rate))
 
 
+def falling(learning_rate):
+    return fo.linear_schedule(learning_rate, learning_rate / 2, 100)
+
+
+def adamc(learning_rate, weight_decay, b1):
+    return fo.adamc(falling(learning_rate), learning_rate, b1, weight_decay=weight_decay)
+
+
+def ahead(learning_rate, lookahead, decay, momentum):
+    return fo.ema_nesterov(fo.sgd(learning_rate, momentum), lookahead, decay, start_step=3, end_step=40)
+
+
+AHEAD = {"learning_rate": 0.02, "lookahead": 0.5, "decay": 0.9, "momentum": 0.5}
+
 OPTIMIZERS = [
+    case("ema_nesterov", ahead, None, ref.ema_nesterov, " ".join(AHEAD), **AHEAD),
+    case("adamc", adamc, None, ref.adamc, "learning_rate weight_decay b1", learning_rate=0.1, b1=0.8, **DECAY),
     case("stable_adamw", fo.stable_adamw, None, ref.stable_adamw, ADAM, learning_rate=0.1, **DECAY),
     case("laprop", fo.laprop, None, ref.laprop, ADAM, learning_rate=0.1, **DECAY),
     case("mars", fo.mars, None, ref.mars, f"{ADAM} gamma", learning_rate=0.1, gamma=0.1, **DECAY),

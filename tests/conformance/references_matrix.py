@@ -1,6 +1,7 @@
 """References, as in `references.py`, for rules that precondition the axes of a leaf with matrices."""
 
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -17,15 +18,31 @@ def unfold(x, k):
     return np.moveaxis(x, k, 0).reshape(x.shape[k], -1)
 
 
-def soap(
+def into(x, q):
+    for k in q:
+        x = apply(q[k].T, x, k)
+    return x
+
+
+def out_of(x, q):
+    for k in q:
+        x = apply(q[k], x, k)
+    return x
+
+
+def soap(w, grads, learning_rate, weight_decay=0.01, **rule) -> Run:
+    for u in soap_directions(w, grads, **rule):
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
+def soap_directions(
     w,
     grads,
-    learning_rate,
     b1=0.95,
     b2=0.95,
     shampoo_beta=None,
     eps=1e-8,
-    weight_decay=0.01,
     precondition_frequency=10,
     max_precond_dim=10000,
     precondition_1d=False,
@@ -36,22 +53,13 @@ def soap(
     gg = {k: np.zeros((w.shape[k],) * 2) for k in axes}
     q = {k: np.eye(w.shape[k]) for k in axes}
     m, v = np.zeros_like(w), np.zeros_like(w)
-
-    def into(x):
-        for k in axes:
-            x = apply(q[k].T, x, k)
-        return x
-
     for t, g in enumerate(grads):
         u = np.zeros_like(w)
         if t:
             m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * into(g) ** 2
-            u = into(m) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
-            for k in axes:
-                u = apply(q[k], u, k)
-        w = w - learning_rate * (u + weight_decay * w)
-        yield w
+            v = b2 * v + (1 - b2) * into(g, q) ** 2
+            u = out_of(into(m, q) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), q)
+        yield u
         for k in axes:
             gg[k] = beta * gg[k] + (1 - beta) * unfold(g, k) @ unfold(g, k).T
             if t == 0:
@@ -165,4 +173,93 @@ def psgd_kron(
         if max_update_rms is not None:
             u = u * min(1, max_update_rms / np.sqrt(np.mean(u**2)))
         w = w - learning_rate * (np.reshape(u, w.shape) + weight_decay * w)
+        yield w
+
+
+def kl_factors(w, max_precond_dim, initial_eigenvalue):
+    """S, Q and λ of each axis longer than 1, if there are two or more."""
+    axes = [k for k in range(w.ndim) if w.shape[k] > 1]
+    axes = axes if len(axes) > 1 else []
+    q = {k: np.eye(w.shape[k]) for k in axes}
+    gg = {k: np.zeros_like(q[k]) for k in axes if w.shape[k] <= max_precond_dim}
+    return gg, q, {k: np.full(w.shape[k], initial_eigenvalue) for k in axes}
+
+
+def along(x, k, ndim):
+    return x.reshape([-1 if j == k else 1 for j in range(ndim)])
+
+
+def kl_step(t, g, gg, q, lam, beta, precondition_frequency, max_scale):
+    """Lin et al. 2025: S, Q and λ after step t, with whole inverses in place of what the fast code multiplies."""
+    new = {}
+    for k in q:
+        n, m = g.shape[k], g.size // g.shape[k]
+        x = g
+        for j in q:
+            if j != k and t:
+                x = apply(q[j] / np.sqrt(lam[j]) @ q[j].T, x, j)
+        now = unfold(x, k) @ unfold(x, k).T / m
+        if k in gg:
+            gg[k] = beta * gg[k] + (1 - beta) * now
+        least = 1 / max(10, min(n, max_scale)) ** 2
+        new[k] = np.maximum(beta * lam[k] + (1 - beta) * np.diag(q[k].T @ now @ q[k]), least) if t else lam[k]
+    for k in gg:
+        if t == 0:
+            q[k] = np.linalg.eigh(gg[k])[1][:, ::-1]
+        elif t % precondition_frequency == 0:
+            q[k] = np.linalg.qr(gg[k] @ q[k])[0]
+    lam.update(new)
+
+
+def kl_shampoo(
+    w,
+    grads,
+    learning_rate,
+    b1=0.9,
+    b2=0.98,
+    eps=1e-8,
+    weight_decay=0.01,
+    precondition_frequency=10,
+    max_precond_dim=10000,
+    initial_eigenvalue=0.1,
+    max_scale=4000.0,
+) -> Run:
+    """Lin et al. 2025, u from the factors of the step before; the first gradient only makes the bases."""
+    gg, q, lam = kl_factors(w, max_precond_dim, initial_eigenvalue)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads):
+        u = np.zeros_like(w)
+        if t:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            root = np.sqrt(math.prod(along(lam[k], k, w.ndim) for k in q) if q else v)
+            u = out_of(into(m, q) / (root + eps), q)
+        kl_step(t, g, gg, q, lam, b2, precondition_frequency, max_scale)
+        w = w - learning_rate * (u + weight_decay * w)
+        yield w
+
+
+def kl_soap(
+    w,
+    grads,
+    learning_rate,
+    b1=0.9,
+    b2=0.98,
+    shampoo_beta=None,
+    eps=1e-8,
+    weight_decay=0.01,
+    precondition_frequency=10,
+    max_precond_dim=10000,
+    initial_eigenvalue=0.1,
+    max_scale=4000.0,
+) -> Run:
+    """Lin et al. 2025, m in the original space; the first gradient only makes the bases."""
+    gg, q, lam = kl_factors(w, max_precond_dim, initial_eigenvalue)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads):
+        u = np.zeros_like(w)
+        if t:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * into(g, q) ** 2
+            u = out_of(into(m, q) / (np.sqrt(v) + eps), q)
+        kl_step(t, g, gg, q, lam, b2 if shampoo_beta is None else shampoo_beta, precondition_frequency, max_scale)
+        w = w - learning_rate * (u + weight_decay * w)
         yield w

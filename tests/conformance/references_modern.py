@@ -118,3 +118,25 @@ def apollo(w, grads, learning_rate, rank=256, update_proj_gap=200, scale=1.0, ch
 def apollo_mini(w, grads, learning_rate, scale=128**0.5) -> Run:
     """The same with rank 1 and one factor for a matrix."""
     yield from apollo(w, grads, learning_rate, 1, scale=scale, channels=False)
+
+
+def adamc(w, grads, learning_rate, weight_decay, b1, b2=0.999, eps=1e-8) -> Run:
+    """Defazio 2025, algorithm 2, for normalized layers; the learning rate falls to half in 100 steps."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        rate = learning_rate * (1 - 0.5 * min(1, (t - 1) / 100))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        w = w - rate * step - rate**2 / learning_rate * weight_decay * w
+        yield w
+
+
+def ema_nesterov(w, grads, learning_rate, lookahead, decay, momentum) -> Run:
+    """Yau et al. 2026 around momentum: yields where gradients are taken; β is 0 at steps before 3 and from 40 on."""
+    x, m, v = w, np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(grads):
+        y = x + (lookahead if 3 <= t < 40 else 0) * m
+        v = momentum * v + g
+        before, x = x, y - learning_rate * v
+        m = decay * m + (1 - decay) * (x - before)
+        yield x + (lookahead if 3 <= t + 1 < 40 else 0) * m

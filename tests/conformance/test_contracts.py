@@ -203,6 +203,8 @@ def starts_from_params(case):
         "lookahead",
         "outer_steps",
         "snoo",
+        "muown",
+        "weight_normalized",
         "params_ema-",
         *free.KEEP_THEIR_START,
     )

@@ -368,10 +368,11 @@ def orthogonal(x):
 
 
 @built
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (7, 5), (33, 65), (64, 32)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (7, 5), (33, 65), (65, 33), (64, 32), (33, 66), (3, 130)])
 def test_newton_schulz(shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(os.cpu_count() + 1, *shape)), "float32")
-    assert "newton_schulz" in jax.jit(orthogonal).lower(x).as_text()
+    text = jax.jit(orthogonal).lower(x).as_text()
+    assert "newton_schulz" in text and f"in_pairs = {str(max(shape) >= 2 * min(shape)).lower()}" in text
     np.testing.assert_allclose(jax.jit(orthogonal)(x), purely(orthogonal, x), atol=2e-5)
 
 

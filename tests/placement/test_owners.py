@@ -77,11 +77,15 @@ def test_others_do_their_share(make, kind):
 
 NUMBERS = {
     fo.scale_by_soap: {"b1": 0.9},
+    fo.scale_by_kl_soap: {"max_precond_dim": 4},  # the bases of longer axes here are arbitrary in part
+    fo.scale_by_kl_shampoo: {"max_precond_dim": 4},
     fo.scale_by_shampoo: {"eps": 1e-4, "preconditioner_every": 2},
     fo.scale_by_psgd_kron: {"precond_lr": 0.05},
 }
 FACTORED = {  # what a device sends and gets in a step on FSDP, in multiples of its part of the params
     "soap": (fo.scale_by_soap, 8),
+    "kl_soap": (fo.scale_by_kl_soap, 8.5),
+    "kl_shampoo": (fo.scale_by_kl_shampoo, 7.5),
     "shampoo": (functools.partial(fo.scale_by_shampoo, eps=1e-3), 6),
     "psgd_kron": (fo.scale_by_psgd_kron, 6),
     "dion": (fo.scale_by_dion, 5),
@@ -100,7 +104,7 @@ def test_factors_lie_with_owners(name, kind):
     for layout in ("FSDP", "2-D"):
         updates, program = compiled(make(), layout, kind)
         sent = sum(collectives(program.as_text(), due=False).values())
-        assert sent <= (moves / 4 if layout == "FSDP" else 4) * 1.01 * BYTES, (layout, sent / BYTES)
+        assert sent <= (moves / 4 if layout == "FSDP" else 4) * 1.03 * BYTES, (layout, sent / BYTES)
         assert program.cost_analysis()["flops"] <= 1.2 / 4 * work, layout
         for key, x in updates.items():
             np.testing.assert_allclose(x, expected[key], atol=5e-5 * np.abs(expected[key]).max())

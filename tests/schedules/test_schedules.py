@@ -30,6 +30,7 @@ from functional_opt.schedules import (
     piecewise_constant_schedule,
     piecewise_interpolate_schedule,
     polynomial_schedule,
+    proportional_schedule,
     sgdr_schedule,
     warmup_constant_schedule,
     warmup_cosine_decay_schedule,
@@ -85,6 +86,7 @@ OURS = [
     warmup_stable_decay_schedule(0.01, 0.1, 10, 20, 15),
     warmup_stable_decay_schedule(0.0, 0.1, 0, 20, 15, 0.01, decay="cosine"),
     warmup_stable_decay_schedule(0.0, 0.1, 10, 0, 15, decay="sqrt"),
+    proportional_schedule(0.5, cosine_restarts_schedule(0.1, 5), 0.1),
 ]
 ALL = [getattr(schedules, name)(*args) for name, args in SHARED] + OURS
 FORMS = list({jax.tree.structure(s): s for s in ALL}.values())

@@ -143,8 +143,20 @@ def test_dtypes_of_trees():
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 SPECS = {"w": "rows", "b": "all"}
 OTHER_SHAPES = (
-    *("adafactor", "adam_mini", "apollo", "cocob", "dion", "galore", "muon", "normuon", "novograd", "sm3"),
-    *("psgd_kron", "shampoo", "soap"),
+    *(
+        "adafactor",
+        "adam_mini",
+        "apollo",
+        "cocob",
+        "dion",
+        "galore",
+        "muon",
+        "muown",
+        "nordion2",
+        "normuon",
+        "novograd",
+    ),
+    *("sm3", "psgd_kron", "shampoo", "soap", "kl_shampoo", "kl_soap"),
 )
 """Optimizers with slots that have another shape than their params, or a param's place and no array."""
 
@@ -159,7 +171,7 @@ def test_params_of_every_state(case):
     assert jax.tree.leaves(specs) == jax.tree.leaves(kinds)
 
 
-@pytest.mark.parametrize("make", [fo.psgd_kron, fo.shampoo, fo.soap])
+@pytest.mark.parametrize("make", [fo.psgd_kron, fo.shampoo, fo.soap, fo.kl_shampoo, fo.kl_soap])
 def test_slots_by_axis_are_no_params(make):
     state = make(0.1).init(PARAMS)
     specs = fo.tree_map_params(make(0.1), lambda x, spec: spec, state, SPECS, transform_non_params=lambda x: None)

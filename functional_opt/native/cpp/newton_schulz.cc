@@ -1,7 +1,8 @@
-// Newton–Schulz iterations, X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, of a stack of matrices no taller than wide.
+// Newton–Schulz iterations, X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, of a stack of matrices no taller than wide; or two
+// at a time, X ← p₂(P·A·P)·P·X with P = p₁(A) and p(A) = a·I + b·A + c·A².
 //
-// A thread does all of one matrix, which stays in its cache. A and A² are symmetric, so half of them is computed and
-// the other half mirrored. Inside, matrices have sides that are multiples of SIDE, filled with zeros, which stay
+// A thread does all of one matrix, which stays in its cache. A and all polynomials of it are symmetric, so half of them
+// is computed and the other half mirrored. Inside, matrices have sides that are multiples of SIDE, filled with zeros, which stay
 // zeros; and rows somewhat longer, as rows a power of two apart would fall into the same few lines of the cache.
 
 #include <algorithm>
@@ -29,15 +30,15 @@ int64_t padded(int64_t n) { return (n + SIDE - 1) / SIDE * SIDE; }
 // What one thread works with.
 struct Scratch {
   std::vector<float> memory;
-  Matrix x, y, s, t;
+  Matrix x, y, s, t, q;
   float* panel;
 
   Scratch(int64_t rows, int64_t columns) {
     const int64_t n = padded(rows), m = padded(columns), wide = m + MORE, square = n + MORE;
-    memory.resize(2 * n * wide + 2 * n * square + SIDE * std::max(n, m));
+    memory.resize(2 * n * wide + 3 * n * square + SIDE * std::max(n, m));
     float* at = memory.data();
     for (Matrix* a : {&x, &y}) *a = {at, n, m, wide}, at += n * wide;
-    for (Matrix* a : {&s, &t}) *a = {at, n, n, square}, at += n * square;
+    for (Matrix* a : {&s, &t, &q}) *a = {at, n, n, square}, at += n * square;
     panel = at;
   }
   Scratch(Scratch&&) = default;
@@ -105,10 +106,17 @@ INLINE void product(const Matrix& a, const Matrix& b, bool transposed, bool symm
   }
 }
 
+// p = a·I + b·s + c·s², for coefficients (a, b, c).
+template <int LANES>
+INLINE void polynomial(const Matrix& s, const float* coefficients, const Matrix& p, float* panel) {
+  product<LANES>(s, s, false, true, coefficients[1], s.data, coefficients[2], p, panel);
+  for (int64_t i = 0; i < p.rows; ++i) p.data[i * (p.stride + 1)] += coefficients[0];
+}
+
 template <int LANES>
 INLINE void iterate(const float* from, float* to, int64_t rows, int64_t columns, const float* coefficients,
-                    int64_t steps, Scratch& scratch) {
-  auto& [memory, x, y, s, t, panel] = scratch;
+                    int64_t steps, bool in_pairs, Scratch& scratch) {
+  auto& [memory, x, y, s, t, q, panel] = scratch;
   for (int64_t i = 0; i < x.rows; ++i) {
     float* row = x.data + i * x.stride;
     if (i < rows) row = std::copy_n(from + i * columns, columns, row);
@@ -116,6 +124,19 @@ INLINE void iterate(const float* from, float* to, int64_t rows, int64_t columns,
   }
   for (int64_t step = 0; step < steps; ++step, coefficients += 3) {
     product<LANES>(x, x, true, true, 0, nullptr, 1, s, panel);
+    if (in_pairs) {
+      polynomial<LANES>(s, coefficients, q, panel);
+      if (++step < steps) {
+        product<LANES>(q, s, false, true, 0, nullptr, 1, t, panel);
+        product<LANES>(t, q, false, true, 0, nullptr, 1, s, panel);
+        polynomial<LANES>(s, coefficients += 3, t, panel);
+        product<LANES>(t, q, false, true, 0, nullptr, 1, s, panel);
+        std::swap(s, q);
+      }
+      product<LANES>(q, x, false, false, 0, nullptr, 1, y, panel);
+      std::swap(x, y);
+      continue;
+    }
     product<LANES>(s, s, false, true, coefficients[1], s.data, coefficients[2], t, panel);
     product<LANES>(t, x, false, false, coefficients[0], x.data, 1, y, panel);
     std::swap(x, y);
@@ -125,9 +146,10 @@ INLINE void iterate(const float* from, float* to, int64_t rows, int64_t columns,
 
 // The width of vectors goes with the instruction set.
 #define ITERATE_PARAMETERS \
-  (const float* from, float* to, int64_t n, int64_t m, const float* coefficients, int64_t steps, Scratch& scratch)
+  (const float* from, float* to, int64_t n, int64_t m, const float* coefficients, int64_t steps, bool in_pairs, \
+   Scratch& scratch)
 #define ITERATE(LANES) \
-  { iterate<LANES>(from, to, n, m, coefficients, steps, scratch); }
+  { iterate<LANES>(from, to, n, m, coefficients, steps, in_pairs, scratch); }
 
 void iterate_any ITERATE_PARAMETERS ITERATE(4)
 #ifdef FOR_X86
@@ -138,9 +160,10 @@ void (*const iterate_best) ITERATE_PARAMETERS = has_avx512() ? iterate_avx512 : 
 void (*const iterate_best) ITERATE_PARAMETERS = iterate_any;
 #endif
 
-// Arguments: matrices (..., n, m) with n ≤ m, and (a, b, c) of each step. Result: like the matrices.
+// Arguments: matrices (..., n, m) with n ≤ m, (a, b, c) of each step, and whether to do steps in pairs. Result: like
+// the matrices.
 ffi::Error newton_schulz(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::BufferR2<ffi::F32> coefficients,
-                         ffi::Result<ffi::Buffer<ffi::F32>> y) {
+                         ffi::Result<ffi::Buffer<ffi::F32>> y, bool in_pairs) {
   const auto shape = x.dimensions();
   const int64_t n = shape[shape.size() - 2], m = shape.back(), steps = coefficients.dimensions()[0];
   if (n > m || coefficients.dimensions()[1] != 3)
@@ -149,7 +172,7 @@ ffi::Error newton_schulz(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buf
   in_parallel(count, pool, [&] {
     return [&, scratch = Scratch(n, m)](size_t i) mutable {
       iterate_best(x.typed_data() + i * n * m, y->typed_data() + i * n * m, n, m, coefficients.typed_data(), steps,
-                   scratch);
+                   in_pairs, scratch);
     };
   });
   return ffi::Error::Success();
@@ -163,4 +186,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_newton_schulz, functional_opt::newt
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::BufferR2<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("in_pairs"));

@@ -159,3 +159,21 @@ def multiply_axis(a: jax.Array, x: jax.Array, k: int) -> jax.Array:
     [[2.0, 1.0]]
     """
     return jnp.moveaxis(jnp.tensordot(a, x, (1, k)), 0, k)
+
+
+def turn(x: jax.Array, q: Sequence[jax.Array], back: bool = False, axes: Sequence[int] | None = None) -> jax.Array:
+    """Returns an array in the eigenbases q of its axes, or one there in its own basis; a q of one axis is skipped.
+
+    >>> q = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+    >>> turn(jnp.array([3.0, 4.0]), [q]).tolist(), turn(jnp.array([-4.0, 3.0]), [q], back=True).tolist()
+    ([-4.0, 3.0], [3.0, 4.0])
+    """
+    for k in range(x.ndim) if axes is None else axes:
+        if q[k].ndim > 1:
+            x = multiply_axis(q[k] if back else q[k].conj().T, x, k)
+    return x
+
+
+def eigenvectors(a: jax.Array) -> jax.Array:
+    """Returns the eigenvectors of a Hermitian matrix in columns, that of the largest eigenvalue first."""
+    return jnp.linalg.eigh(a)[1][:, ::-1]

@@ -1,73 +1,19 @@
 """orthogonalize, scale_by_shape: updates whose singular values are all about 1, scaled by their shape."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from ...core import kernels
 from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
-from ...core.norms import batches, matrix_norm
-from ...core.ranges import Convert, NonNegative, PositiveInt
+from ...core.norms import batches
+from ...core.ranges import DType, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
 from ...placement.owners import Distributed, as_stack, by_owners, owners_mesh
 from .dimension_numbers import MuonNumbers, Stacks
-
-Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
-
-POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-)
-
-
-def _safe(rows: tuple) -> tuple:
-    """Adds a margin for float arithmetic: X stays 1.01 times smaller than allowed, in its norm and at every step."""
-    margins = [1.01**2] + [1.01] * (len(rows) - 1)
-    return tuple((a / s, b / s**3, c / s**5) for s, (a, b, c) in zip(margins, rows, strict=True))
-
-
-PRESETS = {
-    "standard": (3.4445, -4.7750, 2.0315),
-    "polar_express": _safe(POLAR_EXPRESS),
-    "dion": (
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-}
-
-
-def _coefficients(name: str, x: Any) -> Any:
-    if isinstance(x, str):
-        if x not in PRESETS:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, PRESETS))} or numbers, got {x!r}")
-        return PRESETS[x]
-    if hasattr(x, "dtype"):
-        fits = x.ndim in (1, 2) and x.shape[-1] == 3
-    else:
-        x = tuple(tuple(row) if isinstance(row, Sequence) else row for row in x)
-        fits = _is_row(x) or (len(x) > 0 and all(map(_is_row, x)))
-    if not fits:
-        raise ValueError(f"{name} must be three numbers, or three for each step, got {x!r}")
-    return x
-
-
-def _is_row(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 3 and not any(isinstance(number, tuple) for number in x)
-
-
-Coefficients = Annotated[Any, Convert(_coefficients, "a preset's name, or rows of three numbers")]
-"""Three numbers (a, b, c), one row of three for each step, or the name of a preset."""
+from .newton_schulz import PRESETS, Coefficients, Preconditioning, coefficient_rows, is_tall, newton_schulz
 
 
 @transformation
@@ -90,10 +36,16 @@ class orthogonalize(GradientTransformation):
         distributed: how matrices on a mesh of several devices are worked on. "owners": matrices of one shape are
             divided among the devices, which compute theirs whole, and the results go back to where the matrices lie.
             "local": each product is computed where its factors lie, as the compiler splits it. None means "owners".
+        ns_dtype: dtype of the matrices and products in the iteration, such as "float16"; None means float32. An
+            accelerator computes products of 16 bits faster, and "float16" rounds 8 times less than "bfloat16".
+            Complex matrices keep their dtype.
+
+    Matrices at least twice as wide as tall, or as tall as wide, do the steps in pairs on A, which is smaller than X
+    (see `newton_schulz`). The result is the same up to rounding.
 
     Raises ValueError for a leaf with fewer than two axes.
 
-    Jordan et al. 2024, Muon; Bernstein & Newhouse 2024, arXiv:2409.20325.
+    Jordan et al. 2024, Muon; Bernstein & Newhouse 2024, arXiv:2409.20325; Zhang et al. 2026, Gram Newton–Schulz.
 
     >>> x = orthogonalize(ns_steps=10).update(jnp.array([[3.0, 0.0], [0.0, -4.0]]), EmptyState())[0]
     >>> bool(jnp.all(abs(abs(jnp.diag(x)) - 1) < 0.3))
@@ -109,6 +61,7 @@ class orthogonalize(GradientTransformation):
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     eps_is_floor: Static[bool] = dataclasses.field(default=False, kw_only=True)
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
+    ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         return EmptyState()
@@ -118,7 +71,7 @@ class orthogonalize(GradientTransformation):
         rows = coefficient_rows(self.ns_coeffs, self.ns_steps)
 
         def stack(g):
-            return newton_schulz(g, rows, self.eps, self.preconditioning, self.eps_is_floor)
+            return newton_schulz(g, rows, self.eps, self.preconditioning, self.eps_is_floor, self.ns_dtype)
 
         stacks = Stacks(self.weight_dimension_numbers, updates)
         like = None if params is None else stacks.stack(params)
@@ -178,10 +131,8 @@ def needs_matrices(updates: Tree) -> None:
             )
 
 
-def coefficient_rows(ns_coeffs: Any, steps: int) -> Sequence[Any]:
-    """Returns the coefficients of each step."""
-    one_row = ns_coeffs.ndim == 1 if hasattr(ns_coeffs, "ndim") else _is_row(ns_coeffs)
-    return [ns_coeffs] * steps if one_row else ns_coeffs
+STACKED = 2**22
+"""The most elements of a matrix that shares a call with others of its shape."""
 
 
 def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distributed | None = None) -> Tree:
@@ -193,12 +144,12 @@ def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distrib
     """
     leaves, treedef = jax.tree.flatten(widen_tree(updates, "updates"))
     there = [i for i, x in enumerate(leaves) if not is_nothing(x)]
-    wide = [x.mT if _is_tall(x) else x for x in (leaves[i] for i in there)]
+    wide = [x.mT if is_tall(x) else x for x in (leaves[i] for i in there)]
     mesh = owners_mesh(wide, distributed)
     if mesh is not None:
         done = by_owners(lambda x: (fn(x),), [(x,) for x in wide], mesh, stack=as_stack)
         wide = [x for (x,) in done]
-    for some in batches(wide, size=2**18) if mesh is None else ():
+    for some in batches(wide, size=STACKED) if mesh is None else ():
         if len(some) > 1 and not any(jax.typeof(wide[some[0]]).sharding.spec):
             for i, x in zip(some, fn(jnp.stack([wide[i] for i in some])), strict=True):
                 wide[i] = x
@@ -206,47 +157,5 @@ def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distrib
             for i in some:
                 wide[i] = fn(wide[i])
     for i, x in zip(there, wide, strict=True):
-        leaves[i] = x.mT if _is_tall(leaves[i]) else x
+        leaves[i] = x.mT if is_tall(leaves[i]) else x
     return map_leaves(lambda _, u: u, updates, read=(treedef.unflatten(leaves),), params=params)
-
-
-def _is_tall(x: jax.Array) -> bool:
-    return x.shape[-2] > x.shape[-1]
-
-
-def newton_schulz(
-    g: jax.Array, rows: Any, eps: Any, preconditioning: Preconditioning = "frobenius", eps_is_floor: bool = False
-) -> jax.Array:
-    """Runs the iteration of `orthogonalize` on one matrix or a stack of them."""
-    sharding = jax.typeof(g).sharding
-    if any(axis is not None for axis in sharding.spec):  # explicit: let the compiler shard what is between
-        local = partial(_newton_schulz, how=preconditioning, floor=eps_is_floor)
-        return jax.sharding.auto_axes(out_sharding=sharding)(local)(g, rows, eps)
-    return _newton_schulz(g, rows, eps, preconditioning, eps_is_floor)
-
-
-def _newton_schulz(x: jax.Array, rows: Any, eps: Any, how: Preconditioning, floor: bool) -> jax.Array:
-    tall = _is_tall(x)
-    x = x.mT if tall else x
-    x = kernels.newton_schulz(x / _size(x, eps, how, floor), rows, _iterate)
-    return x.mT if tall else x
-
-
-def _iterate(x: jax.Array, rows: Any) -> jax.Array:
-    for a, b, c in rows:
-        s = x @ x.mT.conj()
-        x = a * x + (b * s + c * s @ s) @ x
-    return x
-
-
-def _size(x: jax.Array, eps: Any, how: Preconditioning, floor: bool) -> jax.Array:
-    if how in ("frobenius", "spectral"):
-        if how == "frobenius":
-            norm = matrix_norm(x)
-        else:
-            norm = jnp.linalg.norm(x, ord=2, axis=(-2, -1), keepdims=True)
-        return jnp.maximum(norm, eps) if floor else norm + eps
-    s = x @ x.mT.conj()
-    if how == "aol":
-        return jnp.sqrt(jnp.maximum(jnp.sum(jnp.abs(s), axis=-1, keepdims=True), eps))
-    return jnp.sqrt(jnp.maximum(matrix_norm(s), eps))

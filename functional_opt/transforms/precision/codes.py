@@ -17,6 +17,14 @@ unsigned, 8 bits    |v̂ − v| ≤ a/127     |v̂ − v| ≤ v/10 if v ≥ 2e-1
 signed, 4 bits      |x̂ − x| ≤ a/7
 unsigned, 4 bits    |v̂ − v| ≤ a/16                                          v̂ > 0 if v > 0
 ==================  ==================  =================================  ===========================
+
+The companded codes of FlashOptim (arXiv:2602.23349) are the other choice at 8 bits. They spend fewer codes on small
+elements, so errors are smaller for large ones, but an element far below the largest of its block becomes 0:
+
+==================  ==================  ===========================================================================
+signed, 8 bits      |x̂ − x| ≤ a/127     c = 127·2y / (1 + y), rounded; |x̂ − x| ≤ a/500 near 0
+unsigned, 8 bits    |v̂ − v| ≤ a/255     c = 255·√y, rounded, but not to 0 unless y = 0
+==================  ==================  ===========================================================================
 """
 
 from collections.abc import Callable
@@ -41,23 +49,32 @@ TIE = 1e-3  # ties go to the smaller code, so that 0.9 times a code always encod
 LEVELS, STEP = {True: 127, False: 255}, {True: 2**23 // 4, False: 2**23 // 5}  # by signed: L; a code in float bits
 
 
-def block_size_of(bits: int) -> int:
+Code = Literal["octaves", "companded"]
+"""Which 8-bit codes: those with codes for many octaves, or the companded ones."""
+
+
+def block_size_of(bits: int, code: Code = "octaves") -> int:
     """Returns the default number of elements per block."""
-    return 256 if bits == 8 else 128
+    return 32 if code == "companded" else 256 if bits == 8 else 128
 
 
 @checked
 def encode(
-    x: jax.Array, bits: Literal[8, 4] = 8, block_size: PositiveInt | None = None, signed: bool = True
+    x: jax.Array,
+    bits: Literal[8, 4] = 8,
+    block_size: PositiveInt | None = None,
+    signed: bool = True,
+    code: Code = "octaves",
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the codes of an array and the scales of its blocks: plain arrays, and all that `decode` needs.
 
     Args:
         x: a floating array.
         bits: bits per element, 8 or 4.
-        block_size: elements per block, ≥ 1; if None, 256 for 8 bits and 128 for 4. Blocks run along the last axis, or
-            along as many trailing axes as it takes to fill one, and divide it evenly.
+        block_size: elements per block, ≥ 1; if None, 256 for 8 bits, 128 for 4 and 32 for companded codes. Blocks run
+            along the last axis, or along as many trailing axes as it takes to fill one, and divide it evenly.
         signed: whether x may be negative. If False, x must be ≥ 0, and its positive elements do not become 0.
+        code: "octaves" or, at 8 bits, "companded".
 
     8-bit codes are int8 or uint8 and have the shape of x, so they can be sharded like x. 4-bit codes are packed two
     to a uint8, which makes one axis half as long; if that axis of x has an odd length, a last axis of length 1 is
@@ -69,16 +86,19 @@ def encode(
     >>> decode(codes, scale)[0, :3].tolist()
     [1.0, -0.5, 0.0]
     """
-    given, size = lax.stop_gradient(jnp.asarray(x, jnp.float32)), block_size or block_size_of(bits)
+    needs_8_bits(bits, code)
+    given, size = lax.stop_gradient(jnp.asarray(x, jnp.float32)), block_size or block_size_of(bits, code)
     if bits == 8 and _have_whole_blocks(given, size):
-        return _on_each_part(lambda x: encode(x, bits, size, signed), (given,), given, 2)
+        return _on_each_part(lambda x: encode(x, bits, size, signed, code), (given,), given, 2)
     shape, x = given.shape, _in_rows(given, size)
     n = x.shape[-1]
     blocks = -(-n // size)
     # Decoding and encoding again moves a maximum by about an ulp; without its last bits the scale stays the same.
     scale = lax.reduce_precision(_absmax(x, blocks), exponent_bits=8, mantissa_bits=15)
     y = jnp.abs(x) * _spread(jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0), n)
-    if bits == 8:
+    if code == "companded":
+        c = _nearest(2 * y / (1 + y) * 127 if signed else jnp.sqrt(y) * 255)
+    elif bits == 8:
         c = _to_levels(y, signed)
     else:
         c = _nearest(jnp.sqrt(y) * 7) if signed else jnp.maximum(_nearest(jnp.sqrt(y) * 16) - 1, 0)
@@ -93,22 +113,28 @@ def encode(
 
 
 @checked
-def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: bool = True) -> jax.Array:
-    """Returns the float32 array that codes stand for, given the `bits` and `signed` that `encode` had.
+def decode(
+    codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: bool = True, code: Code = "octaves"
+) -> jax.Array:
+    """Returns the float32 array that codes stand for, given the `bits`, `signed` and `code` that `encode` had.
 
     Raises ValueError for codes and scales that do not fit these or each other.
 
     >>> decode(*encode(jnp.array([4.0, 1.0, 0.0]), 4, signed=False), 4, signed=False).tolist()
     [4.0, 1.0, 0.015625]
     """
+    needs_8_bits(bits, code)
     shape = shape_of(codes, scale, bits, signed)
     if bits == 8 and scale.ndim and _have_whole_blocks(codes, codes.shape[-1] // scale.shape[-1]):
-        return _on_each_part(lambda c, s: decode(c, s, bits, signed), (codes, scale), codes, 1)
+        return _on_each_part(lambda c, s: decode(c, s, bits, signed, code), (codes, scale), codes, 1)
     lead, given = _lead(scale), codes
     codes = replicate_from(codes, len(lead))
     n = int(np.prod(shape[len(lead) :]))
     c = (codes.reshape(*lead, n) if bits == 8 else _unpack(codes, lead, shape)).astype(jnp.int32)
-    if bits == 8:
+    if code == "companded":
+        z = c * (1 / LEVELS[signed])
+        y = z / (2 - jnp.abs(z)) if signed else jnp.square(z)
+    elif bits == 8:
         y = _of_levels(jnp.abs(c), signed)
         y = jnp.where(c < 0, -y, y) if signed else y
     elif signed:
@@ -117,6 +143,11 @@ def decode(codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: 
     else:
         y = jnp.square((c + 1) * (1 / 16))
     return split_as((y * _spread(scale.reshape(*lead, -1), n)).reshape(shape), given)
+
+
+def needs_8_bits(bits: int, code: Code) -> None:
+    if code == "companded" and bits != 8:
+        raise ValueError(f"code='companded' needs bits=8, got bits={bits}")
 
 
 def _have_whole_blocks(x: jax.Array, size: int) -> bool:

@@ -185,10 +185,10 @@ void run_newton_schulz(uint64_t seed) {
   const int64_t n = 1 + random.below(40), m = n + random.below(40);
   Arrays args;
   args.add(DataType::F32, {random.below(4), n, m}, random);
-  args.add(DataType::F32, {random.below(3), 3}, random);
+  args.add(DataType::F32, {random.below(5), 3}, random);
   ffi::Buffer<DataType::F32> x{args.buffers[0]}, coefficients{args.buffers[1]};
   std::vector<std::thread> started;
-  if (newton_schulz({2, &started}, x, coefficients, {&x}).failure()) fail("newton_schulz", seed);
+  if (newton_schulz({2, &started}, x, coefficients, {&x}, random.one_in(2)).failure()) fail("newton_schulz", seed);
   for (auto& thread : started) thread.join();
 }
 

@@ -9,7 +9,7 @@ import functional_opt as fo
 from ...helpers import assert_finite, assert_same_types, train
 
 
-@pytest.mark.parametrize("make", [fo.soap, fo.shampoo, fo.psgd_kron])
+@pytest.mark.parametrize("make", [fo.soap, fo.kl_soap, fo.kl_shampoo, fo.shampoo, fo.psgd_kron])
 def test_short_axes_and_wider_gradients(make):
     """Axes of no or one element, and float64 gradients of float32 params."""
     with jax.enable_x64(True):

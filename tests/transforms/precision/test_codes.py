@@ -58,6 +58,24 @@ def test_4_bits(signed):
     assert np.all(y > 0) or signed
 
 
+def test_companded():
+    x = spread(8)
+    c, scale = codes.encode(x, 8, x.size, code="companded")
+    error = np.abs(codes.decode(c, scale, code="companded") - x)
+    size = np.abs(x)
+    assert c.dtype == jnp.int8 and scale.tolist() == [1.0]
+    assert np.all(error <= 1.001 * (1 + size) ** 2 / 508 + 1e-4)  # half the steps of 2y / (1 + y)
+    c, scale = codes.encode(size, 8, x.size, signed=False, code="companded")
+    v = codes.decode(c, scale, signed=False, code="companded")
+    assert c.dtype == jnp.uint8 and np.all(v > 0)
+    assert np.all(np.abs(v - size) <= np.sqrt(size) / 255 + 255**-2)
+    blocks = codes.encode(np.ones((2, 96), np.float32), code="companded")[1]
+    assert blocks.shape == (2, 3)
+    for call in (codes.encode, lambda *x, **how: codes.decode(*codes.encode(*x), **how)):
+        with pytest.raises(ValueError, match="code='companded' needs bits=8, got bits=4"):
+            call(x, 4, code="companded") if call is codes.encode else call(x, 4, bits=4, code="companded")
+
+
 def test_a_mean_without_gradients_decays_to_zero():
     x = spread(8)
 
