@@ -7,7 +7,7 @@ from typing import Any
 
 from functional_opt.core.slots import declared
 
-from . import catalog, facts, peers
+from . import catalog, costs, facts, peers
 from .catalog import Entry
 from .docstring import Docstring, read
 from .prose import blocks, equation, myst
@@ -29,7 +29,7 @@ SLOTS = {
 
 
 def write(folder: Path) -> None:
-    """Writes all pages below `api/`. Raises ValueError for a public name without a page."""
+    """Writes all pages below `api/`, and the table of costs in `choose.md`. Raises ValueError for a public name without a page."""
     found = catalog.entries()
     known = list(found.values())
     asked = [e.name for e in known if e.section == OPTIMIZERS and e.kind == "transformation" and e.row != RULES]
@@ -48,6 +48,8 @@ def write(folder: Path) -> None:
     (folder / "api").mkdir(parents=True, exist_ok=True)
     for page, text in texts.items():
         (folder / "api" / f"{page}.md").write_text(text)
+    choose = folder / "choose.md"
+    choose.write_text(choose.read_text().replace(costs.MARK, costs.table()))
     if missing := [name for name, entry in found.items() if not _is_shown(folder, entry)]:
         raise ValueError(f"no page shows {', '.join(missing)}")
 
