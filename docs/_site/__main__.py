@@ -25,7 +25,7 @@ def main(out: Path) -> int:
     stage(source)
     made = [
         part("api", source, XLA_FLAGS=f"--xla_force_host_platform_device_count={DEVICES} {QUICK}"),
-        part("gallery", source),
+        part("gallery", source, XLA_FLAGS=QUICK),
     ]
     if any([process.wait() for process in made]):
         return 1

@@ -29,7 +29,10 @@ SLOTS = {
 
 
 def write(folder: Path) -> None:
-    """Writes all pages below `api/`, and the table of costs in `choose.md`. Raises ValueError for a public name without a page."""
+    """Writes all pages below `api/`, and the table of costs in `choose.md`.
+
+    Raises ValueError for a public name without a page.
+    """
     found = catalog.entries()
     known = list(found.values())
     asked = [e.name for e in known if e.section == OPTIMIZERS and e.kind == "transformation" and e.row != RULES]
@@ -47,7 +50,9 @@ def write(folder: Path) -> None:
     texts["index"] = index()
     (folder / "api").mkdir(parents=True, exist_ok=True)
     for page, text in texts.items():
-        (folder / "api" / f"{page}.md").write_text(text)
+        # without a place in the table of contents, which every page shows: 300 entries would slow down all of them
+        alone = "" if page == "index" or page in catalog.MODULES else "---\norphan: true\n---\n"
+        (folder / "api" / f"{page}.md").write_text(alone + text)
     choose = folder / "choose.md"
     choose.write_text(choose.read_text().replace(costs.MARK, costs.table()))
     if missing := [name for name, entry in found.items() if not _is_shown(folder, entry)]:
@@ -56,7 +61,7 @@ def write(folder: Path) -> None:
 
 def _is_shown(folder: Path, entry: Entry) -> bool:
     text = (folder / "api" / f"{entry.page}.md").read_text()
-    return f"({entry.page}.{entry.anchor})=" in text if entry.anchor else text.startswith(f"# {_title(entry)}\n")
+    return f"({entry.page}.{entry.anchor})=" in text if entry.anchor else f"\n# {_title(entry)}\n" in text
 
 
 def _title(entry: Entry) -> str:
@@ -66,12 +71,21 @@ def _title(entry: Entry) -> str:
 def single(entry: Entry, sent: str | None = None) -> str:
     """Returns the page of a name that has one of its own."""
     doc = read(entry.value)
-    parts = [f"# {_title(entry)}", *_summary(doc, entry.name), *_text(doc, entry.name)]
+    parts = [f"# {_title(entry)}", _way_back(entry), *_summary(doc, entry.name), *_text(doc, entry.name)]
     parts.append(CODE.format(signature(entry.name, entry.value)))
     if entry.kind == "transformation":
         parts.append(_facts(entry, sent))
     parts += _body(entry, doc, "##")
     return "\n\n".join(parts) + "\n"
+
+
+def _way_back(entry: Entry) -> str:
+    """Returns links to the lists that have the name."""
+    if not entry.section:
+        module = entry.name.rpartition(".")[0]
+        return f"[API](index.md) › [{module}]({module}.md)"
+    anchor = re.sub(r"[^\w -]", "", entry.section.lower()).replace(" ", "-")
+    return f"[API](index.md) › [{entry.section}](index.md#{anchor}) › {entry.row}"
 
 
 def shared(page: str, here: list[Entry]) -> str:
@@ -210,19 +224,18 @@ def _number(x: float) -> str:
 def index() -> str:
     """Returns the page that lists all names by subject, as the inventory does."""
     parts = ["# API", "Every public name, by subject. The same list without the first lines is {doc}`../inventory`."]
-    pages = []
     for section, rows in catalog.sections():
         parts.append(f"## {section}")
         for row, here in rows.items():
             lines = [f"| {myst(f'`{e.name}`')} | {_first(e)} |" for e in here]
-            pages += [e.page for e in here]
             parts.append(f"### {row[:1].upper()}{row[1:]}\n\n| | |\n|---|---|\n" + "\n".join(lines))
+    parts.append("## Keras")
+    classes = [e for e in catalog.entries().values() if e.page.startswith("keras.") and not e.anchor]
+    parts.append("| | |\n|---|---|\n" + "\n".join(f"| {myst(f'`{e.name}`')} | {_first(e)} |" for e in classes))
     parts.append("## Modules")
     parts.append("\n".join(f"- [{path}]({path}.md): {title}" for path, title in catalog.MODULES.items()))
     parts.append("- [States](states.md)\n- [Types for annotations](types.md)")
-    pages += [e.page for e in catalog.entries().values() if e.page.startswith("keras.") and not e.anchor]
-    rest = [*dict.fromkeys(pages), *catalog.MODULES, "states", "types"]
-    parts.append("```{toctree}\n:hidden:\n\n" + "\n".join(rest) + "\n```")
+    parts.append("```{toctree}\n:hidden:\n\n" + "\n".join(catalog.MODULES) + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
