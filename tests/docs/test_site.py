@@ -31,7 +31,8 @@ MEASURE = """() => {
     return {
         overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
         ground, contrast: (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05),
-        unrendered: document.querySelectorAll(".math").length - document.querySelectorAll(".math mjx-container").length,
+        unrendered: document.querySelectorAll(".math").length
+            - document.querySelectorAll(".math mjx-container").length,
         wrong: document.querySelectorAll("mjx-merror, [data-mjx-error]").length,
         missing: [...document.images].filter(i => i.offsetParent && i.complete && !i.naturalWidth).map(i => i.src),
     };
