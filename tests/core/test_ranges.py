@@ -50,6 +50,7 @@ CONSTRUCTORS = {
     name: x for name, x in sorted((vars(fo) | vars(experimental)).items()) if name[0] != "_" and is_constructor(x)
 }
 GIVEN = {  # where an argument that must be given is no number
+    "blocks": None,
     "schedules": [fo.constant_schedule(0.1)] * 2,
     "boundaries": [3],
     "seed": 0,
