@@ -147,11 +147,11 @@ def main(rounds: int, minutes: float, small: bool) -> None:
         *elementwise(f"{many} leaves of 64", {str(i): (64,) for i in range(many)}, limits, steps, on),
     ]
     cells, late = [], []
-    for work, contenders, queued, least in rows:
+    for work, contenders, calls, least in rows:
         if time.monotonic() - start > 60 * minutes:
             late.append(work)
             continue
-        t = {k: v / queued for k, v in interleave(contenders(), rounds, work).items()}
+        t = {k: v / calls for k, v in interleave(contenders(), rounds, work).items()}
         peers = [c for p in ("optax", "torch") for c in ((milliseconds(t[p]), ratio(t, p)) if p in t else ("–", "–"))]
         cells.append([work, f"{t['ours'] * 1e3:.3f}", *peers, f"{least / t['ours']:.2f}"])
         print(*cells[-1], sep=" | ", flush=True)

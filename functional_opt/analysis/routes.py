@@ -81,11 +81,11 @@ class Description:
 
     def _ways(self) -> list[list[str]]:
         """Returns, for each way that leaves go, a line with its links and one for each of their schedules."""
-        ways = []
+        ways, names = [], self._names()
         for route in {_way(r): r for r in self.routes}.values():
             steps = " → ".join(map(repr, route.links)) or "its updates stay as they are"
             schedules = [line for link in route.links for line in lines_of(link)]
-            ways.append([f"{self._names()[_way(route)]}: {steps}", *dict.fromkeys(schedules)])
+            ways.append([f"{names[_way(route)]}: {steps}", *dict.fromkeys(schedules)])
         return ways
 
     def _names(self) -> dict[tuple, str]:

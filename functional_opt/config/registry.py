@@ -25,12 +25,12 @@ KINDS = ("jax", "weak", "numpy", "scalar")
 NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNumbers)}
+"""NamedTuples that a field may hold."""
 ADDED: dict[str, dict[str, Any]] = {
     "MuonDimensionNumbers": {"reduction_blocks": None, "output_blocks": None},
     "quantize_state": {"code": "octaves"},
 }
 """Fields that configs of older versions lack, and the values that these stand for."""
-"""NamedTuples that a field may hold."""
 TAGS = (
     *("array", "constructor", "dict", "dtype", "function", "inject_hyperparams", "key", "list", "number", "partial"),
     *TUPLES,

@@ -196,6 +196,11 @@ def add(x: Any, u: Any) -> jax.Array:
     return cast_like(widen(x) + widen(u), x)
 
 
+def as_updates(new: Tree, updates: Tree, params: Tree) -> Tree:
+    """Returns `new` as the updates of `params`: in the dtypes of these, and None where `updates` has None."""
+    return map_leaves(lambda _, u: u, updates, read=(new,), params=params)
+
+
 def cast_tree_like(tree: Tree, like: Tree) -> Tree:
     """Casts every array to the dtype of its counterpart; returns a tree of another structure as it is."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)

@@ -1,7 +1,7 @@
 """Helpers for arrays whose explicit sharding, or variation inside `shard_map`, is part of their type."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -54,6 +54,14 @@ def reshard_like(x: jax.Array, like: Any) -> jax.Array:
     """Shards x, which was computed from `replicate(like)`, as `like` is sharded, if that is part of its type."""
     sharding = jax.typeof(like).sharding
     return reshard(x, sharding) if any(axis is not None for axis in sharding.spec) else x
+
+
+def sharded_by_compiler(fn: Callable, x: jax.Array, *others: Any) -> jax.Array:
+    """Returns `fn(x, *others)`, sharded as x is; on explicit axes too, the compiler shards what lies between."""
+    sharding = jax.typeof(x).sharding
+    if any(axis is not None for axis in sharding.spec):
+        fn = jax.sharding.auto_axes(fn, out_sharding=sharding)
+    return fn(x, *others)
 
 
 def varying_axes(x: Any) -> frozenset[str]:

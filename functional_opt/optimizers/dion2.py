@@ -13,6 +13,7 @@ from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
+from ..core.sharding import sharded_by_compiler
 from ..core.slots import Counter, Signed16
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..placement.like import keep_placement
@@ -20,14 +21,8 @@ from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.matrices.orthogonalize import (
-    PRESETS,
-    Coefficients,
-    coefficient_rows,
-    map_matrices,
-    needs_matrices,
-    newton_schulz,
-)
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients, coefficient_rows, newton_schulz
+from ..transforms.matrices.orthogonalize import map_matrices, needs_matrices
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -117,10 +112,8 @@ class scale_by_dion2(GradientTransformation):
 
 def orthogonal_lines(b: jax.Array, fraction: float, axis: int, coefficients: Any, eps: Any) -> jax.Array:
     """Returns matrices whose lines with the largest sums, rows for axis -2, are made orthogonal, the others zero."""
-    sharding, own = jax.typeof(b).sharding, partial(_orthogonal_lines, fraction=fraction, axis=axis)
-    if any(names is not None for names in sharding.spec):  # explicit: let the compiler shard what is between
-        return jax.sharding.auto_axes(out_sharding=sharding)(own)(b, coefficients, eps)
-    return own(b, coefficients, eps)
+    local = partial(_orthogonal_lines, fraction=fraction, axis=axis)
+    return sharded_by_compiler(local, b, coefficients, eps)
 
 
 def _orthogonal_lines(b: jax.Array, coefficients: Any, eps: Any, fraction: float, axis: int) -> jax.Array:

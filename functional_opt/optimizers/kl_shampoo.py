@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import Tree, map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import Tree, as_updates, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, Positive, PositiveInt
@@ -22,12 +22,13 @@ from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
     absent,
     eigenvectors,
+    factors_and_bases,
     gram,
     map_factors,
+    mean_factor,
     slots_by_axis,
     sum_of_slices,
     turn,
-    unless_overflown,
 )
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -129,7 +130,7 @@ class scale_by_kl_shampoo(GradientTransformation):
             lambda gg, q: q,
             *(gg, state.q),
         )
-        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = as_updates(u, updates, params)
         kept = keep_placement((gg, q, eigenvalues), (state.gg, state.q, state.eigenvalues))
         return keep_placement(new, updates), ScaleByKLShampooState(increment(state.count), mu, nu, *kept)
 
@@ -143,19 +144,14 @@ def factored_axes(shape: Sequence[int]) -> list[int]:
 def factor_slots(params: Tree, max_precond_dim: int, start: Any, distributed: Distributed | None) -> Any:
     """Returns the slots of the factors, which start at 0, of their eigenvectors and of their eigenvalues."""
 
-    def matrix(x, k, start):
-        if k not in factored_axes(x.shape) or x.shape[k] > max_precond_dim:
-            return None
-        return sum_of_slices(x, k)[:, None] + start * jnp.eye(x.shape[k], dtype=x.dtype)
+    def has_matrix(shape, k):
+        return k in factored_axes(shape) and shape[k] <= max_precond_dim
 
     def numbers(x, k):
         return sum_of_slices(x, k).real + start if k in factored_axes(x.shape) else None
 
-    gg, q = (
-        slots_by_axis(params, lambda x, k, start=start: matrix(x, k, start), distributed=distributed)
-        for start in (0, 1)
-    )
-    return gg, q, slots_by_axis(params, numbers, distributed=distributed)
+    matrices = factors_and_bases(params, has_matrix, distributed)
+    return *matrices, slots_by_axis(params, numbers, distributed=distributed)
 
 
 def roots(eigenvalues: Sequence[jax.Array], axes: Sequence[int], ndim: int) -> Any:
@@ -170,10 +166,8 @@ def kl_means(g: Tree, state: Any, beta: Any, max_scale: Any, owners: Owners) -> 
 
     def mean(g, *factors_and_terms):
         half = len(factors_and_terms) // 2
-        return g, *map(one_mean, factors_and_terms[:half], factors_and_terms[half:])
-
-    def one_mean(gg, term):
-        return gg if gg.ndim < 2 else unless_overflown((beta * gg + (1 - beta) * term).astype(gg.dtype), gg)
+        pairs = zip(factors_and_terms[:half], factors_and_terms[half:], strict=True)
+        return g, *(mean_factor(gg, term, beta) for gg, term in pairs)
 
     return map_leaves(mean, g, *state.gg, read=terms, same_shape=False)[1:] if state.gg else (), eigenvalues
 

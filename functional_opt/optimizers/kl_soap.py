@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import as_updates, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, Positive, PositiveInt
@@ -104,7 +104,7 @@ class scale_by_kl_soap(GradientTransformation):
             lambda mu, gg, q: (mu, q),
             *(mu, gg, state.q),
         )
-        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = as_updates(u, updates, params)
         kept = keep_placement((gg, q, eigenvalues), (state.gg, state.q, state.eigenvalues))
         return keep_placement(new, updates), ScaleByKLSoapState(increment(state.count), mu, nu, *kept)
 

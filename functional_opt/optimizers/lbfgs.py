@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
+from ..core.leaves import as_updates, cast_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ..core.ranges import DType, PositiveInt
 from ..core.schedule import Rate
 from ..core.slots import Counter, Exact, Exact16, Number, Params
@@ -132,7 +132,7 @@ class scale_by_lbfgs(GradientTransformation):
             for i, x in zip(there, results, strict=True):
                 columns[k][i] = x
         u, w, g1, _, _, s, y = (treedef.unflatten(column) for column in columns)
-        updates = map_leaves(lambda g, u: u, updates, read=(u,), params=params)
+        updates = as_updates(u, updates, params)
         return updates, ScaleByLBFGSState(count, w, g1, s, y, rho)
 
 

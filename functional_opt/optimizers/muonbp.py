@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import Tree, as_updates, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
 from ..core.paths import Frozen, Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
 from ..core.schedule import Rate
@@ -20,7 +20,8 @@ from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonDimensionNumbers, MuonNumbers, Stacks, axes_of, specs_of
-from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, needs_matrices, orthogonalize, scale_by_shape
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients
+from ..transforms.matrices.orthogonalize import needs_matrices, orthogonalize, scale_by_shape
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -115,7 +116,7 @@ class scale_by_muonbp(GradientTransformation):
             lambda: direction(self.weight_dimension_numbers, self.distributed),
             lambda: direction(self._blocks(updates), "local", self.block_scale),
         )
-        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = as_updates(u, updates, params)
         return keep_placement(new, updates), ScaleByMuonBPState(increment(state.count), mu)
 
     def _blocks(self, tree: Tree) -> Frozen:

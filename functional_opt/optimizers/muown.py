@@ -8,7 +8,8 @@ from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers
-from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, orthogonalize, scale_by_shape
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients
+from ..transforms.matrices.orthogonalize import orthogonalize, scale_by_shape
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from ..transforms.scaling.moments import trace

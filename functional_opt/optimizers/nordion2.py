@@ -20,7 +20,8 @@ from ..placement.owners import Distributed
 from ..transforms.combining.chain import chain
 from ..transforms.combining.select import partition
 from ..transforms.matrices.dimension_numbers import MuonNumbers, Stacks
-from ..transforms.matrices.orthogonalize import PRESETS, Coefficients, coefficient_rows, map_matrices, needs_matrices
+from ..transforms.matrices.newton_schulz import PRESETS, Coefficients, coefficient_rows
+from ..transforms.matrices.orthogonalize import map_matrices, needs_matrices
 from ..transforms.matrices.routing import Layout
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import as_updates, map_leaves, widen_tree, zeros_like, zip_leaves
 from ..core.norms import abs_sq, nonzero, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, Positive, PositiveBound, PositiveInt
@@ -122,7 +122,7 @@ class scale_by_psgd_kron(GradientTransformation):
             (due, probe, self.precond_lr, self.max_update_rms),
             Owners(self.distributed),
         )
-        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = as_updates(u, updates, params)
         q = keep_placement(q, state.q)
         return keep_placement(new, updates), ScaleByPsgdKronState(t, mu, q, stored_like(key, state.rng_key))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import Tree, as_updates, is_nothing, map_leaves, paths, widen_tree, zeros_like, zip_leaves
 from ..core.model_trees import visible
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Labels, broadcast_prefix, resolve_labels
@@ -113,7 +113,7 @@ class scale_by_scion(GradientTransformation):
             for d, norm in zip(nearest, norms, strict=True)
         ]
         edges = stacks.back(stacks.treedef.unflatten(edges))
-        updates = map_leaves(lambda g, u: u, updates, read=(edges,), params=params)
+        updates = as_updates(edges, updates, params)
         return updates, ScaleByScionState(increment(state.count), mu)
 
     def norm_of_each(self, params: Tree) -> list[str]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, zeros_like, zip_leaves
+from ..core.leaves import as_updates, map_leaves, zeros_like, zip_leaves
 from ..core.norms import abs_sq
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
@@ -20,13 +20,12 @@ from ..placement.owners import Distributed, Owners
 from ..transforms.combining.chain import chain
 from ..transforms.matrices.kronecker import (
     eigenvectors,
+    factors_and_bases,
     gram,
     map_factors,
+    mean_factor,
     multiply_axis,
-    slots_by_axis,
-    sum_of_slices,
     turn,
-    unless_overflown,
 )
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
@@ -92,21 +91,12 @@ class scale_by_soap(GradientTransformation):
 
     def init(self, params):
         mu, nu = zeros_like(params, self.state_dtype), zeros_like(params, self.state_dtype, real=True)
-
-        def matrices(x, k, start):
-            if not self._turns(x.shape, k):
-                return None
-            return sum_of_slices(x, k)[:, None] + start * jnp.eye(x.shape[k], dtype=x.dtype)
-
-        gg, q = (
-            slots_by_axis(params, lambda x, k, start=start: matrices(x, k, start), distributed=self.distributed)
-            for start in (0, 1)
-        )
-        return ScaleBySoapState(zero_count(), mu, nu, gg, q)
+        return ScaleBySoapState(zero_count(), mu, nu, *factors_and_bases(params, self._turns, self.distributed))
 
     def update(self, updates, state, params=None, **extra):
         zip_leaves((updates, state.mu), ("updates", "the optimizer state"))
         first, t = state.count == 0, jnp.maximum(state.count, 1)
+        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
 
         def turned(g, q):
             return turn(g, q), [gram(g, k) if x.ndim > 1 else x for k, x in enumerate(q)]
@@ -116,7 +106,7 @@ class scale_by_soap(GradientTransformation):
             u = m_new / (1 - self.b1**t) / (jnp.sqrt(v_new / (1 - self.b2**t)) + self.eps)
             u, m, v = (jnp.where(first, old, x) for x, old in ((u, jnp.zeros_like(u)), (m_new, m), (v_new, v)))
             gg, grams = factors[: len(state.gg)], factors[len(state.gg) :]
-            return u, m, v, *(self._mean(x, new) for x, new in zip(gg, grams, strict=True))
+            return u, m, v, *(mean_factor(x, new, beta) for x, new in zip(gg, grams, strict=True))
 
         def turned_back(u, q):
             return (turn(u, q, back=True),)
@@ -131,13 +121,9 @@ class scale_by_soap(GradientTransformation):
             lambda mu, nu, gg, q: (mu, nu, q),
             *(mu, nu, tuple(gg), state.q),
         )
-        new = map_leaves(lambda _, u: u, updates, read=(u,), params=params)
+        new = as_updates(u, updates, params)
         gg, q = keep_placement((tuple(gg), q), (state.gg, state.q))
         return keep_placement(new, updates), ScaleBySoapState(increment(state.count), mu, nu, gg, q)
-
-    def _mean(self, gg: jax.Array, gram: jax.Array) -> jax.Array:
-        beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
-        return gg if gg.ndim < 2 else unless_overflown((beta * gg + (1 - beta) * gram).astype(gg.dtype), gg)
 
     def _turns(self, shape: tuple[int, ...], k: int) -> bool:
         return len(shape) > (0 if self.precondition_1d else 1) and 1 < shape[k] <= self.max_precond_dim

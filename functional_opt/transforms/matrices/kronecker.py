@@ -50,6 +50,21 @@ def slots_by_axis(
     return tuple(jax.tree.map(lambda x, k=k: slot(x, k), zeros) for k in range(axes))
 
 
+def factors_and_bases(params: Tree, has: Callable[[tuple[int, ...], int], bool], distributed: Any) -> tuple[Any, Any]:
+    """Returns slots by axis for matrices of each axis k of a leaf of a shape that `has(shape, k)`: 0, and I."""
+
+    def matrix(x, k, start):
+        if not has(x.shape, k):
+            return None
+        return sum_of_slices(x, k)[:, None] + start * jnp.eye(x.shape[k], dtype=x.dtype)
+
+    zero, one = (
+        slots_by_axis(params, lambda x, k, start=start: matrix(x, k, start), distributed=distributed)
+        for start in (0, 1)
+    )
+    return zero, one
+
+
 def map_factors(
     fn: Callable,
     trees: Sequence[Tree],
@@ -138,6 +153,13 @@ def gram(x: jax.Array, k: int) -> jax.Array:
     """
     others = [axis for axis in range(x.ndim) if axis != k]
     return jnp.tensordot(x, x.conj(), (others, others))
+
+
+def mean_factor(factor: jax.Array, term: jax.Array, beta: Any) -> jax.Array:
+    """Returns beta·factor + (1 − beta)·term, in the factor's dtype; the factor where it is no matrix or overflows."""
+    if factor.ndim < 2:
+        return factor
+    return unless_overflown((beta * factor + (1 - beta) * term).astype(factor.dtype), factor)
 
 
 def unless_overflown(new: Any, old: Any) -> jax.Array:

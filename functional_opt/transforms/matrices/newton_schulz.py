@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ...core import kernels
 from ...core.norms import matrix_norm
 from ...core.ranges import Convert
+from ...core.sharding import sharded_by_compiler
 
 Preconditioning = Literal["frobenius", "spectral", "aol", "schatten"]
 
@@ -92,11 +93,8 @@ def newton_schulz(
 
     Zhang, Amsel, Chen and Dao 2026, Gram Newton–Schulz, do two steps and then three.
     """
-    sharding = jax.typeof(g).sharding
     local = partial(_newton_schulz, how=preconditioning, floor=eps_is_floor, dtype=dtype)
-    if any(axis is not None for axis in sharding.spec):  # explicit: let the compiler shard what is between
-        return jax.sharding.auto_axes(out_sharding=sharding)(local)(g, rows, eps)
-    return local(g, rows, eps)
+    return sharded_by_compiler(local, g, rows, eps)
 
 
 def is_tall(x: jax.Array) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.checks import Static
-from ...core.leaves import Tree, is_nothing, map_leaves, paths, widen_tree
+from ...core.leaves import Tree, as_updates, is_nothing, map_leaves, paths, widen_tree
 from ...core.norms import batches
 from ...core.ranges import DType, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
@@ -158,4 +158,4 @@ def map_matrices(fn: Callable, updates: Tree, params: Tree, distributed: Distrib
                 wide[i] = fn(wide[i])
     for i, x in zip(there, wide, strict=True):
         leaves[i] = x.mT if is_tall(leaves[i]) else x
-    return map_leaves(lambda _, u: u, updates, read=(treedef.unflatten(leaves),), params=params)
+    return as_updates(treedef.unflatten(leaves), updates, params)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
+from ...core.leaves import Tree, as_updates, cast_tree_like, copy_of, map_leaves, widen_params, widen_tree
 from ...core.ranges import PositiveInt
 from ...core.slots import Counter, Params, States
 from ...core.transformation import (
@@ -89,6 +89,6 @@ class outer_steps(GradientTransformation):
 
         sync = state.steps_since_sync >= self.sync_period - 1
         move, outer_state, slow = jax.lax.cond(sync, outer_step, no_step, state.outer_state, state.slow)
-        new = map_leaves(lambda _, u: u, updates, read=(move,), params=params)
+        new = as_updates(move, updates, params)
         count = jnp.where(sync, 0, increment(state.steps_since_sync))
         return new, OuterStepsState(fast_state, outer_state, count, slow)
