@@ -9,6 +9,11 @@ import functional_opt as fo
 
 NAMES = [name for name in vars(fo.contrib) if not name.startswith("_")]
 STATES = [name for name in NAMES if hasattr(getattr(optax.contrib, name, None), "_fields")]
+MORE = {
+    "MechanicState": ("delta",),  # which Optax computes, and loses digits by
+    "MuonDimensionNumbers": ("reduction_blocks", "output_blocks"),
+}
+"""Fields that stand behind Optax's."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,8 +24,7 @@ def test_names_are_optax_and_stand_at_the_top(name):
 
 @pytest.mark.parametrize("name", STATES)
 def test_states_have_optax_fields(name):
-    more = ("delta",) if name == "MechanicState" else ()  # which Optax computes, and loses digits by
-    assert getattr(fo.contrib, name)._fields == getattr(optax.contrib, name)._fields + more
+    assert getattr(fo.contrib, name)._fields == getattr(optax.contrib, name)._fields + MORE.get(name, ())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in STATES and name != "NormalizeState"])

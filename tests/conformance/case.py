@@ -42,6 +42,11 @@ class Case:
         return self.make(**(self.args | changes))
 
     @property
+    def takes_other_params(self) -> bool:
+        """Whether the arguments fit params of any paths and shapes, not only those of the table."""
+        return not self.name.startswith(("groups", "qk_clip", "normuon-blocks"))
+
+    @property
     def pace(self) -> float:
         """How far params are to move for an update of 1: what is not an optimizer would take them past zero."""
         return 1.0 if self.reference else 0.01

@@ -32,7 +32,7 @@ def specs(tree):
     return [[*s.spec] for s in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith(("groups", "qk_clip"))], ids=repr)
+@pytest.mark.parametrize("case", [c for c in CASES if c.takes_other_params], ids=repr)
 def test_each_fits(case):
     tx, params = case.tx(), placed(MESH)
     state = jax.eval_shape(tx.init, jax.eval_shape(lambda x: x, jax.tree.map(_shape, params)))

@@ -126,7 +126,7 @@ PLACED = {
 }
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith(("groups", "qk_clip"))], ids=repr)
+@pytest.mark.parametrize("case", [c for c in CASES if c.takes_other_params], ids=repr)
 def test_each_keeps_placements(case):
     """Explicit axes carry placements in types, so that tracing shows them."""
     shape = lambda x: jax.ShapeDtypeStruct(x[0], "float32", sharding=NamedSharding(ON_A_MESH, x[1]))  # noqa: E731
