@@ -78,9 +78,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays until the end: later collections of garbage need not look at it."""
+    """Collects garbage less often, and never looks again at what was imported and collected until here."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 _tests = itertools.count(1)

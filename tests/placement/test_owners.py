@@ -32,7 +32,7 @@ def matrices(seed, sharding):
 
 
 def compiled(tx, layout, kind):
-    """The updates of one step, and its program."""
+    """The updates of one step on a mesh, and its program."""
     shape, spec = LAYOUTS[layout]
     mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2)
     with jax.set_mesh(mesh):
@@ -47,9 +47,7 @@ def compiled(tx, layout, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_muon(kind):
     """Measured for 8 matrices of 32 × 32 on 4 devices: all-to-alls there and back, or a gather of the updates."""
-    alone = fo.scale_by_muon()
-    params, grads = matrices(0, jax.devices()[0]), matrices(1, jax.devices()[0])
-    expected, _ = jax.jit(alone.update)(grads, alone.init(params), params)
+    expected, _ = on_one_device(fo.scale_by_muon)
     work = compiled(fo.scale_by_muon(distributed="local"), "replicated", kind)[1].cost_analysis()["flops"]
     first = None
     for layout in LAYOUTS:
@@ -92,15 +90,22 @@ FACTORED = {  # what a device sends and gets in a step on FSDP, in multiples of 
 }
 
 
+@functools.cache
+def on_one_device(make):
+    """The updates of one step, and its work."""
+    tx = make()
+    params, grads = matrices(0, jax.devices()[0]), matrices(1, jax.devices()[0])
+    state = tx.init(params)
+    program = jax.jit(tx.update).lower(grads, state, params).compile()
+    return program(grads, state, params)[0], program.cost_analysis()["flops"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FACTORED)
 def test_factors_lie_with_owners(name, kind):
     """The bytes of a step whose roots are not due, the work, and the numbers, beside those of one device."""
     make, moves = FACTORED[name]
-    alone = make()
-    params, grads = matrices(0, jax.devices()[0]), matrices(1, jax.devices()[0])
-    expected, state = jax.jit(alone.update)(grads, alone.init(params), params)
-    work = jax.jit(alone.update).lower(grads, state, params).compile().cost_analysis()["flops"]
+    expected, work = on_one_device(make)
     for layout in ("FSDP", "2-D"):
         updates, program = compiled(make(), layout, kind)
         sent = sum(collectives(program.as_text(), due=False).values())
@@ -110,37 +115,42 @@ def test_factors_lie_with_owners(name, kind):
             np.testing.assert_allclose(x, expected[key], atol=5e-5 * np.abs(expected[key]).max())
 
 
+SHAPES = {"b": (8,), "w": (8, 4), "v": (8, 4), "odd": (3, 5), "conv": (4, 3, 2), "frozen": (4, 4), "n": ()}
+SPECS = {"b": P("data"), "w": P("data", "model"), "v": P(None, "model"), "conv": P("data"), "frozen": P("data")}
+
+
+def placed(mesh, name):
+    return NamedSharding(mesh, SPECS.get(name, P()))
+
+
+@functools.cache
+def three_steps(make, mesh=None):
+    """The last updates and state, on one device or on a mesh."""
+    draws = [np.random.default_rng(seed) for seed in range(4)]
+    trees = [{name: rng.normal(size=shape).astype("float32") for name, shape in SHAPES.items()} for rng in draws]
+    if mesh:
+        trees = [{name: jax.device_put(x, placed(mesh, name)) for name, x in tree.items()} for tree in trees]
+    params, *grads = trees
+    tx = fo.inject_hyperparams(make)(**NUMBERS[make])
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for g in grads:
+        updates, state = step(g | {"frozen": None}, state, params)
+    return updates, state
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", NUMBERS)
 def test_steps_by_owners_are_those_of_one_device(make, kind):
     """Leaves of one, two and three axes, one that the devices do not divide, and one without a gradient."""
-    shapes = {"b": (8,), "w": (8, 4), "v": (8, 4), "odd": (3, 5), "conv": (4, 3, 2), "frozen": (4, 4), "n": ()}
-    specs = {"b": P("data"), "w": P("data", "model"), "v": P(None, "model"), "conv": P("data"), "frozen": P("data")}
-    draws = [np.random.default_rng(seed) for seed in range(4)]
-    trees = [{name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()} for rng in draws]
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
-    tx = fo.inject_hyperparams(make)(**NUMBERS[make])
-    results = []
-    for there in (False, True):
-        with jax.set_mesh(mesh) if there else contextlib.nullcontext():
-            given = [
-                {
-                    k: jax.device_put(x, NamedSharding(mesh, specs.get(k, P())) if there else None)
-                    for k, x in t.items()
-                }
-                for t in trees
-            ]
-            params, *grads = given
-            state = tx.init(params)
-            step = jax.jit(tx.update)
-            for g in grads:
-                updates, state = step(g | {"frozen": None}, state, params)
-        results.append((updates, state))
-    (alone, one), (updates, several) = results
-    assert updates.pop("frozen") is alone.pop("frozen") is None
-    for key, x in updates.items():
-        np.testing.assert_allclose(x, alone[key], atol=3e-4, err_msg=key)
-        assert x.sharding.is_equivalent_to(params[key].sharding, x.ndim), key
+    alone, one = three_steps(make)
+    with jax.set_mesh(mesh):
+        updates, several = three_steps(make, mesh)
+    assert updates["frozen"] is alone["frozen"] is None
+    for key in SHAPES.keys() - {"frozen"}:
+        np.testing.assert_allclose(updates[key], alone[key], atol=3e-4, err_msg=key)
+        assert updates[key].sharding.is_equivalent_to(placed(mesh, key), updates[key].ndim), key
     assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, several)
 
 

@@ -28,11 +28,12 @@ def joined(apart):
 
 @jax.jit
 def steps(tx, params):
-    state = tx.init(params)
-    for i in range(3):
-        updates, state = tx.update(jax.tree.map(lambda w: jnp.sin(7 * w + i), params), state, params)  # noqa: B023
-        params = fo.apply_updates(params, updates)
-    return params, state
+    def step(i, carry):
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(lambda w: jnp.sin(7 * w + i), params), state, params)
+        return fo.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, 3, step, (params, tx.init(params)))
 
 
 def named(make):
