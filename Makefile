@@ -1,4 +1,4 @@
-# make demo: sets everything up and trains on real data.  make characters: compares eight
+# make demo: sets everything up and trains on real data.  make characters: compares eleven
 # optimizers on a character transformer.  make distributed: trains it on two processes of four
 # devices each.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
@@ -70,4 +70,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) out build *.egg-info functional_opt/native/*.so
+	rm -rf $(VENV) .pytest_cache out build *.egg-info functional_opt/native/*.so

@@ -1,4 +1,4 @@
-"""Eight optimizers on a character transformer, tuned with equal effort, and their state in four precisions."""
+"""Eleven optimizers on a character transformer, tuned with equal effort, and their state in five forms."""
 
 import argparse
 import time
@@ -53,12 +53,16 @@ OPTIMIZERS = {
     "mars": Entry(3e-3, fo.mars),
     "schedule_free_adamw": Entry(3e-3, fo.schedule_free_adamw, flat),
     "muon": Entry(3e-3, partial(fo.muon, consistent_rms=0.2, muon_mask=ADAM_S)),
+    "muonh": Entry(3e-3, partial(fo.muonh, matrix_mask=ADAM_S)),
     "soap": Entry(3e-3, partial(fo.soap, max_precond_dim=128)),
+    "kl_soap": Entry(3e-3, partial(fo.kl_soap, max_precond_dim=128)),
+    "snoo (adamw)": Entry(3e-3, lambda rate: fo.snoo(fo.adamw(rate))),
 }
 PRECISIONS: dict[str, Callable] = {
     "float32": lambda make, rate: make(rate),
     "bfloat16": lambda make, rate: make(rate, state_dtype="bfloat16"),
     "8 bits": lambda make, rate: fo.quantize_state(make(rate), bits=8),
+    "8 bits, companded": lambda make, rate: fo.quantize_state(make(rate), code="companded"),  # FlashOptim's
     "4 bits": lambda make, rate: fo.quantize_state(make(rate), bits=4),
 }
 QUICK: dict[str, Any] = {"steps": 8, "rates": 2, "seeds": 2, "names": ("adamw", "schedule_free_adamw")}

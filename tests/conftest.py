@@ -1,16 +1,32 @@
-"""Sets four CPU devices before JAX is imported and hypothesis' profiles; marks and groups tests; frees programs."""
+"""Sets four CPU devices and a cache of programs before JAX is imported; marks and groups tests; frees programs."""
 
 import collections
 import functools
 import gc
+import hashlib
 import itertools
 import os
+import platform
 import sys
 import threading
 from pathlib import Path
 
+
+def processor() -> str:
+    """A name for processors with the same instructions, which are those that XLA compiles for."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+# what one test, worker, process or run has compiled, others load; `make clean` removes it
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs" / processor()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -60,7 +60,7 @@ def test_characters(examples, tmp_path, monkeypatch):
     import characters
 
     monkeypatch.setattr(character_model, "LAYERS", 1)  # compiles in half the time
-    assert len(characters.OPTIMIZERS) == 8 and len(characters.PRECISIONS) == 4
+    assert len(characters.OPTIMIZERS) == 11 and len(characters.PRECISIONS) == 5
     console = Console(record=True, width=120)
     results, precisions = characters.main(tmp_path / "characters.png", console, **characters.QUICK)
     for result in results.values():  # ln 107 = 4.67 is what knows nothing
