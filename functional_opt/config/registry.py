@@ -26,9 +26,26 @@ NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNumbers)}
 """NamedTuples that a field may hold."""
+ON_A_MESH, STORED, PRODUCTS = {"distributed": None}, {"weight_dimension_numbers": None}, {"ns_dtype": None}
 ADDED: dict[str, dict[str, Any]] = {
     "MuonDimensionNumbers": {"reduction_blocks": None, "output_blocks": None},
-    "quantize_state": {"code": "octaves"},
+    "flatten": {"multiple_of": 1},
+    "inverse_time_decay": {"exponent": 1.0},
+    "muon_labels": {"matrix_layout": None},
+    "orthogonalize": {"eps_is_floor": False} | STORED | ON_A_MESH | PRODUCTS,
+    "quantize_state": {"signed": (), "code": "octaves"},
+    "scale_by_dion": STORED | ON_A_MESH,
+    "scale_by_dion2": PRODUCTS,
+    "scale_by_lbfgs": {"negative_curvature": "skip"},
+    "scale_by_muon": ON_A_MESH | PRODUCTS,
+    "scale_by_muonbp": PRODUCTS,
+    "scale_by_nordion2": PRODUCTS,
+    "scale_by_normuon": STORED | ON_A_MESH | PRODUCTS,
+    "scale_by_psgd_kron": ON_A_MESH,
+    "scale_by_radam": {"eps_hat": False},
+    "scale_by_scion": {"matrix_layout": None} | STORED | ON_A_MESH | PRODUCTS,
+    "scale_by_shampoo": ON_A_MESH,
+    "scale_by_soap": ON_A_MESH,
 }
 """Fields that configs of older versions lack, and the values that these stand for."""
 TAGS = (

@@ -51,7 +51,7 @@ class scale_by_dion2(GradientTransformation):
     Args:
         momentum: the paper's μ, in [0, 1).
         fraction: how many of the lines to choose, in (0, 1], rounded up; the authors use 0.25.
-        ns_coeffs, ns_steps, eps: as in `orthogonalize`.
+        ns_coeffs, ns_steps, eps, ns_dtype: as in `orthogonalize`.
         state_dtype: storage dtype of M. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`.
         distributed: on a mesh, "owners" gives each device whole matrices of its own (see `orthogonalize`), "local"
@@ -79,6 +79,7 @@ class scale_by_dion2(GradientTransformation):
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
+    ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         needs_matrices(params)
@@ -94,7 +95,7 @@ class scale_by_dion2(GradientTransformation):
 
         def orthogonal(b):  # of stacks with no more rows than columns
             axis = -2 if b.shape[-2] < b.shape[-1] else -1
-            return orthogonal_lines(b, self.fraction, axis, coefficients, self.eps)
+            return orthogonal_lines(b, self.fraction, axis, coefficients, self.eps, self.ns_dtype)
 
         def leaf(o, m, b):
             rows, columns = o.shape[-2:]
@@ -110,18 +111,18 @@ class scale_by_dion2(GradientTransformation):
         return new, ScaleByDion2State(increment(state.count), keep_placement(stacks.back(mu), state.mu))
 
 
-def orthogonal_lines(b: jax.Array, fraction: float, axis: int, coefficients: Any, eps: Any) -> jax.Array:
+def orthogonal_lines(b: jax.Array, fraction: float, axis: int, coefficients: Any, eps: Any, dtype: Any) -> jax.Array:
     """Returns matrices whose lines with the largest sums, rows for axis -2, are made orthogonal, the others zero."""
-    local = partial(_orthogonal_lines, fraction=fraction, axis=axis)
+    local = partial(_orthogonal_lines, fraction=fraction, axis=axis, dtype=dtype)
     return sharded_by_compiler(local, b, coefficients, eps)
 
 
-def _orthogonal_lines(b: jax.Array, coefficients: Any, eps: Any, fraction: float, axis: int) -> jax.Array:
+def _orthogonal_lines(b: jax.Array, coefficients: Any, eps: Any, fraction: float, axis: int, dtype: Any) -> jax.Array:
     b = b if axis == -2 else b.mT
     k = math.ceil(fraction * b.shape[-2])
     order = jnp.argsort(-jnp.sum(jnp.abs(b), axis=-1), axis=-1)
     rank = jnp.argsort(order, axis=-1)[..., None]
-    o = newton_schulz(jnp.take_along_axis(b, order[..., :k, None], -2), coefficients, eps)
+    o = newton_schulz(jnp.take_along_axis(b, order[..., :k, None], -2), coefficients, eps, dtype=dtype)
     u = jnp.where(rank < k, jnp.take_along_axis(o, jnp.minimum(rank, k - 1), -2), 0)
     return u if axis == -2 else u.mT
 
@@ -146,6 +147,7 @@ def dion2(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """Dion2 for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -166,7 +168,9 @@ def dion2(
     numbers = weight_dimension_numbers
     matrices = chain(
         scale_by_dion2(
-            *(momentum, fraction, ns_coeffs, ns_steps, eps, state_dtype, numbers), distributed=distributed
+            *(momentum, fraction, ns_coeffs, ns_steps, eps, state_dtype, numbers),
+            distributed=distributed,
+            ns_dtype=ns_dtype,
         ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

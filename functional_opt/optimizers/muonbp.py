@@ -56,7 +56,7 @@ class scale_by_muonbp(GradientTransformation):
         consistent_rms: as in `scale_by_shape`; None for its first formula.
         beta: decay rate of the mean, in [0, 1).
         nesterov: whether to use beta·m + (1 − beta)·g in place of m, which the paper does not.
-        ns_coeffs, ns_steps, eps: as in `orthogonalize`. distributed: as there, at full steps.
+        ns_coeffs, ns_steps, eps, ns_dtype: as in `orthogonalize`. distributed: as there, at full steps.
         state_dtype: storage dtype of m. None means the params' dtype, or float32 for 16-bit params.
         weight_dimension_numbers: which axes are rows and columns, if not the last two; as in `scale_by_muon`.
 
@@ -86,6 +86,7 @@ class scale_by_muonbp(GradientTransformation):
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
+    ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         needs_matrices(params)
@@ -104,7 +105,10 @@ class scale_by_muonbp(GradientTransformation):
 
         def direction(numbers: Any, distributed: Distributed | None, scale: Any = 1.0) -> Any:
             tx = orthogonalize(
-                self.ns_coeffs, self.ns_steps, self.eps, weight_dimension_numbers=numbers, distributed=distributed
+                *(self.ns_coeffs, self.ns_steps, self.eps),
+                weight_dimension_numbers=numbers,
+                distributed=distributed,
+                ns_dtype=self.ns_dtype,
             )
             u, _ = tx.update(m, EmptyState())
             u, _ = scale_by_shape(self.consistent_rms, numbers).update(u, EmptyState())
@@ -188,6 +192,7 @@ def muonbp(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """MuonBP for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -195,7 +200,8 @@ def muonbp(
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; Adam's with consistent_rms=0.2.
-        blocks, period, block_scale, consistent_rms, beta, nesterov, distributed: as in `scale_by_muonbp`.
+        blocks, period, block_scale, consistent_rms, beta, nesterov, distributed: as in
+            `scale_by_muonbp`.
         weight_decay, weight_decay_mask: for the matrices, as in `add_decayed_weights`.
         adam_learning_rate: learning rate of the other leaves; learning_rate if None.
         matrix_mask, weight_dimension_numbers, matrix_layout: which leaves are matrices for MuonBP, and how they are
@@ -211,6 +217,7 @@ def muonbp(
         *(blocks, period, block_scale, consistent_rms, beta, nesterov, ns_coeffs, ns_steps, eps, state_dtype),
         weight_dimension_numbers,
         distributed=distributed,
+        ns_dtype=ns_dtype,
     )
     matrices = chain(
         rule, add_decayed_weights(weight_decay, weight_decay_mask), scale_by_learning_rate(learning_rate)

@@ -38,6 +38,7 @@ def muown(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """Muown for hidden matrices, AdamW elsewhere: w = g · v / ‖v‖ by columns, with Muon for v and AdamW for g.
 
@@ -48,7 +49,7 @@ def muown(
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; Adam's with consistent_rms=0.2.
         momentum, nesterov: as in `trace`; without nesterov m takes the place of ∂v + momentum · m.
-        ns_coeffs, ns_steps: as in `orthogonalize`.
+        ns_coeffs, ns_steps, ns_dtype: as in `orthogonalize`.
         weight_decay: of the magnitudes.
         consistent_rms: as in `scale_by_shape`.
         adam_b1, adam_b2, adam_eps: of the magnitudes and the other leaves.
@@ -69,7 +70,9 @@ def muown(
     numbers = weight_dimension_numbers
     direction = chain(
         trace(momentum, nesterov, state_dtype),
-        orthogonalize(ns_coeffs, ns_steps, weight_dimension_numbers=numbers, distributed=distributed),
+        orthogonalize(
+            ns_coeffs, ns_steps, weight_dimension_numbers=numbers, distributed=distributed, ns_dtype=ns_dtype
+        ),
         scale_by_shape(consistent_rms, numbers),
         scale_by_learning_rate(learning_rate),
     )

@@ -52,7 +52,7 @@ class scale_by_nordion2(GradientTransformation):
     Then M ← B, times momentum on K. Leaves with more axes are stacks of matrices.
 
     Args:
-        momentum, fraction, ns_coeffs, ns_steps, state_dtype, distributed: as in `scale_by_dion2`.
+        momentum, fraction, ns_coeffs, ns_steps, state_dtype, distributed, ns_dtype: as in `scale_by_dion2`.
         b2: decay rate of the mean, in [0, 1).
         eps: added to √v and to the norm in `orthogonalize`, ≥ 0.
         weight_dimension_numbers: as in `scale_by_muon`. v has the axes of the stack first, then 1 and the columns.
@@ -79,6 +79,7 @@ class scale_by_nordion2(GradientTransformation):
     state_dtype: Static[DType | None] = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
+    ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
         needs_matrices(params)
@@ -96,7 +97,10 @@ class scale_by_nordion2(GradientTransformation):
             """Maps over the tall matrices, which come transposed, or over the others."""
             own = jax.tree.map(lambda x: x if (x.shape[-2] > x.shape[-1]) == tall else None, b)
             axis = -2 if tall else -1
-            lines = lambda x: orthogonal_lines(x, self.fraction, axis, coefficients, self.eps)  # noqa: E731
+
+            def lines(x):
+                return orthogonal_lines(x, self.fraction, axis, coefficients, self.eps, self.ns_dtype)
+
             return map_matrices(lines, own, None, self.distributed)
 
         def leaf(o, v, m, b):
@@ -138,6 +142,7 @@ def nordion2(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """NorDion2 for hidden matrices, AdamW for other leaves: w ← w − learning_rate · (u + weight_decay · w).
 
@@ -158,7 +163,9 @@ def nordion2(
     numbers = weight_dimension_numbers
     matrices = chain(
         scale_by_nordion2(
-            *(momentum, b2, fraction, ns_coeffs, ns_steps, eps, state_dtype, numbers), distributed=distributed
+            *(momentum, b2, fraction, ns_coeffs, ns_steps, eps, state_dtype, numbers),
+            distributed=distributed,
+            ns_dtype=ns_dtype,
         ),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

@@ -42,6 +42,7 @@ def soap_muon(
     matrix_layout: Layout | None = None,
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
+    ns_dtype: DType | None = None,
 ) -> partition:
     """SOAP-Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s·orthogonalize(u) + weight_decay·w).
 
@@ -56,7 +57,7 @@ def soap_muon(
         learning_rate: a number ≥ 0, a schedule, or a function of the count; Muon's.
         b1, b2, shampoo_beta, eps, precondition_frequency, max_precond_dim: as in `scale_by_soap`.
         weight_decay, weight_decay_mask: for the matrices, as in `add_decayed_weights`.
-        ns_coeffs, ns_steps: as in `orthogonalize`.
+        ns_coeffs, ns_steps, ns_dtype: as in `orthogonalize`.
         consistent_rms: as in `scale_by_shape`; 1.0 gives the size of the authors' first version.
         adam_b1, adam_b2, adam_weight_decay, adam_learning_rate: of the other leaves, whose learning rate is
             learning_rate if that is None.
@@ -78,7 +79,9 @@ def soap_muon(
             state_dtype=state_dtype,
             distributed=distributed,
         ),
-        orthogonalize(ns_coeffs, ns_steps, weight_dimension_numbers=numbers, distributed=distributed),
+        orthogonalize(
+            ns_coeffs, ns_steps, weight_dimension_numbers=numbers, distributed=distributed, ns_dtype=ns_dtype
+        ),
         scale_by_shape(consistent_rms, numbers),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

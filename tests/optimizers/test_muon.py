@@ -1,5 +1,7 @@
 """Muon beyond the table of cases: what is orthogonal, who goes where, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,26 @@ def single_steps(x, coefficients):
         s = x @ x.T
         x = a * x + (b * s + c * s @ s) @ x
     return x
+
+
+HALVES = fo.MuonDimensionNumbers(output_blocks=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(fo.muon, fo.muonh, fo.normuon, fo.scion, fo.dion2, fo.nordion2, fo.muown, fo.soap_muon),
+        functools.partial(fo.muonbp, blocks=HALVES),
+    ],
+    ids=lambda x: getattr(x, "__name__", "muonbp"),
+)
+def test_all_round_their_products_to_ns_dtype(make):
+    params, grads = {"kernel": matrix(8, 16)}, {"kernel": jnp.stack([jnp.flip(matrix(8, 16))] * 2)}
+    exact, rounded = (
+        train_eagerly(make(0.1, ns_dtype=dtype), params, grads, steps=2)[0]["kernel"] for dtype in (None, "float16")
+    )  # SOAP's first step only fills its factors
+    assert rounded.dtype == "float32"
+    assert 1e-5 < jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact) < 0.02
 
 
 def test_complex_matrices_keep_their_dtype():

@@ -1,6 +1,5 @@
 """Owners: matrices on a mesh are worked on whole, each by one device, and little is sent."""
 
-import contextlib
 import functools
 
 import jax
