@@ -53,7 +53,7 @@ OPTIMIZERS = {
     "mars": Entry(3e-3, fo.mars),
     "schedule_free_adamw": Entry(3e-3, fo.schedule_free_adamw, flat),
     "muon": Entry(3e-3, partial(fo.muon, consistent_rms=0.2, muon_mask=ADAM_S)),
-    "muonh": Entry(3e-3, partial(fo.muonh, matrix_mask=ADAM_S)),
+    "muonh": Entry(2e-2, partial(fo.muonh, matrix_mask=ADAM_S)),  # relative to the norms of matrices
     "soap": Entry(3e-3, partial(fo.soap, max_precond_dim=128)),
     "kl_soap": Entry(3e-3, partial(fo.kl_soap, max_precond_dim=128)),
     "snoo (adamw)": Entry(3e-3, lambda rate: fo.snoo(fo.adamw(rate))),
