@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ..core.kernels import known_sum
 from ..core.sharding import varying_axes
 from .switch import reason, turn_off
 
@@ -56,6 +57,36 @@ def bind(p: Any, closed: Any, *args: Any, **parameters: Any) -> list | None:
     except Exception as e:
         turn_off(f"JAX {jax.__version__} has another interface for jaxprs: {e!r}")
         return None
+
+
+try:
+
+    class _Update(pe.DynamicJaxprTracer):
+        """An update in a traced program: params + updates, in any library's words, are the step's new params."""
+
+        __slots__ = ()
+
+        def __add__(self, other):
+            known = known_sum(other, self)
+            return super().__add__(other) if known is None else known
+
+        def __radd__(self, other):
+            known = known_sum(other, self)
+            return super().__radd__(other) if known is None else known
+except Exception:
+    _Update = None
+
+
+def knows_its_sum(x: jax.Array) -> None:
+    """Makes `x + param` and `param + x` look whether a step has computed them; changes nothing if JAX forbids it.
+
+    Python asks the right operand first if its class is derived from that of the left one.
+    """
+    if _Update is not None and type(x) is pe.DynamicJaxprTracer:
+        try:
+            x.__class__ = _Update
+        except TypeError:
+            pass
 
 
 def function(jaxpr: Any) -> Callable:

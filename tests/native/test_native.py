@@ -89,6 +89,30 @@ CHAINS = {  # and how many units in the last place it may differ
         fo.chain(fo.scale_by_rss(0.0, eps_in_sqrt=False), fo.scale_by_schedule(lambda count: -1 / (1 + count))),
         1,
     ),
+    "nadam, Dozat's": (fo.chain(fo.scale_by_nadam(), fo.scale(-0.1)), 1),
+    "amsgrad": (fo.chain(fo.clip_by_global_norm(1.0), fo.amsgrad(1e-2)), 4),
+    "amsgrad, maximum first": (
+        fo.chain(fo.scale_by_amsgrad(max_before_correction=True, eps_hat=True, eps_root=1e-12), fo.scale(-0.1)),
+        1,
+    ),
+    "amsgrad, uncorrected": (fo.amsgrad(1e-2, bias_correction_mu=False, bias_correction_nu=False), 1),
+    "adamax": (fo.adamax(1e-2), 1),
+    "adamax, eps outside": (fo.adamaxw(1e-2, eps=1e-3, weight_decay=0.1, eps_in_max=False), 1),
+    "adabelief": (fo.adabelief(1e-2), 1),
+    "adabelief, nesterov": (fo.chain(fo.add_decayed_weights(0.1), fo.adabelief(1e-2, nesterov=True)), 1),
+    "yogi": (fo.yogi(1e-2), 1),
+    "radam": (fo.radam(1e-2), 1),
+    "radam, adaptive": (fo.chain(fo.scale_by_radam(b2=0.5, threshold=4.0, nesterov=True), fo.scale(-0.1)), 1),
+    "laprop": (fo.laprop(1e-2), 1),
+    "adopt": (fo.adopt(1e-2), 1),
+    "adopt, nesterov, not clipped": (fo.adopt(1e-2, nesterov=True, use_clipping=False), 1),
+    "ademamix": (fo.ademamix(1e-2, b3=fo.linear_schedule(0.9, 0.999, 3), weight_decay=0.1), 1),
+    "ademamix, simplified": (fo.simplified_ademamix(1e-3, alpha=0.5), 1),
+    "adan": (fo.adan(1e-2, weight_decay=0.1), 1),
+    "adan, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.adan(1e-2), fo.clip(0.1)), 4),
+    "adadelta": (fo.adadelta(1.0), 2),
+    "schedule-free": (fo.schedule_free_adamw(1e-2, warmup_steps=2, weight_decay=0.1), 2),
+    "schedule-free sgd, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.schedule_free_sgd(0.1)), 4),
 }
 
 
@@ -230,15 +254,23 @@ def test_an_epsilon_is_not_corrected():
 @built
 @pytest.mark.parametrize("bits", [32, 8])
 def test_updates_may_be_used_for_anything(bits):
-    """Kernels give them where state is stored as codes; XLA makes them as fast otherwise."""
+    """Kernels give them where state is stored as codes; XLA makes them as fast otherwise. A sum needs none."""
     tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2, weight_decay=0.1))
     tx = tx if bits == 32 else fo.quantize_state(tx, bits)
     params, grads = tree(0), tree(1)
     args = params, tx.init(params), grads
 
-    def plain(params, state, grads):
+    def added(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
+
+    def turned(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda p, u: u + p, params, updates), state
+
+    def plain(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
 
     def logged(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -259,9 +291,9 @@ def test_updates_may_be_used_for_anything(bits):
     def repeated(params, state, grads):
         return jax.lax.while_loop(lambda x: x[2] < 2, lambda x: (*plain(*x[:2], grads), x[2] + 1), (params, state, 0))
 
-    for fn in plain, logged, doubled, elsewhere, one_of_them, repeated:
-        assert uses_kernel(fn, *args) == (bits == 8), fn
-        assert_close(jax.jit(fn)(*args)[0], purely(lambda *args, fn=fn: fn(*args), *args)[0], 0 if bits == 32 else 16)
+    for fn in added, turned, plain, logged, doubled, elsewhere, one_of_them, repeated:
+        assert uses_kernel(fn, *args) == (bits == 8 or fn in (added, turned)), fn
+        assert_close(jax.jit(fn)(*args)[0], purely(lambda *args, fn=fn: fn(*args), *args)[0], 4 if bits == 32 else 16)
 
     def direction(params, state, grads):
         return tx.update(grads, state, params)[0]
