@@ -102,10 +102,10 @@ class _Leaf(NamedTuple):
         """Returns whether the kernel supports this leaf."""
         arrays = self.grad, self.param
         floats = all(getattr(x, "dtype", None) in (jnp.float32, jnp.bfloat16) for x in arrays)
-        if not floats or len(self.slots) > MAX_SLOTS or any(x.shape != self.grad.shape for x in (self.param, *self.slots)):
+        if not floats or any(x.shape != self.grad.shape for x in (self.param, *self.slots)):
             return False
         scales = {x.scale.shape for x in self.slots if x.scale is not None}
-        return len(scales) <= 1 and all(map(_is_known, self.slots))
+        return len(self.slots) <= MAX_SLOTS and len(scales) <= 1 and all(map(_is_known, self.slots))
 
 
 def _is_known(slot: StoredSlot) -> bool:
