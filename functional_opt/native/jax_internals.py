@@ -5,6 +5,7 @@ change from release to release. Importing this file never raises, and neither do
 is missing or unexpected, the kernels are turned off with one warning, and the jaxpr is computed instead.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,11 +60,27 @@ def bind(p: Any, closed: Any, *args: Any, **parameters: Any) -> list | None:
         return None
 
 
-try:
+def knows_its_sum(x: jax.Array) -> None:
+    """Makes `x + param` and `param + x`, in whatever library, return the new params if a step has computed them.
 
-    class _Update(pe.DynamicJaxprTracer):
-        """An update in a traced program: params + updates, in any library's words, are the step's new params."""
+    Applies to what `jax.jit` traces, and changes nothing if this JAX has other tracers.
+    """
+    tracer = getattr(pe, "DynamicJaxprTracer", None)
+    if type(x) is tracer:
+        try:
+            x.__class__ = _with_sums(tracer)
+        except TypeError:
+            pass
 
+
+@functools.cache
+def _with_sums(tracer: Any) -> type:
+    """Returns the class of a tracer whose sum with its param is known.
+
+    Python asks the right operand first if its class is derived from that of the left one.
+    """
+
+    class Update(tracer):
         __slots__ = ()
 
         def __add__(self, other):
@@ -73,20 +90,8 @@ try:
         def __radd__(self, other):
             known = known_sum(other, self)
             return super().__radd__(other) if known is None else known
-except Exception:
-    _Update = None
 
-
-def knows_its_sum(x: jax.Array) -> None:
-    """Makes `x + param` and `param + x` look whether a step has computed them; changes nothing if JAX forbids it.
-
-    Python asks the right operand first if its class is derived from that of the left one.
-    """
-    if _Update is not None and type(x) is pe.DynamicJaxprTracer:
-        try:
-            x.__class__ = _Update
-        except TypeError:
-            pass
+    return Update
 
 
 def function(jaxpr: Any) -> Callable:
