@@ -13,14 +13,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+VECTORS = {"avx512_fp16": "AVX-512 with fp16", "avx512f": "AVX-512", "avx2": "AVX2"}
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
-def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str, calls: int = 1) -> dict[str, float]:
+def interleave(
+    contenders: dict[str, Callable[[], None]], rounds: int, what: str, calls: int = 1, repeats: int = 1
+) -> dict[str, float]:
     """Returns the median time per call of each contender, in seconds, over rounds of `calls` calls each.
 
-    A first round warms up and is not counted.
+    A first round warms up and is not counted. repeats: how many medians are taken, of which the least is returned: on
+    a machine that is shared with other jobs.
     """
+    if repeats > 1:
+        medians = [interleave(contenders, rounds, what, calls) for _ in range(repeats)]
+        return {name: min(m[name] for m in medians) for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with Progress() as progress:
         row = progress.add_task(what, total=rounds + 1)
@@ -36,7 +43,12 @@ def interleave(contenders: dict[str, Callable[[], None]], rounds: int, what: str
 
 
 def report(
-    title: str, rows: list[tuple[str, dict[str, float]]], peers: list[str], rounds: int, notes: Sequence[str] = ()
+    title: str,
+    rows: list[tuple[str, dict[str, float]]],
+    peers: list[str],
+    rounds: int,
+    notes: Sequence[str] = (),
+    repeats: int = 1,
 ) -> None:
     """Writes a table of medians, with the ratio of ours to each peer's. A peer may be missing in a row."""
     columns = ["work", "ours, ms", *(c for p in peers for c in (f"{p} {version(p)}, ms", f"ours / {p}"))]
@@ -46,6 +58,8 @@ def report(
             c for p in peers for c in ((milliseconds(t[p]), f"{t['ours'] / t[p]:.2f}") if p in t else ("–", "–"))
         )
         cells.append([work, milliseconds(t["ours"]), *against])
+    if repeats > 1:
+        notes = [f"The least of {repeats} medians each, as the machine was shared with other jobs.", *notes]
     write_table(title, columns, cells, rounds, notes)
 
 
@@ -62,7 +76,7 @@ def write_table(
     for row in rows:
         table.add_row(*row)
     Console().print(table, *notes, sep="\n")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    machine = f"{processor()}, {os.cpu_count()} cores"
     software = f"Python {platform.python_version()}, jax {version('jax')}"
     lines = [
         f"## {title}",
@@ -75,6 +89,16 @@ def write_table(
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     _replace_section(title, "\n".join(lines))
+
+
+def processor() -> str:
+    """Returns the name of the processor where Linux tells it, and the widest vectors that kernels may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = dict(line.replace("\t", "").split(": ", 1) for line in reversed(lines) if ": " in line)
+    flags = found.get("flags", "").split()
+    vectors = next((f" ({name})" for flag, name in VECTORS.items() if flag in flags), "")
+    return f"{platform.machine()}, {found['model name']}{vectors}" if "model name" in found else platform.machine()
 
 
 def milliseconds(seconds: float) -> str:

@@ -22,7 +22,10 @@ from .shapes import Shapes, transformer
 def contender(
     library: ModuleType, tx: Any, shapes: Shapes, by_xla: bool = False, steps: int = 1
 ) -> Callable[[], None]:
-    """Returns a function that runs some steps and waits for the last. `by_xla` turns the native kernels off."""
+    """Returns a function that runs some steps and waits for the last. `by_xla` turns the native kernels off.
+
+    library: whose `apply_updates` adds the updates.
+    """
     step, carry, grads = stepper(library, tx, shapes, by_xla)
 
     def run():
@@ -86,6 +89,27 @@ def chains(library: ModuleType) -> dict[str, Any]:
     }
 
 
+def others(library: ModuleType) -> dict[str, Any]:
+    """Returns other optimizers that have a kernel, from either library, by name."""
+    contrib = library.contrib
+    return {
+        "amsgrad": library.amsgrad(1e-3),
+        "adamax": library.adamax(1e-3),
+        "adabelief": library.adabelief(1e-3),
+        "nadamw": library.nadamw(1e-3),
+        "radam": library.radam(1e-3),
+        "yogi": library.yogi(1e-3),
+        "adan": library.adan(1e-3),
+        "ademamix": contrib.ademamix(1e-3),
+        "simplified ademamix": contrib.simplified_ademamix(1e-3),
+        "adopt": contrib.adopt(1e-3),
+        "adadelta": library.adadelta(1e-3),
+        "adagrad": library.adagrad(1e-3),
+        "rmsprop": library.rmsprop(1e-3),
+        "schedule-free adamw": contrib.schedule_free_adamw(1e-3),
+    }
+
+
 TORCH = {
     "adam": (lambda params: torch.optim.Adam(params, 1e-3, fused=True), None),
     "clip + adamw": (lambda params: torch.optim.AdamW(params, 1e-3, weight_decay=1e-4, fused=True), 1.0),
@@ -104,7 +128,7 @@ def gigabytes(each: int, shapes: Shapes) -> float:
     return each * sum(math.prod(shape) for shape in shapes.values()) / 1e9
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, repeats: int) -> None:
     rows, notes = [], ["torch: its fused optimizers, after `clip_grad_norm_` if the chain clips."]
     for size, shapes in SIZES.items():
         ours, theirs = chains(functional_opt), chains(optax)
@@ -117,17 +141,56 @@ def main(rounds: int) -> None:
             }
             if name == "adam":
                 contenders["memory"] = sum_in_place(shapes)
-            seconds = interleave(contenders, rounds, name)
+            seconds = interleave(contenders, rounds, name, repeats=repeats)
             rows.append((f"{name}, {size}", seconds))
             rows.append((f"{name}, {size}, no kernel", seconds | {"ours": seconds["by XLA"]}))
             if name == "adam":
                 rate = gigabytes(28, shapes) / seconds["ours"]
                 least = gigabytes(12, shapes) / seconds["memory"]
                 notes.append(f"Adam, {size}: {rate:.0f} GB/s, 28 bytes a parameter; torch's x + y: {least:.0f} GB/s.")
-    report("Update step, CPU", rows, ["optax", "torch"], rounds, notes)
+    report("Update step, CPU", rows, ["optax", "torch"], rounds, notes, repeats)
 
+
+def main_of_added(rounds: int, repeats: int) -> None:
+    rows = []
+    for size, shapes in list(SIZES.items())[:2]:
+        ours, theirs = chains(functional_opt), chains(optax)
+        for name in ours:
+            contenders = {
+                "ours": contender(optax, ours[name], shapes),
+                "optax": contender(optax, theirs[name], shapes),
+            }
+            contenders["by us"] = contender(functional_opt, ours[name], shapes)
+            seconds = interleave(contenders, rounds, name, repeats=repeats)
+            rows.append((f"{name}, {size}, added by Optax", seconds))
+            rows.append((f"{name}, {size}, added by us", seconds | {"ours": seconds["by us"]}))
+    notes = ["Our updates, which `optax.apply_updates` or ours adds to the params."]
+    report("Updates that Optax adds, CPU", rows, ["optax"], rounds, notes, repeats)
+
+
+def main_of_others(rounds: int, repeats: int) -> None:
+    rows = []
+    for size, shapes in list(SIZES.items())[:2]:
+        ours, theirs = others(functional_opt), others(optax)
+        for name in ours:
+            contenders = {
+                "ours": contender(functional_opt, ours[name], shapes),
+                "by XLA": contender(functional_opt, ours[name], shapes, by_xla=True),
+                "optax": contender(optax, theirs[name], shapes),
+            }
+            seconds = interleave(contenders, rounds, name, repeats=repeats)
+            rows.append((f"{name}, {size}", seconds))
+            rows.append((f"{name}, {size}, no kernel", seconds | {"ours": seconds["by XLA"]}))
+    report("Other rules, CPU", rows, ["optax"], rounds, repeats=repeats)
+
+
+TABLES = {"usual": main, "added": main_of_added, "others": main_of_others}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
-    main(parser.parse_args().rounds)
+    parser.add_argument("--repeats", type=int, default=1, help="of which the least median counts, on a busy machine")
+    parser.add_argument("--table", choices=TABLES, action="append", help="only this one")
+    args = parser.parse_args()
+    for table in args.table or TABLES:
+        TABLES[table](args.rounds, args.repeats)

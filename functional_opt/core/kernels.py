@@ -45,8 +45,9 @@ class CodedSlots(NamedTuple):
 class KernelOp(NamedTuple):
     """One elementwise operation on the updates, named as in `native/cpp/rules.h`.
 
-    name: "scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion", "rms", "rms_outside", "rss" or
-        "rss_outside".
+    name: "scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "radam", "belief", "yogi", "laprop",
+        "amsgrad", "adamax", "ademamix", "adan", "adopt", "lion", "rms", "rms_outside", "rss", "rss_outside",
+        "adadelta" or "schedule_free".
     scalars: the numbers it reads, as float32 arrays or Python numbers, computed by the same expressions as in
         `update`; a NamedTuple such as `AdamScalars` if there are several.
     slots: the trees of the state that it reads and replaces, or `CodedSlots`.
@@ -62,20 +63,106 @@ class KernelOp(NamedTuple):
 
 
 class AdamScalars(NamedTuple):
-    """The scalars of "adam" and "nadam", in the order of `AdamScalars` in `native/cpp/rules.h`.
-
-    The corrections are 1 − b1ᵗ, 1 − b2ᵗ and 1 − b1ᵗ⁺¹.
+    """The scalars of "adam", "nadam", "belief", "yogi" and "laprop", in the order of `AdamScalars` in
+    `native/cpp/rules.h`. m̂ is m_weight·m + g_weight·g, and the correction is 1 − b2ᵗ.
     """
 
     b1: Any
     one_minus_b1: Any
     b2: Any
     one_minus_b2: Any
+    m_weight: Any
+    g_weight: Any
+    b2_correction: Any
+    eps_root: Any
+    eps: Any
+
+
+class RAdamScalars(NamedTuple):
+    """The scalars of "radam": those of `AdamScalars`, whether the step is adaptive, and by what it is rectified."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    m_weight: Any
+    g_weight: Any
+    b2_correction: Any
+    eps_root: Any
+    eps: Any
+    adaptive: Any
+    r: Any
+
+
+class AmsgradScalars(NamedTuple):
+    """The scalars of "amsgrad"; v is divided by `before` before the maximum is taken, and this by `after`."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    b1_correction: Any
+    before: Any
+    after: Any
+    eps_root: Any
+    eps: Any
+
+
+class AdamaxScalars(NamedTuple):
+    """The scalars of "adamax"; `inside` and `outside` are what is added to |g| and to the maximum."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    b1_correction: Any
+    inside: Any
+    outside: Any
+
+
+class AdemamixScalars(NamedTuple):
+    """The scalars of "ademamix"."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    b3: Any
+    one_minus_b3: Any
+    alpha: Any
     b1_correction: Any
     b2_correction: Any
     eps_root: Any
     eps: Any
-    next_b1_correction: Any
+
+
+class AdanScalars(NamedTuple):
+    """The scalars of "adan"; `first` is whether there was no gradient before this one."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    b3: Any
+    one_minus_b3: Any
+    b1_correction: Any
+    b2_correction: Any
+    b3_correction: Any
+    eps_root: Any
+    eps: Any
+    first: Any
+
+
+class AdoptScalars(NamedTuple):
+    """The scalars of "adopt"; `started` is whether v has a gradient in it."""
+
+    b1: Any
+    one_minus_b1: Any
+    b2: Any
+    one_minus_b2: Any
+    bound: Any
+    eps: Any
+    started: Any
+    nesterov: Any
 
 
 class LionScalars(NamedTuple):
@@ -97,6 +184,21 @@ class RMSScalars(NamedTuple):
     one_minus_decay: Any
     correction: Any
     eps: Any
+
+
+class AdadeltaScalars(NamedTuple):
+    """The scalars of "adadelta"."""
+
+    rho: Any
+    one_minus_rho: Any
+    eps: Any
+
+
+class ScheduleFreeScalars(NamedTuple):
+    """The scalars of "schedule_free": the weights of z − y and of z's update in that of the params y."""
+
+    toward_z: Any
+    u_weight: Any
 
 
 def operations_of(tx: Any, state: Any, params: Any) -> tuple[KernelOp, ...] | None:

@@ -45,7 +45,7 @@ def _with_kernels(g, w, m, v, matrices):
     """Returns new params and slots, then updates and slots, then matrices, orthogonalized in two ways."""
     operations = (
         KernelOp("scale", (LARGEST,), squares=lambda sums, largest: largest / jnp.sqrt(jnp.sum(sums))),
-        KernelOp("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 0.0, EPS, 1.0), (m, v)),
+        KernelOp("adam", AdamScalars(B1, 1 - B1, B2, 1 - B2, 1.0, 1.0, 1.0, 0.0, EPS), (m, v)),
         KernelOp("decay", (DECAY,)),
         KernelOp("scale", (RATE,)),
     )

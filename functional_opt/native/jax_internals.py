@@ -5,11 +5,13 @@ change from release to release. Importing this file never raises, and neither do
 is missing or unexpected, the kernels are turned off with one warning, and the jaxpr is computed instead.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from ..core.kernels import known_sum
 from ..core.sharding import varying_axes
 from .switch import reason, turn_off
 
@@ -56,6 +58,40 @@ def bind(p: Any, closed: Any, *args: Any, **parameters: Any) -> list | None:
     except Exception as e:
         turn_off(f"JAX {jax.__version__} has another interface for jaxprs: {e!r}")
         return None
+
+
+def knows_its_sum(x: jax.Array) -> None:
+    """Makes `x + param` and `param + x`, in whatever library, return the new params if a step has computed them.
+
+    Applies to what `jax.jit` traces, and changes nothing if this JAX has other tracers.
+    """
+    tracer = getattr(pe, "DynamicJaxprTracer", None)
+    if type(x) is tracer:
+        try:
+            x.__class__ = _with_sums(tracer)
+        except TypeError:
+            pass
+
+
+@functools.cache
+def _with_sums(tracer: Any) -> type:
+    """Returns the class of a tracer whose sum with its param is known.
+
+    Python asks the right operand first if its class is derived from that of the left one.
+    """
+
+    class Update(tracer):
+        __slots__ = ()
+
+        def __add__(self, other):
+            known = known_sum(other, self)
+            return super().__add__(other) if known is None else known
+
+        def __radd__(self, other):
+            known = known_sum(other, self)
+            return super().__radd__(other) if known is None else known
+
+    return Update
 
 
 def function(jaxpr: Any) -> Callable:

@@ -13,8 +13,9 @@ from ..core.leaves import is_nothing
 from .library import STEP, SUMS_OF_SQUARES
 
 OPS = (  # numbered as in cpp/rules.h
-    *("scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "lion"),
-    *("rms", "rms_outside", "rss", "rss_outside", "add", "update"),
+    *("scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "radam", "belief", "yogi", "laprop", "amsgrad"),
+    *("adamax", "ademamix", "adan", "adopt", "lion", "rms", "rms_outside", "rss", "rss_outside", "adadelta"),
+    *("schedule_free", "add", "update"),
 )
 KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, numbered as in cpp/arrays.h
 ENOUGH = 1 << 14
@@ -23,6 +24,9 @@ TOGETHER = 64
 """The most leaves in one call: XLA's time to compile a call grows with the square of its number of arrays."""
 BLOCK = 512
 """The number of elements that the kernel processes at a time, as in cpp/arrays.h; no block of codes may be larger."""
+
+MAX_SLOTS = 4
+"""The most slots of a leaf, as in cpp/arrays.h."""
 
 
 class Call(NamedTuple):
@@ -101,7 +105,7 @@ class _Leaf(NamedTuple):
         if not floats or any(x.shape != self.grad.shape for x in (self.param, *self.slots)):
             return False
         scales = {x.scale.shape for x in self.slots if x.scale is not None}
-        return len(scales) <= 1 and all(map(_is_known, self.slots))
+        return len(self.slots) <= MAX_SLOTS and len(scales) <= 1 and all(map(_is_known, self.slots))
 
 
 def _is_known(slot: StoredSlot) -> bool:

@@ -18,7 +18,7 @@ from jax import core
 
 from ..core.kernels import operations_of, remember_sum
 from ..core.leaves import Tree, add, is_nothing
-from .jax_internals import bind, function, primitive, reduced
+from .jax_internals import bind, function, knows_its_sum, primitive, reduced
 from .library import available
 from .plan import Plan, plan_of
 from .switch import disabled, why_not
@@ -59,6 +59,7 @@ def carried(
     for i, u, new_param in zip(here, out[:n], out[n : 2 * n], strict=True):
         leaves[i] = u
         remember_sum(weights[i], u, new_param)
+        knows_its_sum(u)
     return treedef.unflatten([None if is_nothing(u) else u for u in leaves]), structure.unflatten(out[2 * n :])
 
 

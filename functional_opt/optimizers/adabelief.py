@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -13,6 +14,7 @@ from ..core.slots import Counter, Signed, Unsigned
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from .adam import mean_weights
 
 
 class ScaleByBeliefState(NamedTuple):
@@ -72,6 +74,13 @@ class scale_by_belief(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByBeliefState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        weights = mean_weights(b1, t, self.nesterov)
+        scalars = kernels.AdamScalars(b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, self.eps)
+        return (kernels.KernelOp("belief", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -60,6 +61,10 @@ class scale_by_adadelta(GradientTransformation):
 
         updates, e_g, e_x = map_leaves(leaf, updates, state.e_g, state.e_x, params=params)
         return updates, ScaleByAdaDeltaState(e_g, e_x)
+
+    def as_kernel(self, state, params):
+        scalars = kernels.AdadeltaScalars(self.rho, 1 - self.rho, self.eps)
+        return (kernels.KernelOp("adadelta", scalars, (state.e_g, state.e_x)),)
 
 
 @checked

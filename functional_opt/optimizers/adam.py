@@ -1,6 +1,6 @@
 """Adam, and AdamW: Adam with decoupled weight decay."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -89,18 +89,15 @@ class scale_by_adam(GradientTransformation):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
         eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
-        scalars = kernels.AdamScalars(
-            b1=b1,
-            one_minus_b1=1 - b1,
-            b2=b2,
-            one_minus_b2=1 - b2,
-            b1_correction=1 - b1**t,
-            b2_correction=1 - b2**t,
-            eps_root=self.eps_root,
-            eps=eps,
-            next_b1_correction=1 - b1 ** (t + 1),
-        )
+        weights = mean_weights(b1, t, self.nesterov)
+        scalars = kernels.AdamScalars(b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, eps)
         return (kernels.KernelOp("nadam" if self.nesterov else "adam", scalars, (state.mu, state.nu)),)
+
+
+def mean_weights(b1: Any, t: Any, nesterov: bool = False) -> tuple[Any, Any]:
+    """Returns the weights of m and of g in m̂, for kernels."""
+    by1 = 1 / (1 - b1**t)
+    return (b1 * (1 / (1 - b1 ** (t + 1))), (1 - b1) * by1) if nesterov else (by1, 0.0)
 
 
 @checked

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.paths import Mask
@@ -56,6 +57,12 @@ class scale_by_adamax(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        b1 = self.b1
+        around = (self.eps, 0.0) if self.eps_in_max else (0.0, self.eps)
+        scalars = kernels.AdamaxScalars(b1, 1 - b1, self.b2, 1 - b1 ** increment(state.count), *around)
+        return (kernels.KernelOp("adamax", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -77,6 +78,13 @@ class scale_by_adan(GradientTransformation):
 
         updates, m, v, n, g = map_leaves(leaf, updates, state.m, state.v, state.n, state.g, params=params)
         return updates, ScaleByAdanState(m, v, n, g, t)
+
+    def as_kernel(self, state, params):
+        t = increment(state.t)
+        b1, b2, b3 = self.b1, self.b2, self.b3
+        decays, corrections = (b1, 1 - b1, b2, 1 - b2, b3, 1 - b3), (1 - b1**t, 1 - b2**t, 1 - b3**t)
+        scalars = kernels.AdanScalars(*decays, *corrections, self.eps_root, self.eps, t == 1)
+        return (kernels.KernelOp("adan", scalars, (state.m, state.v, state.n, state.g)),)
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -83,6 +84,13 @@ class scale_by_ademamix(GradientTransformation):
 
         updates, *means = map_leaves(leaf, updates, state.m1, state.m2, state.nu, params=params)
         return updates, ScaleByAdemamixState(t, increment(state.count_m2), *means)
+
+    def as_kernel(self, state, params):
+        t, b1, b2 = increment(state.count), self.b1, self.b2
+        b3, alpha = rate_at(self.b3, state.count_m2), rate_at(self.alpha, state.count_m2)
+        decays, corrections = (b1, 1 - b1, b2, 1 - b2, b3, 1 - b3), (1 - b1**t, 1 - b2**t)
+        scalars = kernels.AdemamixScalars(*decays, alpha, *corrections, self.eps_root, self.eps)
+        return (kernels.KernelOp("ademamix", scalars, (state.m1, state.m2, state.nu)),)
 
 
 @checked
@@ -166,6 +174,12 @@ class scale_by_simplified_ademamix(GradientTransformation):
 
         updates, m, n = map_leaves(leaf, updates, state.m, state.n, params=params)
         return updates, ScaleBySimplifiedAdEMAMixState(t, m, n)
+
+    def as_kernel(self, state, params):
+        t, b2 = increment(state.t), self.b2
+        weights = 1.0, rate_at(self.alpha, state.t)  # of m, a sum, and of g
+        scalars = kernels.AdamScalars(self.b1, 1.0, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, self.eps)
+        return (kernels.KernelOp("nadam", scalars, (state.m, state.n)),)
 
 
 @checked

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -74,6 +75,12 @@ class scale_by_adopt(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(increment(state.count), mu, nu)
+
+    def as_kernel(self, state, params):
+        b1, b2 = self.b1, self.b2
+        bound = rate_at(self.clip_value_fn, state.count) if self.use_clipping else jnp.inf
+        scalars = kernels.AdoptScalars(b1, 1 - b1, b2, 1 - b2, bound, self.eps, state.count > 0, self.nesterov)
+        return (kernels.KernelOp("adopt", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -65,19 +66,31 @@ class scale_by_amsgrad(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
         b1, b2 = self.b1, self.b2
-        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
-        mu_weight = 1 - b1**t if self.bias_correction_mu else 1.0
-        nu_weight = 1 - b2**t if self.bias_correction_nu else 1.0
-        before, after = (1.0, nu_weight) if self.max_before_correction else (nu_weight, 1.0)
+        eps, of_m, before, after = self._corrections(t)
 
         def leaf(g, m, v, v_max):
             m = b1 * m + (1 - b1) * g
             v = b2 * v + (1 - b2) * abs_sq(g)
             v_max = jnp.maximum(v_max, v / before)
-            return m / mu_weight / (jnp.sqrt(v_max / after + self.eps_root) + eps), m, v, v_max
+            return m / of_m / (jnp.sqrt(v_max / after + self.eps_root) + eps), m, v, v_max
 
         updates, *moments = map_leaves(leaf, updates, state.mu, state.nu, state.nu_max, params=params)
         return updates, ScaleByAmsgradState(t, *moments)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        eps, of_m, before, after = self._corrections(t)
+        scalars = kernels.AmsgradScalars(b1, 1 - b1, b2, 1 - b2, of_m, before, after, self.eps_root, eps)
+        return (kernels.KernelOp("amsgrad", scalars, (state.mu, state.nu, state.nu_max)),)
+
+    def _corrections(self, t):
+        """Returns eps and what m, v and the largest v are divided by."""
+        of_v = 1 - self.b2**t
+        eps = self.eps / jnp.sqrt(of_v) if self.eps_hat else self.eps
+        of_m = 1 - self.b1**t if self.bias_correction_mu else 1.0
+        of_v = of_v if self.bias_correction_nu else 1.0
+        return eps, of_m, *((1.0, of_v) if self.max_before_correction else (of_v, 1.0))
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -15,6 +16,7 @@ from ..core.transformation import GradientTransformation, increment, transformat
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from .adam import mean_weights
 
 
 class ScaleByLaPropState(NamedTuple):
@@ -68,6 +70,12 @@ class scale_by_laprop(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByLaPropState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        scalars = kernels.AdamScalars(b1, 1 - b1, b2, 1 - b2, *mean_weights(b1, t), 1 - b2**t, 0.0, self.eps)
+        return (kernels.KernelOp("laprop", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -62,8 +63,7 @@ class scale_by_nadam(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         t = increment(state.count)
-        u, u_next = (self.b1 * (1 - 0.5 * 0.96 ** (self.schedule_decay * s)) for s in (t, t + 1.0))
-        product = state.momentum_product * u
+        u, u_next, product = self._momenta(t, state)
 
         def leaf(g, m, v):
             m = self.b1 * m + (1 - self.b1) * g
@@ -73,6 +73,19 @@ class scale_by_nadam(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByNadamState(t, mu, nu, product)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        u, u_next, product = self._momenta(t, state)
+        weights = u_next / (1 - product * u_next), (1 - u) / (1 - product)
+        scalars = kernels.AdamScalars(b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, 0.0, self.eps)
+        return (kernels.KernelOp("nadam", scalars, (state.mu, state.nu)),)
+
+    def _momenta(self, t, state):
+        """Returns the momentum of this step and of the next one, and the product of all until now."""
+        u, u_next = (self.b1 * (1 - 0.5 * 0.96 ** (self.schedule_decay * s)) for s in (t, t + 1.0))
+        return u, u_next, state.momentum_product * u
 
 
 @checked

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -13,7 +14,7 @@ from ..core.schedule import Rate
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from .adam import ScaleByAdamState
+from .adam import ScaleByAdamState, mean_weights
 
 Threshold = Annotated[Scalar, Range("[4, inf]")]
 
@@ -71,6 +72,15 @@ class scale_by_radam(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
+        weights = mean_weights(b1, t, self.nesterov)
+        numbers = b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, eps
+        scalars = kernels.RAdamScalars(*numbers, *self._rectified(t))
+        return (kernels.KernelOp("radam", scalars, (state.mu, state.nu)),)
 
     def _rectified(self, t):
         """Returns whether the step is adaptive, and r. All terms share one rounded b2, so its error cancels in ρ."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import Tree, cast_like, copy_of, map_leaves, widen_params, widen_tree
 from ..core.ranges import Count, Decay, DType, NonNegative, Range, Scalar
@@ -93,25 +94,41 @@ class schedule_free(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
-        b1 = self.b1
-        max_lr = jnp.maximum(state.max_lr, rate_at(self.learning_rate, state.step_count - 1))
-        weight = max_lr**self.weight_lr_power
-        total = state.weight_sum + weight
-        c = weight / jnp.where(total == 0, 1.0, total)
+
+        def pure(updates, state, params):
+            return self._update(updates, state, params, extra)
+
+        return kernels.step(self, pure, updates, state, params)
+
+    def _update(self, updates, state, params, extra):
+        max_lr, total, c, of_u = self._weights(state)
         moves, inner = self.base_optimizer.update(
             widen_tree(updates, "updates"), state.base_optimizer_state, widen_params(params), **extra
         )
 
         def leaf(u, z, y):
             # b1·x + (1 − b1)·z at the new x and z, minus y, written without x and without terms as large as y
-            return c * (z - y) + (1 - b1 * (1 - c)) * u, z + u
+            return c * (z - y) + of_u * u, z + u
 
         updates, z = map_leaves(leaf, moves, state.z, read=(params,), params=params)
-        scalars = {"b1": b1, "weight_sum": total, "max_lr": max_lr}
+        scalars = {"b1": self.b1, "weight_sum": total, "max_lr": max_lr}
         scalars = {name: cast_like(x, getattr(state, name)) for name, x in scalars.items()}
         return updates, ScheduleFreeState(
             step_count=increment(state.step_count), base_optimizer_state=inner, z=z, **scalars
         )
+
+    def as_kernel(self, state, params):
+        links = kernels.operations_of(self.base_optimizer, state.base_optimizer_state, params)
+        scalars = kernels.ScheduleFreeScalars(*self._weights(state)[2:])
+        return None if links is None else (*links, kernels.KernelOp("schedule_free", scalars, (state.z,)))
+
+    def _weights(self, state):
+        """Returns the largest rate, the sum of the weights, this step's share of it, and the weight of z's update."""
+        max_lr = jnp.maximum(state.max_lr, rate_at(self.learning_rate, state.step_count - 1))
+        weight = max_lr**self.weight_lr_power
+        total = state.weight_sum + weight
+        c = weight / jnp.where(total == 0, 1.0, total)
+        return max_lr, total, c, 1 - self.b1 * (1 - c)
 
 
 def schedule_free_eval_params(state: Any, params: Tree) -> Tree:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from ..core import kernels
 from ..core.checks import Static, checked
 from ..core.leaves import full_like, map_leaves, zeros_like
 from ..core.norms import abs_sq
@@ -10,7 +11,7 @@ from ..core.schedule import Rate
 from ..core.transformation import GradientTransformation, increment, transformation, zero_count
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from .adam import ScaleByAdamState
+from .adam import ScaleByAdamState, mean_weights
 
 
 @transformation
@@ -62,6 +63,14 @@ class scale_by_yogi(GradientTransformation):
 
         updates, mu, nu = map_leaves(leaf, updates, state.mu, state.nu, params=params)
         return updates, ScaleByAdamState(t, mu, nu)
+
+    def as_kernel(self, state, params):
+        t = increment(state.count)
+        b1, b2 = self.b1, self.b2
+        scalars = kernels.AdamScalars(
+            b1, 1 - b1, b2, 1 - b2, *mean_weights(b1, t), 1 - b2**t, self.eps_root, self.eps
+        )
+        return (kernels.KernelOp("yogi", scalars, (state.mu, state.nu)),)
 
 
 @checked

@@ -66,6 +66,16 @@ def test_slots_that_are_one_array():
     assert_close(jax.jit(step)(*args), purely(lambda *args: step(*args), *args), 1)
 
 
+@built
+def test_more_slots_than_kernels_have():
+    params, grads = tree(0), tree(1)
+    for links, fits in ((fo.scale_by_adan(),), True), ((fo.trace(0.9), fo.scale_by_adan()), False):
+        tx = fo.chain(*links, fo.scale(-0.1))
+        args = params, tx.init(params), grads
+        assert uses_kernel(stepper(tx), *args) == fits
+        assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
+
+
 def test_arrays_of_other_shapes():
     """A kernel would read and write past their ends."""
     tx, params, grads, other = (

@@ -89,6 +89,30 @@ CHAINS = {  # and how many units in the last place it may differ
         fo.chain(fo.scale_by_rss(0.0, eps_in_sqrt=False), fo.scale_by_schedule(lambda count: -1 / (1 + count))),
         1,
     ),
+    "nadam, Dozat's": (fo.chain(fo.scale_by_nadam(), fo.scale(-0.1)), 1),
+    "amsgrad": (fo.chain(fo.clip_by_global_norm(1.0), fo.amsgrad(1e-2)), 4),
+    "amsgrad, maximum first": (
+        fo.chain(fo.scale_by_amsgrad(max_before_correction=True, eps_hat=True, eps_root=1e-12), fo.scale(-0.1)),
+        1,
+    ),
+    "amsgrad, uncorrected": (fo.amsgrad(1e-2, bias_correction_mu=False, bias_correction_nu=False), 1),
+    "adamax": (fo.adamax(1e-2), 1),
+    "adamax, eps outside": (fo.adamaxw(1e-2, eps=1e-3, weight_decay=0.1, eps_in_max=False), 1),
+    "adabelief": (fo.adabelief(1e-2), 1),
+    "adabelief, nesterov": (fo.chain(fo.add_decayed_weights(0.1), fo.adabelief(1e-2, nesterov=True)), 1),
+    "yogi": (fo.yogi(1e-2), 1),
+    "radam": (fo.radam(1e-2), 1),
+    "radam, adaptive": (fo.chain(fo.scale_by_radam(b2=0.5, threshold=4.0, nesterov=True), fo.scale(-0.1)), 1),
+    "laprop": (fo.laprop(1e-2), 1),
+    "adopt": (fo.adopt(1e-2), 1),
+    "adopt, nesterov, not clipped": (fo.adopt(1e-2, nesterov=True, use_clipping=False), 1),
+    "ademamix": (fo.ademamix(1e-2, b3=fo.linear_schedule(0.9, 0.999, 3), weight_decay=0.1), 1),
+    "ademamix, simplified": (fo.simplified_ademamix(1e-3, alpha=0.5), 1),
+    "adan": (fo.adan(1e-2, weight_decay=0.1), 1),
+    "adan, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.adan(1e-2), fo.clip(0.1)), 4),
+    "adadelta": (fo.adadelta(1.0), 2),
+    "schedule-free": (fo.schedule_free_adamw(1e-2, warmup_steps=2, weight_decay=0.1), 2),
+    "schedule-free sgd, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.schedule_free_sgd(0.1)), 4),
 }
 
 
@@ -124,7 +148,7 @@ def test_bfloat16(param, grad):
 
 @built
 @pytest.mark.parametrize("bits, block_size", [(8, None), (8, 100), (4, None), (4, 60)])
-@pytest.mark.parametrize("make", [fo.adamw, fo.rmsprop, fo.lion])
+@pytest.mark.parametrize("make", [fo.adamw, fo.rmsprop, fo.lion, fo.amsgrad, fo.ademamix, fo.adan])
 def test_codes(make, bits, block_size):
     """The codes of a step are those of the pure path, but where a number is between two of them."""
     tx = fo.quantize_state(make(1e-2), bits, block_size, min_size=100)
@@ -230,15 +254,23 @@ def test_an_epsilon_is_not_corrected():
 @built
 @pytest.mark.parametrize("bits", [32, 8])
 def test_updates_may_be_used_for_anything(bits):
-    """Kernels give them where state is stored as codes; XLA makes them as fast otherwise."""
+    """Kernels give them where state is stored as codes; XLA makes them as fast otherwise. A sum needs none."""
     tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2, weight_decay=0.1))
     tx = tx if bits == 32 else fo.quantize_state(tx, bits)
-    params, grads = tree(0), tree(1)
+    params, grads, ulps = tree(0), tree(1), {32: 4, 8: 16}
     args = params, tx.init(params), grads
+
+    def added(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def turned(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda p, u: u + p, params, updates), state
 
     def plain(params, state, grads):
         updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return jax.tree.map(jnp.add, params, updates), state
 
     def logged(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -259,14 +291,78 @@ def test_updates_may_be_used_for_anything(bits):
     def repeated(params, state, grads):
         return jax.lax.while_loop(lambda x: x[2] < 2, lambda x: (*plain(*x[:2], grads), x[2] + 1), (params, state, 0))
 
-    for fn in plain, logged, doubled, elsewhere, one_of_them, repeated:
-        assert uses_kernel(fn, *args) == (bits == 8), fn
-        assert_close(jax.jit(fn)(*args)[0], purely(lambda *args, fn=fn: fn(*args), *args)[0], 0 if bits == 32 else 16)
+    for fn in added, turned, plain, logged, doubled, elsewhere, one_of_them, repeated:
+        kernel = bits == 8 or fn in (added, turned)
+        assert uses_kernel(fn, *args) == kernel, fn
+        assert_close(
+            jax.jit(fn)(*args)[0], purely(lambda *args, fn=fn: fn(*args), *args)[0], ulps[bits] if kernel else 0
+        )
 
     def direction(params, state, grads):
         return tx.update(grads, state, params)[0]
 
     assert not uses_kernel(direction, *args)  # it would make new slots, for nobody
+
+
+@built
+def test_steps_of_other_libraries():
+    """They add updates by `params + updates`, for which a kernel has the sum."""
+    nnx, train_state = pytest.importorskip("flax.nnx"), pytest.importorskip("flax.training.train_state")
+    equinox = pytest.importorskip("equinox")
+    tx, params, grads = fo.adamw(1e-2), tree(0), tree(1)
+    state = tx.init(params)
+
+    def of_equinox(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return equinox.apply_updates(params, updates), state
+
+    def of_optax(params, state, grads):
+        updates, _ = optax.chain(optax.identity(), tx).update(grads, (optax.EmptyState(), state), params)
+        return optax.apply_updates(params, updates)
+
+    def of_linen(params, state, grads):
+        held = train_state.TrainState(0, lambda x: x, params, tx, state)
+        return held.apply_gradients(grads=grads).params
+
+    for fn in of_equinox, of_optax, of_linen:
+        assert uses_kernel(fn, params, state, grads), fn
+        ours, pure = jax.jit(fn)(params, state, grads), purely(lambda *args, fn=fn: fn(*args), params, state, grads)
+        assert_close(ours, pure, 1)
+
+    model = nnx.Linear(128, 129, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @jax.jit
+    def of_nnx(optimizer, model):
+        optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(jnp.ones(128)) ** 2))(model))
+        return nnx.state(model)
+
+    assert KERNEL in of_nnx.lower(optimizer, model).as_text()
+
+
+@built
+def test_an_update_is_an_array_like_others():
+    """It knows what it makes of its params, and is an ordinary tracer otherwise."""
+    tx, params, grads = fo.adam(1e-2), tree(0), tree(1)
+
+    def used(params, state, grads):
+        u, p = tx.update(grads, state, params)[0]["big"], params["big"]
+        assert isinstance(u, jax.Array) and isinstance(u, jax.core.Tracer) and repr(u)
+        return [
+            *(p + u, u + p, u + 1.0, 1 + u, u + u, u + np.ones(257, "float32"), u + 1j, u.at[0].set(0.0), u @ u.T),
+            *(jnp.stack([u, p]), jax.jit(lambda u, p: u + p)(u, p), jax.vmap(lambda u, p: p + u)(u, p)),
+            *(jax.grad(lambda x: jnp.sum((p + x * u) ** 2))(2.0), jax.grad(lambda p: jnp.sum((p + u) ** 2))(p)),
+            jax.lax.scan(lambda sum, row: (sum + row, sum + u[0]), jnp.zeros(257), u)[1],
+            *jax.lax.cond(p[0, 0] > 0, lambda p, u: (p + u, u), lambda p, u: (p, u), p, u),
+        ]
+
+    args = params, tx.init(params), grads
+    with jax.checking_leaks():
+        ours = jax.jit(used)(*args)
+    pure = purely(lambda *args: used(*args), *args)
+    assert [x.aval for x in ours] == [x.aval for x in pure]
+    for x, y in zip(ours, pure, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 @built

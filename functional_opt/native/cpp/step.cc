@@ -52,32 +52,21 @@ struct Block {
   float* out;
   float* slots[MAX_SLOTS];
   int64_t size;
-  bool bfloat16;  // the weight: an update has its dtype, so that it is rounded before it is added
 };
 
-template <bool bfloat16>
-INLINE float added(float base, float factor, float u) {
-  return base + (bfloat16 ? widened(rounded(factor * u)) : factor * u);
-}
-
-template <typename First, typename Rule, typename Last, bool bfloat16>
+template <typename First, typename Rule, typename Last>
 INLINE void fused(const Program& program, const Block& block) {
   const First first(program.scale);
   const float factor = program.factor[0];
   const Rule rule(program.of_rule);
   const Last last(program.decay);
-  const SlotPointers slots{block.slots[0], block.slots[1]};
+  const SlotPointers slots{block.slots[0], block.slots[1], block.slots[2], block.slots[3]};
   const float *g = block.g, *w = block.w, *base = block.base;
   float* out = block.out;
   VECTORIZE for (int64_t i = 0; i < block.size; ++i) {
-    const float u = last(rule(first(g[i], 0, slots, i), 0, slots, i), w[i], slots, i);
-    out[i] = added<bfloat16>(base[i], factor, u);
+    const float u = last(rule(first(g[i], 0, slots, i), w[i], slots, i), w[i], slots, i);
+    out[i] = base[i] + factor * u;
   }
-}
-
-template <typename First, typename Rule, typename Last>
-INLINE void fused(const Program& program, const Block& block) {
-  block.bfloat16 ? fused<First, Rule, Last, true>(program, block) : fused<First, Rule, Last, false>(program, block);
 }
 
 template <typename Rule>
@@ -88,12 +77,11 @@ INLINE void fused(const Program& program, const Block& block) {
     program.decay ? fused<Nothing, Rule, Decay>(program, block) : fused<Nothing, Rule, Nothing>(program, block);
 }
 
-template <bool bfloat16>
 INLINE void add(const float* s, const float* x, const Block& block) {
   const float factor = s[0];
   const float* base = block.base;
   float* out = block.out;
-  VECTORIZE for (int64_t i = 0; i < block.size; ++i) out[i] = added<bfloat16>(base[i], factor, x[i]);
+  VECTORIZE for (int64_t i = 0; i < block.size; ++i) out[i] = base[i] + factor * x[i];
 }
 
 template <typename Rule>
@@ -102,6 +90,8 @@ INLINE void apply(const float* s, const float* x, float* u, const Block& block, 
   SlotPointers slots{};
   if constexpr (Rule::SLOTS > 0) slots.first = block.slots[slot];
   if constexpr (Rule::SLOTS > 1) slots.second = block.slots[slot + 1];
+  if constexpr (Rule::SLOTS > 2) slots.third = block.slots[slot + 2];
+  if constexpr (Rule::SLOTS > 3) slots.fourth = block.slots[slot + 3];
   const float* w = block.w;
   VECTORIZE for (int64_t i = 0; i < block.size; ++i) u[i] = rule(x[i], w[i], slots, i);
 }
@@ -119,7 +109,7 @@ INLINE void interpret(const Program& program, const Block& block) {
   case NAME: apply<RULE>(s, x, u, block, slot); break;
       APPLY(SCALE, Scale) APPLY(CLIP, Clip) APPLY(DECAY, Decay) FOR_RULES(APPLY)
 #undef APPLY
-      default: block.bfloat16 ? add<true>(s, x, block) : add<false>(s, x, block);
+      default: add(s, x, block);
     }
     slot += slots_of(op);
     x = u;
@@ -128,12 +118,13 @@ INLINE void interpret(const Program& program, const Block& block) {
 
 INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t begin, int64_t end) {
   alignas(64) float g[BLOCK], w[BLOCK], out[BLOCK], nothing[BLOCK], decoded[MAX_SLOTS][BLOCK];
-  if (!program.adds) std::fill(nothing, nothing + BLOCK, -0.0f);
+  const bool rounds = program.adds && leaf.param.kind == BFLOAT16;  // an update has the dtype of the weight
+  const bool adds = program.adds && !rounds;
+  if (!adds) std::fill(nothing, nothing + BLOCK, -0.0f);
   for (int64_t index = begin; index < end; ++index) {
     const Span span(leaf, index);
-    Block block{read(leaf.grad, span, g), read(leaf.param, span, w), nothing, out, {}, span.size,
-                leaf.param.kind == BFLOAT16};
-    if (program.adds) block.base = block.w;
+    Block block{read(leaf.grad, span, g), read(leaf.param, span, w), nothing, out, {}, span.size};
+    if (adds) block.base = block.w;
     if (leaf.out.kind == FLOAT32) block.out = static_cast<float*>(leaf.out.data) + span.begin;
     for (int k = 0; k < slots; ++k) block.slots[k] = read(leaf.slots[k], span, decoded[k]);
     if (!program.fused) interpret(program, block);
@@ -143,6 +134,7 @@ INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t beg
       FUSED(ADD, Nothing) FOR_RULES(FUSED)
 #undef FUSED
     }
+    if (rounds) VECTORIZE for (int64_t i = 0; i < span.size; ++i) out[i] = w[i] + widened(rounded(out[i]));
     write(leaf.out, span, out);
     for (int k = 0; k < slots; ++k) write(leaf.slots[k], span, decoded[k]);
   }
