@@ -150,6 +150,7 @@ OTHER_SHAPES = (
         "cocob",
         "dion",
         "galore",
+        "lora_rite",
         "muon",
         "muown",
         "nordion2",
