@@ -156,6 +156,7 @@ OTHER_SHAPES = (
         "nordion2",
         "normuon",
         "novograd",
+        "spam-sparse",
     ),
     *("sm3", "psgd_kron", "shampoo", "soap", "kl_shampoo", "kl_soap"),
 )
