@@ -28,7 +28,7 @@ TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNum
 """NamedTuples that a field may hold."""
 ADDED: dict[str, dict[str, Any]] = {
     "MuonDimensionNumbers": {"reduction_blocks": None, "output_blocks": None},
-    "quantize_state": {"code": "octaves"},
+    "quantize_state": {"code": "octaves", "scales": "blocks"},
     "scale_by_spam": {"density": 1.0, "key": None},
 }
 """Fields that configs of older versions lack, and the values that these stand for."""
