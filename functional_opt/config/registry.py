@@ -29,6 +29,8 @@ TUPLES = {cls.__name__: cls for cls in (GaLoreDimensionNumbers, MuonDimensionNum
 ADDED: dict[str, dict[str, Any]] = {
     "MuonDimensionNumbers": {"reduction_blocks": None, "output_blocks": None},
     "quantize_state": {"code": "octaves", "scales": "blocks"},
+    "scale_by_mup": {"matrix_layout": None},
+    "scale_by_shape": {"base_params": None},
     "scale_by_spam": {"density": 1.0, "key": None},
 }
 """Fields that configs of older versions lack, and the values that these stand for."""
