@@ -135,6 +135,9 @@ from .optimizers.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from .optimizers.lion import ScaleByLionState as ScaleByLionState
 from .optimizers.lion import lion as lion
 from .optimizers.lion import scale_by_lion as scale_by_lion
+from .optimizers.lora_rite import ScaleByLoraRiteState as ScaleByLoraRiteState
+from .optimizers.lora_rite import lora_rite as lora_rite
+from .optimizers.lora_rite import scale_by_lora_rite as scale_by_lora_rite
 from .optimizers.madgrad import MadgradState as MadgradState
 from .optimizers.madgrad import madgrad as madgrad
 from .optimizers.madgrad import scale_by_madgrad as scale_by_madgrad

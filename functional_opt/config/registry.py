@@ -33,19 +33,22 @@ ADDED: dict[str, dict[str, Any]] = {
     "inverse_time_decay": {"exponent": 1.0},
     "muon_labels": {"matrix_layout": None},
     "orthogonalize": {"eps_is_floor": False} | STORED | ON_A_MESH | PRODUCTS,
-    "quantize_state": {"signed": (), "code": "octaves"},
+    "quantize_state": {"signed": (), "code": "octaves", "scales": "blocks"},
     "scale_by_dion": STORED | ON_A_MESH,
     "scale_by_dion2": PRODUCTS,
     "scale_by_lbfgs": {"negative_curvature": "skip"},
     "scale_by_muon": ON_A_MESH | PRODUCTS,
     "scale_by_muonbp": PRODUCTS,
     "scale_by_nordion2": PRODUCTS,
+    "scale_by_mup": {"matrix_layout": None},
     "scale_by_normuon": STORED | ON_A_MESH | PRODUCTS,
     "scale_by_psgd_kron": ON_A_MESH,
     "scale_by_radam": {"eps_hat": False},
     "scale_by_scion": {"matrix_layout": None} | STORED | ON_A_MESH | PRODUCTS,
     "scale_by_shampoo": ON_A_MESH,
+    "scale_by_shape": {"base_params": None},
     "scale_by_soap": ON_A_MESH,
+    "scale_by_spam": {"density": 1.0, "key": None},
 }
 """Fields that configs of older versions lack, and the values that these stand for."""
 TAGS = (

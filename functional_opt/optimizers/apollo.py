@@ -1,16 +1,13 @@
 """APOLLO: SGD with Adam's scaling, estimated from a random projection to a few dimensions."""
 
 import math
-import zlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..core.checks import Static, checked
-from ..core.leaves import Tree, is_nothing, map_leaves, zeros_like
-from ..core.model_trees import names
+from ..core.leaves import map_leaves, zeros_like
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveBound, PositiveInt, Real
@@ -21,7 +18,7 @@ from ..core.transformation import GradientTransformation, increment, transformat
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
-from ..transforms.stochastic.noise import Key, key_data, key_in
+from ..transforms.stochastic.noise import Key, key_data, key_in, path_numbers
 
 
 class ScaleByApolloState(NamedTuple):
@@ -123,7 +120,7 @@ class scale_by_apollo(GradientTransformation):
 
         slots = state.mu, state.nu, state.norm
         updates, mu, nu, norm = map_leaves(
-            leaf, updates, *slots, read=(_names(updates),), params=params, same_shape=False
+            leaf, updates, *slots, read=(path_numbers(updates),), params=params, same_shape=False
         )
         return updates, ScaleByApolloState(t, mu, nu, norm, state.rng_key)
 
@@ -149,20 +146,6 @@ def _shorter(x: jax.Array) -> int:
 
 def _norms(x: jax.Array, axis: Any) -> jax.Array:
     return safe_sqrt(jnp.sum(abs_sq(x), axis, keepdims=True))
-
-
-def _names(tree: Tree) -> Tree:
-    """Returns a number for each leaf, computed from its path, so that other leaves do not affect its projection.
-
-    The path is written as `jax.tree_util.keystr` writes paths of dicts and lists, so that a model's containers and
-    boxes do not affect it either.
-    """
-
-    def written(path: str) -> str:
-        return "".join(f"[{part}]" if part.isdigit() else f"[{part!r}]" for part in path.split("/") if part)
-
-    _, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
-    return treedef.unflatten([np.uint32(zlib.crc32(written(path).encode())) for path in names(tree, is_nothing)])
 
 
 @checked

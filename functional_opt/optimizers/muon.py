@@ -35,8 +35,10 @@ from ..transforms.matrices.newton_schulz import (
 )
 from ..transforms.matrices.orthogonalize import map_matrices, needs_matrices, scale_by_shape
 from ..transforms.matrices.routing import Layout, leaf_roles
+from ..transforms.matrices.widths import BaseParams
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
+from ..transforms.scaling.mup import scale_by_mup
 from .adam import adamw
 
 
@@ -240,6 +242,7 @@ def muon(
     state_dtype: DType | None = None,
     distributed: Distributed | None = None,
     ns_dtype: DType | None = None,
+    base_params: BaseParams | None = None,
 ) -> partition:
     """Muon for hidden matrices, AdamW elsewhere: w ← w − learning_rate · (s · orthogonalize(m̂) + weight_decay · w).
 
@@ -257,8 +260,12 @@ def muon(
         matrix_layout: "in_out" or "out_in", how matrices are stored; as in `muon_labels`.
         distributed: "owners" or "local", how matrices on a mesh are worked on; as in `scale_by_muon`.
         ns_dtype: dtype of the products that make matrices orthogonal, as in `orthogonalize`.
+        base_params: the params of a base model, whose learning rates then fit models of any width, as in
+            `scale_by_shape` for the matrices and in `scale_by_mup` for the other leaves. The model must do the other
+            half of μP, as `scale_by_mup` says.
 
-    Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
+    Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982. For base_params: Yang, Simon & Bernstein 2023,
+    arXiv:2310.17813, and Yang, Hu et al. 2022, arXiv:2203.03466.
 
     >>> tx = muon(0.02)
     >>> tx.param_labels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
@@ -285,7 +292,7 @@ def muon(
     )
     matrices = chain(
         rule,
-        scale_by_shape(consistent_rms, numbers),
+        scale_by_shape(consistent_rms, numbers, base_params=base_params),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -300,4 +307,7 @@ def muon(
         nesterov=nesterov,
         state_dtype=state_dtype,
     )
+    if base_params is not None:
+        adam, *others = rest.transforms
+        rest = chain(adam, scale_by_mup(base_params, matrix_layout=matrix_layout), *others)
     return partition({"adam": rest, "muon": matrices}, muon_labels(muon_mask, numbers, matrix_layout=matrix_layout))

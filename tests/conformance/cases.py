@@ -38,6 +38,7 @@ from .case import (
     rates,
 )
 from .cases_contrib import squares, times_gradient, with_half_square  # noqa: F401, for what prints to be read back
+from .cases_matrix import with_partners  # noqa: F401, likewise
 from .cases_muon import norms_by_axes  # noqa: F401, likewise
 
 ADAM, AMSGRAD, LION = (

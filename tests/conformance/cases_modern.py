@@ -46,6 +46,7 @@ OPTIMIZERS = [
     case("apollo", fo.apollo, None, ref.apollo, "learning_rate scale weight_decay", learning_rate=0.1, **LOW),
     case("apollo_mini", fo.apollo_mini, None, ref.apollo_mini, "learning_rate scale", learning_rate=0.05, scale=2.0),
     case("spam", fo.spam, None, ref.spam, f"{ADAM} threshold", learning_rate=0.03, **SPIKES),
+    case("spam-sparse", fo.spam, None, ref.spam, f"{ADAM} threshold", learning_rate=0.03, density=0.5, **SPIKES),
     case("cautious", within_adam, None, ref.cautious, "learning_rate eps", learning_rate=0.1, eps=0.5),
     case(
         "scale_by_cautious",
@@ -68,5 +69,6 @@ TRANSFORMATIONS = [
         "scale_by_apollo", fo.scale_by_apollo, None, None, "b1 b2 eps update_proj_gap", max_norm_growth=None, rank=1
     ),
     case("scale_by_spam", fo.scale_by_spam, None, None, "b1 b2 eps threshold warmup_steps", settle_steps=2),
+    case("scale_by_spam-sparse", fo.scale_by_spam, None, None, "b1 b2 eps", density=0.5, reset_interval=2),
     case("add_cautious_decayed_weights", fo.add_cautious_decayed_weights, None, None, "weight_decay", **DECAY),
 ]

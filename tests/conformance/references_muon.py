@@ -57,6 +57,12 @@ def muon_of_heads(w, grads, **args) -> Run:
     yield from (np.concatenate([x.T for x in both]) for both in zip(*runs, strict=True))
 
 
+def muon_of_a_wide_model(w, grads, learning_rate, beta) -> Run:
+    """Yang et al. 2023: √(2 / 4) of the step for the base shape, (1, 1), of which `muon` takes √4 for (4, 2)."""
+    rate = learning_rate * (np.sqrt(2 / 4) / np.sqrt(4) if w.ndim == 2 else 1)
+    yield from muon(w, grads, rate, beta, consistent_rms=0.2)
+
+
 def scion(w, grads, learning_rate, momentum=0.1, scale=50.0, constrained=True) -> Run:
     """Pethick et al. 2025, algorithms 1 and 2, for hidden matrices of shape (inputs, outputs), and vectors."""
     d = np.zeros_like(w)

@@ -150,11 +150,13 @@ OTHER_SHAPES = (
         "cocob",
         "dion",
         "galore",
+        "lora_rite",
         "muon",
         "muown",
         "nordion2",
         "normuon",
         "novograd",
+        "spam-sparse",
     ),
     *("sm3", "psgd_kron", "shampoo", "soap", "kl_shampoo", "kl_soap"),
 )

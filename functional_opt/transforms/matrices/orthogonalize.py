@@ -1,7 +1,9 @@
 """orthogonalize, scale_by_shape: updates whose singular values are all about 1, scaled by their shape."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,13 @@ import jax.numpy as jnp
 from ...core.checks import Static
 from ...core.leaves import Tree, as_updates, is_nothing, map_leaves, paths, widen_tree
 from ...core.norms import batches
+from ...core.paths import AllParams
 from ...core.ranges import DType, NonNegative, PositiveInt
 from ...core.transformation import EmptyState, GradientTransformation, transformation
 from ...placement.owners import Distributed, as_stack, by_owners, owners_mesh
-from .dimension_numbers import MuonNumbers, Stacks
+from .dimension_numbers import MuonNumbers, Stacks, axes_of, specs_of
 from .newton_schulz import PRESETS, Coefficients, Preconditioning, coefficient_rows, is_tall, newton_schulz
+from .widths import BaseParams, base_shapes, times_wider
 
 
 @transformation
@@ -91,10 +95,15 @@ class scale_by_shape(GradientTransformation):
         consistent_rms: the root mean square of the result, ≥ 0, about 0.2 for Adam's updates; None for the first
             formula.
         weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`.
+        base_params: the params of a base model, as in `scale_by_mup`, so that its learning rate fits all widths. Then
+            the formula is that of the shape in the base model, times √(rₒᵤₜ / rᵢₙ) for rᵢₙ times as many rows and
+            rₒᵤₜ times as many columns. As a map from inputs to outputs, both measured by root mean square, an
+            orthogonal update has the same norm at all widths.
 
-    Raises ValueError for a leaf with fewer than two axes.
+    Raises ValueError for a leaf with fewer than two axes, and for base_params that do not fit, or with blocks.
 
-    Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982.
+    Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. base_params: Yang, Simon & Bernstein 2023,
+    arXiv:2310.17813, condition 1.
 
     >>> scale_by_shape(0.5).update(jnp.ones((1, 4)), EmptyState())[0].tolist()
     [[1.0, 1.0, 1.0, 1.0]]
@@ -103,22 +112,51 @@ class scale_by_shape(GradientTransformation):
     stacks_matrices = True
     consistent_rms: NonNegative | None = None
     weight_dimension_numbers: Static[MuonNumbers | None] = None
+    base_params: Static[BaseParams | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
+        if self.base_params is not None and not isinstance(params, AllParams):
+            self._wider(params)  # shapes that do not fit are an error before training starts
         return EmptyState()
 
     def update(self, updates, state, params=None, **extra):
         needs_matrices(updates)
         stacks = Stacks(self.weight_dimension_numbers, updates)
 
-        def leaf(g):
-            rows, columns = g.shape[-2:]
+        def formula(rows: float, columns: float) -> Any:
             if self.consistent_rms is None:
-                return g * max(1.0, columns / max(rows, 1)) ** 0.5
-            return g * self.consistent_rms * max(columns, rows) ** 0.5
+                return max(1.0, columns / max(rows, 1)) ** 0.5
+            return self.consistent_rms * max(columns, rows) ** 0.5
 
-        like = None if params is None else stacks.stack(params)
-        return stacks.back(map_leaves(leaf, stacks.stack(updates), params=like)), state
+        stacked, like = stacks.stack(updates), None if params is None else stacks.stack(params)
+        if self.base_params is None:
+            return stacks.back(map_leaves(lambda g: g * formula(*g.shape[-2:]), stacked, params=like)), state
+
+        def factor(g: Any, r_in: float, r_out: float) -> Any:
+            return (r_out / r_in) ** 0.5 * formula(g.shape[-2] / r_in, g.shape[-1] / r_out)
+
+        leaves, treedef = jax.tree.flatten(stacked, is_leaf=is_nothing)
+        pairs = zip(leaves, self._wider(updates), strict=True)
+        read = (treedef.unflatten([None if is_nothing(g) else factor(g, *wider) for g, wider in pairs]),)
+        new = map_leaves(lambda g, f: g * f, stacked, read=read, params=like, same_shape=False)
+        return stacks.back(new), state
+
+    def _wider(self, tree: Tree) -> list[tuple[float, float]]:
+        """Returns how many times more rows and columns each leaf has than in the base model."""
+        leaves, specs = jax.tree.leaves(tree, is_leaf=is_nothing), specs_of(self.weight_dimension_numbers, tree)
+        found = []
+        rows = zip(paths(tree, is_nothing), leaves, base_shapes(self.base_params, tree), specs, strict=True)
+        for path, x, base, spec in rows:
+            if is_nothing(x):
+                found.append((1.0, 1.0))
+                continue
+            if spec is not None and any(spec[2:]):
+                raise ValueError(f"base_params: weight_dimension_numbers cut params{path} into blocks, got {spec}")
+            wider = times_wider(path, jnp.shape(x), base)
+            sides = ((-2,), (-1,)) if spec is None else map(axes_of, spec[:2])
+            r_in, r_out = (math.prod(wider[axis] for axis in axes) for axes in sides)
+            found.append((r_in, r_out))
+        return found
 
 
 def needs_matrices(updates: Tree) -> None:

@@ -25,8 +25,14 @@ elements, so errors are smaller for large ones, but an element far below the lar
 signed, 8 bits      |x̂ − x| ≤ a/127     c = 127·2y / (1 + y), rounded; |x̂ − x| ≤ a/500 near 0
 unsigned, 8 bits    |v̂ − v| ≤ a/255     c = 255·√y, rounded, but not to 0 unless y = 0
 ==================  ==================  ===========================================================================
+
+Unsigned 4-bit codes may have rank-1 scales (arXiv:2309.01507) instead of blocks. The a of an element is then the
+smallest of the maxima of its row, its column, and so on for more axes, and |v̂ − v| ≤ a/16 for this a. An element is
+stored well if its row or its column has none that is much larger.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,6 +57,10 @@ LEVELS, STEP = {True: 127, False: 255}, {True: 2**23 // 4, False: 2**23 // 5}  #
 
 Code = Literal["octaves", "companded"]
 """Which 8-bit codes: those with codes for many octaves, or the companded ones."""
+Scales = Literal["blocks", "rank1"]
+"""What scales an element: the maximum of its block, or the smallest of those of its row, its column, and so on."""
+Scale = jax.Array | tuple[jax.Array, ...]
+"""The maxima of the blocks; rank-1 scales are a tuple with the maxima along each axis, (rows, 1) and (1, columns)."""
 
 
 def block_size_of(bits: int, code: Code = "octaves") -> int:
@@ -65,7 +75,8 @@ def encode(
     block_size: PositiveInt | None = None,
     signed: bool = True,
     code: Code = "octaves",
-) -> tuple[jax.Array, jax.Array]:
+    scales: Scales = "blocks",
+) -> tuple[jax.Array, Scale]:
     """Returns the codes of an array and the scales of its blocks: plain arrays, and all that `decode` needs.
 
     Args:
@@ -75,10 +86,11 @@ def encode(
             along the last axis, or along as many trailing axes as it takes to fill one, and divide it evenly.
         signed: whether x may be negative. If False, x must be ≥ 0, and its positive elements do not become 0.
         code: "octaves" or, at 8 bits, "companded".
+        scales: "blocks" or, at 4 bits for an x ≥ 0 with at least two axes, "rank1"; there are no blocks then.
 
     8-bit codes are int8 or uint8 and have the shape of x, so they can be sharded like x. 4-bit codes are packed two
     to a uint8, which makes one axis half as long; if that axis of x has an odd length, a last axis of length 1 is
-    appended. Scales have as many axes as x.
+    appended. Scales of blocks have as many axes as x; rank-1 scales are a tuple with an array for each axis.
 
     >>> codes, scale = encode(jnp.array([[1.0, -0.5, 0.0, 1e-6]]))
     >>> codes.tolist(), scale.tolist()
@@ -88,14 +100,25 @@ def encode(
     """
     needs_8_bits(bits, code)
     given, size = lax.stop_gradient(jnp.asarray(x, jnp.float32)), block_size or block_size_of(bits, code)
+    needs_4_bits(bits, scales)
     if bits == 8 and _have_whole_blocks(given, size):
         return _on_each_part(lambda x: encode(x, bits, size, signed, code), (given,), given, 2)
-    shape, x = given.shape, _in_rows(given, size)
-    n = x.shape[-1]
-    blocks = -(-n // size)
-    # Decoding and encoding again moves a maximum by about an ulp; without its last bits the scale stays the same.
-    scale = lax.reduce_precision(_absmax(x, blocks), exponent_bits=8, mantissa_bits=15)
-    y = jnp.abs(x) * _spread(jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0), n)
+    shape = given.shape
+    if scales == "rank1":
+        if signed or len(shape) < 2:
+            raise ValueError(f"scales='rank1' needs signed=False and at least two axes, got signed={signed}, {shape}")
+        x = replicate_from(given, len(shape) - 1)
+        scale = tuple(_rounded(_maxima(x, axis)) for axis in range(len(shape)))
+        y = jnp.nan_to_num(jnp.abs(x) * _inverse(_smallest(scale)), nan=1.0, posinf=1.0)
+        y = y.reshape(*_lead(scale), math.prod(shape[len(_lead(scale)) :]))
+    else:
+        x = _in_rows(given, size)
+        n = x.shape[-1]
+        blocks = -(-n // size)
+        of_blocks = _rounded(_absmax(x, blocks))
+        y = jnp.abs(x) * _spread(_inverse(of_blocks), n)
+        ones = (1,) * (len(shape) - x.ndim)
+        scale = of_blocks.reshape(*of_blocks.shape[:-1], *ones, blocks) if shape else of_blocks.reshape(())
     if code == "companded":
         c = _nearest(2 * y / (1 + y) * 127 if signed else jnp.sqrt(y) * 255)
     elif bits == 8:
@@ -106,15 +129,13 @@ def encode(
         c = jnp.where(x < 0, -c, c)
     elif bits == 8:
         c = jnp.maximum(c, (x > 0).astype(jnp.int32))
-    ones = (1,) * (len(shape) - x.ndim)
-    scale = scale.reshape(*scale.shape[:-1], *ones, blocks) if shape else scale.reshape(())
     packed = c.astype(jnp.int8 if signed else jnp.uint8).reshape(shape) if bits == 8 else _pack(c + 8 * signed, shape)
     return split_as(packed, given), scale
 
 
 @checked
 def decode(
-    codes: jax.Array, scale: jax.Array, bits: Literal[8, 4] = 8, signed: bool = True, code: Code = "octaves"
+    codes: jax.Array, scale: Scale, bits: Literal[8, 4] = 8, signed: bool = True, code: Code = "octaves"
 ) -> jax.Array:
     """Returns the float32 array that codes stand for, given the `bits`, `signed` and `code` that `encode` had.
 
@@ -125,7 +146,12 @@ def decode(
     """
     needs_8_bits(bits, code)
     shape = shape_of(codes, scale, bits, signed)
-    if bits == 8 and scale.ndim and _have_whole_blocks(codes, codes.shape[-1] // scale.shape[-1]):
+    if (
+        bits == 8
+        and not isinstance(scale, tuple)
+        and scale.ndim
+        and _have_whole_blocks(codes, codes.shape[-1] // scale.shape[-1])
+    ):
         return _on_each_part(lambda c, s: decode(c, s, bits, signed, code), (codes, scale), codes, 1)
     lead, given = _lead(scale), codes
     codes = replicate_from(codes, len(lead))
@@ -142,12 +168,41 @@ def decode(
         y = y * jnp.abs(y)
     else:
         y = jnp.square((c + 1) * (1 / 16))
+    if isinstance(scale, tuple):
+        return split_as(y.reshape(shape) * _smallest(scale), given)
     return split_as((y * _spread(scale.reshape(*lead, -1), n)).reshape(shape), given)
 
 
 def needs_8_bits(bits: int, code: Code) -> None:
     if code == "companded" and bits != 8:
         raise ValueError(f"code='companded' needs bits=8, got bits={bits}")
+
+
+def needs_4_bits(bits: int, scales: Scales) -> None:
+    if scales == "rank1" and bits != 4:
+        raise ValueError(f"scales='rank1' needs bits=4, got bits={bits}")
+
+
+def _all_but(axis: int, ndim: int) -> tuple[int, ...]:
+    return tuple(i for i in range(ndim) if i != axis)
+
+
+def _maxima(x: jax.Array, axis: int) -> jax.Array:
+    """Returns the largest |x| of each slice along an axis, as an array with as many axes."""
+    return jnp.max(jnp.abs(x), _all_but(axis, x.ndim), keepdims=True, initial=0)
+
+
+def _smallest(scale: tuple[jax.Array, ...]) -> jax.Array:
+    return functools.reduce(jnp.minimum, scale)
+
+
+def _rounded(scale: jax.Array) -> jax.Array:
+    """Drops the last bits of maxima, since decoding and encoding again moves one by about an ulp."""
+    return lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=15)
+
+
+def _inverse(scale: jax.Array) -> jax.Array:
+    return jnp.where(scale >= SMALLEST, 1 / jnp.maximum(scale, SMALLEST), 0)
 
 
 def _have_whole_blocks(x: jax.Array, size: int) -> bool:
@@ -165,25 +220,39 @@ def _on_each_part(fn: Callable, arrays: tuple[jax.Array, ...], like: jax.Array, 
     return jax.shard_map(fn, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=out, axis_names=names)(*arrays)
 
 
-def shape_of(codes: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tuple[int, ...]:
+def shape_of(codes: jax.Array, scale: Scale, bits: int, signed: bool) -> tuple[int, ...]:
     """Returns the shape of the encoded array. Raises ValueError if the codes and scales are not of one array."""
     dtype = jnp.int8 if bits == 8 and signed else jnp.uint8
-    if codes.dtype != dtype or scale.dtype != jnp.float32:
-        received = f"{codes.dtype} with a scale of {scale.dtype}"
+    parts = scale if isinstance(scale, tuple) else (scale,)
+    if codes.dtype != dtype or any(x.dtype != jnp.float32 for x in parts):
+        received = f"{codes.dtype} with a scale of {' and '.join(str(x.dtype) for x in parts)}"
         raise ValueError(f"codes of {bits} bits must be {np.dtype(dtype)} with a scale of float32, got {received}")
     shape, lead = tuple(codes.shape), _lead(scale)
     if bits == 4 and _by_rows(lead):
         shape = (*shape[: len(lead) - 1], 2 * shape[len(lead) - 1], *shape[len(lead) :])
-    elif bits == 4 and scale.ndim:
-        odd = len(shape) > scale.ndim
+    elif bits == 4 and parts[0].ndim:
+        odd = len(shape) > parts[0].ndim
         shape = (*shape[:-2], 2 * shape[-2] - 1) if odd else (*shape[:-1], 2 * shape[-1])
-    row = int(np.prod(shape[len(lead) :]))
-    if len(shape) != scale.ndim or shape[: len(lead)] != lead or (shape and row < scale.shape[-1]):
-        raise ValueError(f"codes of shape {codes.shape} and scales of shape {scale.shape} are not of the same array")
+    if isinstance(scale, tuple):
+        fits = shape == _shape_of_rank_1(scale) and bits == 4 and not signed
+    else:
+        row = int(np.prod(shape[len(lead) :]))
+        fits = len(shape) == scale.ndim and shape[: len(lead)] == lead and not (shape and row < scale.shape[-1])
+    if not fits:
+        of = " and ".join(str(x.shape) for x in parts)
+        raise ValueError(f"codes of shape {codes.shape} and scales of shape {of} are not of the same array")
     return shape
 
 
-def in_halves(scale: jax.Array) -> bool:
+def _shape_of_rank_1(scale: tuple[jax.Array, ...]) -> tuple[int, ...] | None:
+    """Returns the shape of the array whose maxima along each axis are given; None if they are of none."""
+    n = len(scale)
+    if any(x.ndim != n or any(x.shape[i] != 1 for i in _all_but(axis, n)) for axis, x in enumerate(scale)):
+        return None
+    return tuple(x.shape[axis] for axis, x in enumerate(scale))
+
+
+def in_halves(scale: Scale) -> bool:
     """Returns whether a byte holds two 4-bit codes of one row, rather than of two neighbouring rows."""
     return not _by_rows(_lead(scale))
 
@@ -205,9 +274,9 @@ def _of_levels(c: jax.Array, signed: bool) -> jax.Array:
     return jnp.where(c >= least, even, jnp.where(c > 0, octaves, 0))
 
 
-def _lead(scale: jax.Array) -> tuple[int, ...]:
-    """Returns the lengths of the axes before those that blocks run along."""
-    lead = tuple(scale.shape[:-1])
+def _lead(scale: Scale) -> tuple[int, ...]:
+    """Returns the lengths of the axes before those that blocks run along; with rank-1 scales, before the last one."""
+    lead = ((_shape_of_rank_1(scale) or ()) if isinstance(scale, tuple) else tuple(scale.shape))[:-1]
     while lead and lead[-1] == 1:
         lead = lead[:-1]
     return lead

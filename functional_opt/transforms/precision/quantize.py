@@ -21,7 +21,8 @@ from . import codes
 
 class QuantizeState(NamedTuple):
     """`inner_state`: the inner state, with codes in place of large slots. `scale`: for each slot that may have codes,
-    a tree like it with the scales of the codes' blocks, and None for leaves that are stored as they are."""
+    a tree like it with the scales of the codes' blocks, or a tuple of rank-1 scales, and None for leaves that are
+    stored as they are."""
 
     inner_state: States
     scale: Exact
@@ -58,14 +59,18 @@ class quantize_state(GradientTransformation):
             of other libraries.
         code: "octaves" for the codes above or, at 8 bits, "companded" for FlashOptim's: |x̂ − x| ≤ a/127 and, with an
             even finer step for small elements, |v̂ − v| ≤ a/255; but no bound relative to |x|.
+        scales: "blocks" or, at 4 bits, "rank1" for never-negative slots with two or more axes longer than 1. Then
+            |v̂ − v| ≤ a/16 with a the smallest of the maxima of the element's row, its column, and so on, one float32
+            per row and column: columns of large elements leave the accuracy of the others alone. There is no CPU
+            kernel for them, and on a mesh maxima over a split axis take an all-reduce.
 
-    Raises ValueError for companded codes of 4 bits.
+    Raises ValueError for companded codes of 4 bits and for rank-1 scales of 8 bits.
 
     Complex slots are stored as they are. The state consists of plain arrays: `decode(state)` returns the inner state
     in floats, and `encode(inner_state)` is the inverse. `explain` lists the large slots that are stored as they are.
 
     Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861 (blocks, 8 bits); Li, Chen & Zhu 2023,
-    arXiv:2309.01507 (4 bits, no zero in second moments); Gonzalez Ortiz, Gupta, Renard & Blalock 2026,
+    arXiv:2309.01507 (4 bits, no zero in second moments, rank-1 scales); Gonzalez Ortiz, Gupta, Renard & Blalock 2026,
     arXiv:2602.23349 (FlashOptim's companded codes).
 
     >>> from functional_opt import adam
@@ -75,9 +80,9 @@ class quantize_state(GradientTransformation):
     >>> mu["kernel"].dtype, state.scale[0]["kernel"].shape, mu["bias"].dtype, state.scale[0]["bias"]
     (dtype('int8'), (64, 1), dtype('float32'), None)
 
-    Differs from the papers: codes are computed rather than looked up in a table; no rank-1 scales; the scales of
-    companded codes are float32 instead of float16, which cannot hold the root of a small second moment, and v > 0
-    does not become 0.
+    Differs from the papers: codes are computed rather than looked up in a table; 4-bit codes of second moments stand
+    for squares rather than equal steps, with rank-1 scales, too; the scales of companded codes are float32 instead of
+    float16, which cannot hold the root of a small second moment, and v > 0 does not become 0.
     """
 
     inner: Transformation
@@ -87,9 +92,11 @@ class quantize_state(GradientTransformation):
     unsigned: Static[tuple[str, ...]] = ()
     signed: Static[tuple[str, ...]] = ()
     code: Static[codes.Code] = "octaves"
+    scales: Static[codes.Scales] = "blocks"
 
     def __post_init__(self):
         codes.needs_8_bits(self.bits, self.code)
+        codes.needs_4_bits(self.bits, self.scales)
 
     def init(self, params):
         state = self.inner.init(params)
@@ -108,7 +115,7 @@ class quantize_state(GradientTransformation):
 
     def as_kernel(self, state, params):
         links = kernels.operations_of(self.inner, state.inner_state, params)
-        if links is None or self.code != "octaves":
+        if links is None or self.code != "octaves" or self.scales != "blocks":
             return None
         coded = {
             id(place.value): kernels.CodedSlots(place.value, scale, partial(_as_slot, self.bits, _is_signed(place)))
@@ -179,16 +186,13 @@ class quantize_state(GradientTransformation):
             if not self._has_codes(place):
                 return place.value
             _, leaves, tree = _leaves(place)
-            chosen = (
-                map(self._is_large, leaves)
+            there = (
+                [() if self._is_large(x) else None for x in leaves]
                 if before is None
-                else [x is not None for x in tree.flatten_up_to(next(old))]
+                else tree.flatten_up_to(next(old))
             )
             signed = _is_signed(place)
-            pairs = [
-                codes.encode(x, self.bits, self.block_size, signed, self.code) if yes else (x, None)
-                for x, yes in zip(leaves, chosen, strict=True)
-            ]
+            pairs = [self._coded(x, signed, scale) for x, scale in zip(leaves, there, strict=True)]
             scales.append(tree.unflatten([scale for _, scale in pairs]))
             return tree.unflatten([x for x, _ in pairs])
 
@@ -213,6 +217,15 @@ class quantize_state(GradientTransformation):
     def _has_codes(self, place: SlotPlace) -> bool:
         return place.slot is not None and place.slot.bits <= self.bits
 
+    def _coded(self, x: Any, signed: bool, before: Any) -> tuple[Any, Any]:
+        """Returns codes and scale, in the container of the scale before; x and None if that was None."""
+        if before is None:
+            return x, None
+        scales = "blocks" if signed or sum(n > 1 for n in np.shape(x)) < 2 else self.scales
+        c, scale = codes.encode(x, self.bits, self.block_size, signed, self.code, scales)
+        like, new = jax.tree.structure(before), jax.tree.leaves(scale)
+        return c, like.unflatten(new) if like.num_leaves == len(new) else scale
+
     def _is_large(self, x: Any) -> bool:
         return jnp.issubdtype(jnp.result_type(x), jnp.floating) and np.size(x) >= max(self.min_size, 1)
 
@@ -232,10 +245,11 @@ def _decoded(path: str, x: Any, scale: Any, bits: Literal[8, 4], signed: bool, c
         if jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"{path} has codes ({x.dtype}) without their scale: {remedy}")
         return x
-    if not hasattr(scale, "shape"):
+    parts = jax.tree.leaves(scale)  # in whatever container a library put a tuple
+    if not all(hasattr(x, "shape") for x in parts):
         raise ValueError(f"{path} has a {type(scale).__name__} in place of its scale: {remedy}")
     try:
-        return codes.decode(x, scale, bits, signed, code)
+        return codes.decode(x, scale if hasattr(scale, "shape") else tuple(parts), bits, signed, code)
     except ValueError as e:
         raise ValueError(f"{path}: {e}; {remedy}") from e
 

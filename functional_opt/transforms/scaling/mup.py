@@ -8,51 +8,19 @@ import numpy as np
 
 from ...core.checks import Static
 from ...core.leaves import Tree, is_nothing, map_leaves, paths
-from ...core.paths import AllParams, Frozen, PathRules, resolve_values
+from ...core.paths import AllParams, MaskedNode, PathRules
 from ...core.ranges import Convert
-from ...core.schedule import Schedule
 from ...core.transformation import EmptyState, GradientTransformation, transformation
+from ..matrices.routing import Layout, LeafRole, leaf_roles
+from ..matrices.widths import BaseParams, are_whole, base_shapes, times_wider
 
 _USUAL = "the last but one"
 
 
-def _are_whole(x: Any) -> bool:
-    return type(x) is tuple and all(type(n) is int for n in x)
-
-
-def _is_shape(x: Any) -> bool:
-    return _are_whole(x) and all(n >= 0 for n in x)
-
-
-def _shape(name: str, x: Any) -> tuple[int, ...] | None:
-    if x is None or _is_shape(x):
-        return x
-    if hasattr(x, "shape"):
-        return tuple(x.shape)
-    if np.ndim(x) == 0 and isinstance(x, float | int):
-        return ()
-    raise TypeError(f"{name} must be an array or a shape such as (64, 64), got {x!r}")
-
-
 def _axes(name: str, x: Any) -> tuple[int, ...]:
-    if _are_whole(x):
+    if are_whole(x):
         return x
     raise TypeError(f"{name} must be a tuple of axes such as (0,), got {x!r}")
-
-
-def _shapes(name: str, x: Any) -> Any:
-    """Converts a tree of arrays or shapes to one of shapes, and path rules to rules with shapes."""
-    if isinstance(x, dict) and any("*" in k for k in x if isinstance(k, str)):
-        x = PathRules(x)
-    if isinstance(x, PathRules):
-        return PathRules({pattern: _shape(f"{name}[{pattern!r}]", v) for pattern, v in x.rules})
-    if isinstance(x, Frozen):
-        return x
-    refused = GradientTransformation | Schedule  # pytrees, but not of arrays
-    leaves, treedef = jax.tree.flatten(x, is_leaf=lambda n: _is_shape(n) or isinstance(n, refused))
-    others = [isinstance(n, str) or callable(n) and not isinstance(n, refused) for n in leaves]  # a model's functions
-    shapes = (None if other else _shape(name, n) for n, other in zip(leaves, others, strict=True))
-    return Frozen(tuple(shapes), treedef)
 
 
 def _fan_in(name: str, x: Any) -> PathRules:
@@ -82,7 +50,7 @@ class scale_by_mup(GradientTransformation):
     The model must do the other half of μP: initialize weights with variance 1/fan_in and output weights with variance
     1/fan_in² or with zeros, and scale attention by 1/d. Use "adam" for any rule whose updates have the same size for
     all gradients. In a chain, place this after that rule, and before `add_decayed_weights` if the decay should be the
-    same at all widths.
+    same at all widths. Orthogonal updates need other factors: see `base_params` of `muon` and `scale_by_shape`.
 
     Args:
         base_params: the params of the base model, or anything with their shapes (`jax.eval_shape` of the function
@@ -91,6 +59,8 @@ class scale_by_mup(GradientTransformation):
         optimizer: "adam" or "sgd".
         fan_in: path rules with the axes of the inputs, if these are not the default: `{"**/query/kernel": (0,)}`. The
             axes that are not inputs are outputs.
+        matrix_layout: "in_out" or "out_in", how matrices are stored, to read the inputs from paths and shapes as
+            `muon_labels` does; None for the last axis but one.
 
     Raises ValueError, naming the leaf, if shapes do not fit each other or it is unclear which axes are inputs.
 
@@ -103,9 +73,10 @@ class scale_by_mup(GradientTransformation):
     {'hidden': 0.25, 'in': 1.0, 'out': 0.25}
     """
 
-    base_params: Static[Annotated[Any, Convert(_shapes, "tree of arrays or shapes, or path rules")]]
+    base_params: Static[BaseParams]
     optimizer: Static[Literal["adam", "sgd"]] = "adam"
     fan_in: Static[Annotated[Any, Convert(_fan_in, "{pattern: axes}")] | None] = None
+    matrix_layout: Static[Layout | None] = None
 
     def init(self, params):
         self.multipliers(params)  # shapes that do not fit are an error before training starts
@@ -120,19 +91,19 @@ class scale_by_mup(GradientTransformation):
         if isinstance(params, AllParams):
             return params
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_nothing)
-        base = treedef.flatten_up_to(resolve_values("base_params", self.base_params, params))
         rules = PathRules({}) if self.fan_in is None else self.fan_in
-        fan_in = treedef.flatten_up_to(rules.resolve(params, default=_USUAL))
-        rows = zip(paths(params, is_nothing), leaves, base, fan_in, strict=True)
+        fan_in = [axes for axes in rules.of_each(params, default=_USUAL) if not isinstance(axes, MaskedNode)]
+        if self.matrix_layout is not None:
+            roles = leaf_roles(params, self.matrix_layout)
+            fan_in = [_inputs(role) if axes == _USUAL else axes for role, axes in zip(roles, fan_in, strict=True)]
+        rows = zip(paths(params, is_nothing), leaves, base_shapes(self.base_params, params), fan_in, strict=True)
         return treedef.unflatten([None if is_nothing(x) else self._multiplier(p, x, b, a) for p, x, b, a in rows])
 
     def _multiplier(self, path: str, x: Any, base: tuple[int, ...] | None, fan_in: Any) -> float:
         shape = np.shape(x)
-        base = shape if base is None else base
-        if len(base) != len(shape):
-            raise ValueError(f"params{path} has shape {shape}, but base_params {base}: the axes must be as many")
+        wider = times_wider(path, shape, base)
         if fan_in == _USUAL:
-            if shape[:-2] != base[:-2]:
+            if any(w != 1 for w in wider[:-2]):
                 raise ValueError(
                     f"params{path} has shape {shape}, the base model {base}: more than the last two axes differ. "
                     "Say which are inputs: fan_in={pattern: axes}"
@@ -140,11 +111,6 @@ class scale_by_mup(GradientTransformation):
             fan_in = (-2,) if len(shape) > 1 else ()
         if not all(-len(shape) <= axis < len(shape) for axis in fan_in):
             raise ValueError(f"fan_in={fan_in} for params{path}, which has shape {shape}: there is no such axis")
-        if any(b == 0 != n for n, b in zip(shape, base, strict=True)):
-            raise ValueError(
-                f"params{path} has shape {shape}, the base model {base}: an axis of length 0 cannot be widened"
-            )
-        wider = [n / b if n != b else 1.0 for n, b in zip(shape, base, strict=True)]
         inputs = {axis % len(shape) for axis in fan_in}
         r_in = math.prod(w for i, w in enumerate(wider) if i in inputs)
         r_out = math.prod(w for i, w in enumerate(wider) if i not in inputs)
@@ -153,3 +119,7 @@ class scale_by_mup(GradientTransformation):
     def touched_leaves(self, params):
         """Returns a mask of the leaves that it changes, for `explain`."""
         return jax.tree.map(lambda f: f != 1, self.multipliers(params))
+
+
+def _inputs(role: LeafRole) -> Any:
+    return () if role.kind == "vector" else role.rows or _USUAL

@@ -1,12 +1,15 @@
 """add_noise: Gaussian noise that decays over time."""
 
 import dataclasses
+import zlib
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ...core.leaves import is_nothing, map_leaves
+from ...core.leaves import Tree, is_nothing, map_leaves
+from ...core.model_trees import names
 from ...core.norms import safe_sqrt
 from ...core.ranges import Convert, NonNegative
 from ...core.slots import Counter, RandomKey
@@ -48,6 +51,20 @@ def key_in(data: Any, like: Any) -> jax.Array:
 def stored_like(key: jax.Array, data: Any) -> jax.Array:
     """Returns a key in the form that the state uses: its data, or the key itself."""
     return key if _is_typed(data) else jax.random.key_data(key)
+
+
+def path_numbers(tree: Tree) -> Tree:
+    """Returns a number for each leaf, computed from its path, so that other leaves do not affect its random bits.
+
+    The path is written as `jax.tree_util.keystr` writes paths of dicts and lists, so that a model's containers and
+    boxes do not affect it either.
+    """
+
+    def written(path: str) -> str:
+        return "".join(f"[{part}]" if part.isdigit() else f"[{part!r}]" for part in path.split("/") if part)
+
+    _, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
+    return treedef.unflatten([np.uint32(zlib.crc32(written(path).encode())) for path in names(tree, is_nothing)])
 
 
 def _is_typed(x: Any) -> bool:

@@ -110,3 +110,62 @@ def test_codes_and_scales_know_the_shape(bits, signed):
 def test_refuses_what_are_no_codes(c, scale, message):
     with pytest.raises(ValueError, match=message):
         codes.decode(c, scale)
+
+
+RANK_1 = [(7, 5), (64, 300), (6, 1, 33), (128, 3, 17), (1, 8)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stored_in_rank_1(x, signed=False):
+    encoded = codes.encode(x, 4, signed=signed, scales="rank1")
+    return encoded, codes.decode(*encoded, 4, signed)
+
+
+@pytest.mark.parametrize("shape", RANK_1, ids=str)
+def test_rank_1_scales(shape):
+    """The smallest of the maxima along each axis scales an element, as in the authors' code."""
+    v = np.float32(10.0 ** np.random.default_rng(1).uniform(-6, 3, shape))
+    (c, scale), decoded = stored_in_rank_1(v)
+    along = [np.max(v, tuple(j for j in range(v.ndim) if j != i), keepdims=True, initial=0) for i in range(v.ndim)]
+    for mine, theirs in zip(scale, along, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5)
+    smallest = functools.reduce(np.minimum, along)
+    assert decoded.shape == shape and c.dtype == jnp.uint8 and c.size <= (v.size + v.size // shape[-1]) / 2
+    assert np.all(np.abs(decoded - v) <= smallest / 16 * (1 + 1e-4)) and np.all(decoded > 0)
+    (again, same), twice = stored_in_rank_1(decoded)
+    for first, second in ((c, again), (decoded, twice), *zip(scale, same, strict=True)):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_columns_of_large_elements_leave_those_beside_them_alone():
+    rng = np.random.default_rng(2)
+    v = np.float32(rng.uniform(0.5, 1, (256, 256)))
+    v[:, ::16] *= 1e4
+    small = v < 2
+
+    def error(scales):
+        y = codes.decode(*codes.encode(v, 4, signed=False, scales=scales), 4, signed=False)
+        return np.mean(np.abs(y - v)[small] / v[small])
+
+    assert error("rank1") < 0.04 and error("blocks") > 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rank_1_scales_show_what_is_not_finite(bad):
+    v = np.ones((4, 6), np.float32)
+    v[1, 2] = bad
+    _, decoded = stored_in_rank_1(v)
+    assert not np.isfinite(decoded[1, 2])
+    assert np.all(np.delete(np.delete(decoded, 1, 0), 2, 1) == 1)
+
+
+def test_rank_1_scales_refuse_what_they_cannot_scale():
+    with pytest.raises(ValueError, match="scales='rank1' needs bits=4, got bits=8"):
+        codes.encode(jnp.ones((4, 4)), 8, signed=False, scales="rank1")
+    for x, signed in ((jnp.ones((4, 4)), True), (jnp.ones(4), False)):
+        with pytest.raises(ValueError, match="scales='rank1' needs signed=False and at least two axes"):
+            codes.encode(x, 4, signed=signed, scales="rank1")
+    c, scale = codes.encode(jnp.ones((4, 6)), 4, signed=False, scales="rank1")
+    for wrong in (scale[:1], scale[::-1], (scale[0], jnp.ones((1, 8)))):
+        with pytest.raises(ValueError, match="are not of the same array"):
+            codes.decode(c, wrong, 4, signed=False)

@@ -318,3 +318,89 @@ def test_blocks_on_a_split_axis_stay_where_they_are(kind, spec):
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(x, y)
         assert x.ndim < 2 or x.sharding.is_equivalent_to(params["w"].sharding, x.ndim)
+
+
+def ranked(**options):
+    return fo.quantize_state(fo.adam(0.1), 4, min_size=9, scales="rank1", **options)
+
+
+MIXED = {
+    "w": jnp.linspace(-1, 1, 64 * 66).reshape(64, 66),
+    "odd": jnp.linspace(0.1, 1, 35).reshape(5, 7),
+    "b": jnp.ones(16),
+}
+
+
+def test_rank_1_scales_are_for_matrices_of_second_moments():
+    params = MIXED | {"column": jnp.ones((32, 1)), "small": jnp.ones((2, 2))}
+    mu, nu = ranked().init(params).scale
+    shapes = jax.tree.map(jnp.shape, nu)
+    assert shapes["w"] == ((64, 1), (1, 66)) and shapes["odd"] == ((5, 1), (1, 7))
+    assert shapes["b"] == (1,) and shapes["column"] == (1, 1) and nu["small"] is None
+    assert all(x is None or isinstance(x, jax.Array) for x in mu.values())
+
+
+def test_bytes_of_rank_1_scales():
+    params = {"w": jax.ShapeDtypeStruct((1024, 1024), "float32")}
+    rows = {
+        scales: fo.explain(fo.quantize_state(fo.adam(1e-3), 4, scales=scales), params).state_bytes
+        for scales in ("blocks", "rank1")
+    }
+    of_blocks = 4 * 1024 * 1024 // 128
+    assert rows["blocks"] - rows["rank1"] == of_blocks - 4 * (1024 + 1024)
+
+
+def test_states_with_rank_1_scales_are_stored_mapped_and_stacked():
+    tx = ranked()
+    state = stepped(tx, MIXED)
+    restored = serialization.from_bytes(tx.init(MIXED), serialization.to_bytes(state))
+    _, _, loaded = fo.from_arrays(*fo.to_arrays(tx, MIXED, state))
+    for other in (restored, loaded, jax.tree.map(np.asarray, state), tx.encode(tx.decode(state))):
+        assert jax.tree.structure(other) == jax.tree.structure(state)
+        assert_close(tx.update(MIXED, other, MIXED), tx.update(MIXED, state, MIXED))
+    two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), MIXED)
+    stacked = jax.vmap(lambda g: tx.update(g, tx.init(g), g)[1])(two)
+    assert_close(jax.tree.map(lambda x: x[0], stacked), state)
+    tree = fo.tree.map_params(tx, lambda _: "param", state)
+    assert tree.inner_state[0].nu == dict.fromkeys(MIXED, "param")
+
+
+def test_rank_1_scales_become_blocks_by_migration():
+    """And back: what is stored is what the slots mean."""
+    old, new = ranked(), fo.quantize_state(fo.adam(0.1), 4, min_size=9)
+    state = stepped(old, MIXED)
+    moved, _ = fo.migrate(state, old, new, MIXED)
+    exact, there = (tx.decode(s)[0].nu["w"] for tx, s in ((old, state), (new, moved)))
+    assert moved.scale[1]["w"].ndim == 2 and len(state.scale[1]["w"]) == 2
+    np.testing.assert_allclose(there, exact, atol=float(jnp.max(exact)) / 16)
+
+
+def test_nnx_keeps_rank_1_scales():
+    model = nnx.Linear(64, 65, use_bias=False, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tx = ranked()
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(lambda x: 0.1 * x, params), state, params)
+        params = fo.apply_updates(params, updates)
+        optimizer.update(model, nnx.grad(lambda model: 0.05 * jnp.sum(model.kernel**2))(model))
+    assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data"), P("data", "model")], ids=str)
+def test_rank_1_scales_lie_beside_the_rows_and_columns(kind, spec):
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    tx, rng = ranked(), np.random.default_rng(0)
+    alone = {"w": jnp.asarray(rng.normal(size=(128, 64)), "float32")}
+    updates, expected = jax.jit(tx.update)(alone, tx.init(alone), alone)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(alone, NamedSharding(mesh, spec))
+        state = jax.jit(tx.init, out_shardings=fo.state_shardings(tx, params))(params)
+        new, after = jax.jit(tx.update)(params, state, params)
+    for x, y in zip(jax.tree.leaves((new, after)), jax.tree.leaves((updates, expected)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    rows = after.scale[1]["w"][0]
+    assert rows.sharding.is_equivalent_to(NamedSharding(mesh, P(spec[0])), 2)

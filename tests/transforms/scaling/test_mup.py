@@ -128,3 +128,70 @@ def test_coordinate_check(rule, optimizer, rate):
     with_mup, without = growth(mup), growth()
     assert (with_mup > 0.5).all() and (with_mup < 2).all()
     assert (without > 4).any()
+
+
+MUONS = {
+    "Muon for all": {"learning_rate": 0.05},
+    "Adam's size": {"learning_rate": 0.05, "consistent_rms": 0.2},
+    "Adam at the ends": {"learning_rate": 0.05, "consistent_rms": 0.2, "muon_mask": {"hidden": True, "*": False}},
+}
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_coordinate_check_of_muon(name):
+    """From a width of 32 to one of 128 and of 512, with base_params, and not without."""
+
+    def growth(base, width):
+        tx = fo.muon(**MUONS[name], base_params=base)
+        return change_of_activations(width, tx) / change_of_activations(32, tx)
+
+    for width in (128, 512):
+        transferred = growth(start(32), width)
+        assert (transferred > 0.6).all() and (transferred < 1.6).all(), width
+    assert (growth(None, 512) > 2.5).any()
+
+
+def test_the_base_model_is_as_without_base_params():
+    for args in MUONS.values():
+        both = (change_of_activations(32, fo.muon(**args, base_params=base)) for base in (None, start(32)))
+        np.testing.assert_array_equal(*both)
+
+
+def test_layouts_and_rules_say_which_axes_are_wider():
+    """The transposes get the transposed updates; rules name only what grows."""
+
+    def turned(params):
+        return {name: {"weight": w.T if name != "embed" else w} for name, w in params.items()}
+
+    def params(width):
+        return {"embed": normal(0, 50, width), "up": normal(1, width, 2 * width), "head": normal(2, width, 10)}
+
+    wide, base = params(64), params(16)
+    rules = {"embed": (50, 16), "up": (16, 32), "head": (16, 10), "**": None}
+    expected, _ = first_step(fo.muon(0.1, base_params=base), wide)
+    by_rules, _ = first_step(fo.muon(0.1, base_params=fo.PathRules(rules)), wide)
+    tx = fo.muon(0.1, base_params=turned(base), matrix_layout="out_in")
+    found, _ = first_step(tx, turned(wide))
+    for name, u in expected.items():
+        np.testing.assert_allclose(by_rules[name], u, rtol=1e-6)
+        np.testing.assert_allclose(turned({name: u})[name]["weight"], found[name]["weight"], rtol=1e-3, atol=1e-5)
+    alone, _ = first_step(fo.muon(0.1), wide)
+    ratios = {name: float(np.median(u / alone[name])) for name, u in expected.items()}
+    assert ratios == pytest.approx({"embed": 1, "up": 1, "head": 0.25}, rel=1e-4)
+    assert fo.from_config(fo.to_config(tx)) == tx
+
+
+def first_step(tx, params):
+    return tx.update(jax.tree.map(lambda w: np.cos(w) * 0.1, params), tx.init(params), params)
+
+
+def test_muon_s_stacks_and_heads():
+    """In a stack of layers, the number of layers counts for neither side; blocks have no shape in the base model."""
+    base, wide = {"w": np.zeros((2, 8, 8))}, {"w": np.zeros((3, 8, 32), "float32") + 1}
+    scale = fo.scale_by_shape(base_params=base)
+    np.testing.assert_allclose(scale.update(wide, scale.init(wide))[0]["w"], 2.0)
+    heads = fo.MuonDimensionNumbers(1, 2, output_blocks=2)
+    with pytest.raises(ValueError, match=r"base_params: weight_dimension_numbers cut params\['w'\] into blocks"):
+        fo.scale_by_shape(base_params=base, weight_dimension_numbers=heads).init(wide)
+    with pytest.raises(ValueError, match=r"params\['w'\] has shape \(3, 8, 32\), but base_params \(8, 8\)"):
+        fo.scale_by_shape(base_params={"w": (8, 8)}).init(wide)
