@@ -7,8 +7,8 @@ from .stage import DOCS
 
 MARK = "```{optimizer-costs}\n```"
 SHOWN = (
-    "adamw sgd lion muon schedule_free_adamw soap mars lamb adafactor adan ademamix prodigy shampoo psgd_kron sm3 "
-    "apollo_mini galore"
+    "adamw sgd lion muon muonh schedule_free_adamw soap kl_soap mars lamb adafactor adan ademamix prodigy shampoo "
+    "psgd_kron sm3 apollo_mini galore"
 ).split()
 
 
@@ -19,10 +19,10 @@ def measured() -> dict[str, str]:
     True
     """
     rows = re.findall(
-        r"^\| (\w+)(?: \(momentum\))? \| [\d.]+ \| ([\d.]+) ± ", (DOCS / "comparison.md").read_text(), re.M
+        r"^\| (\w+)(?: \([a-z ]+\))? \| [\d.]+ \| ([\d.]+) ± ", (DOCS / "comparison.md").read_text(), re.M
     )
-    if len(rows) != 8:
-        raise ValueError(f"docs/comparison.md has {len(rows)} rows with a loss, not 8")
+    if len(rows) != 11:
+        raise ValueError(f"docs/comparison.md has {len(rows)} rows with a loss, not 11")
     return dict(rows)
 
 
