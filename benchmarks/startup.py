@@ -22,7 +22,7 @@ print(time.perf_counter() - start)
 
 
 def seconds(module: str, bytecode: str) -> float:
-    """Returns how long a new process takes to import a module after JAX and chex, with the bytecode in that folder."""
+    """Returns how long a new process takes to import a module after JAX and chex, with bytecode in that folder."""
     command = [sys.executable, "-c", CODE, module]
     env = os.environ | {"PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
     return float(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
