@@ -75,6 +75,9 @@ class scale_by_lora_rite(GradientTransformation):
     >>> [round(float(jnp.linalg.norm(move)), 3) for move in moves]
     [1.414, 1.414]
 
+    Gradients whose rank stays below r leave directions in V that only rounding errors fill. u of one factor may then
+    differ between compilations there, which hardly moves A·B.
+
     Differs from the authors' code: a gradient so large that Gᴴ·G overflows leaves V as it is, and a factor may have a
     side shorter than r.
     """
