@@ -212,7 +212,7 @@ def _facts(entry: Entry, sent: str | None) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     example = repr(x.example)
     note = (
-        f"\n\nSizes are those of `{example}` for a layer of {facts.SIZE} × {facts.SIZE} and its bias."
+        f"\n\nSizes are those of `{example}` for {x.params}."
         if (len(example) < 160 and "<" not in example and "`" not in example)
         else ""
     )

@@ -22,6 +22,7 @@ PARAMS = {
     "bias": jax.ShapeDtypeStruct((SIZE,), jnp.float32),
 }
 """A dense layer: the params for which sizes are given."""
+RANK = 8
 INNER = fo.scale_by_adam()
 
 SAMPLES: dict[str, Any] = {
@@ -65,7 +66,15 @@ SAMPLES: dict[str, Any] = {
     "large_batch": 64,
 }
 """A value for each argument without a default, by name; other numbers are 1."""
-MATRIX = {"kernel": PARAMS["kernel"]}
+TAKEN = {
+    f"a layer of {SIZE} × {SIZE} and its bias": PARAMS,
+    f"a matrix of {SIZE} × {SIZE}": {"kernel": PARAMS["kernel"]},
+    f"factors of rank {RANK} of a matrix of {SIZE} × {SIZE}": {
+        "lora_a": jax.ShapeDtypeStruct((SIZE, RANK), jnp.float32),
+        "lora_b": jax.ShapeDtypeStruct((RANK, SIZE), jnp.float32),
+    },
+}
+"""Params in words: the first that a transformation takes are those for which its page gives sizes."""
 OF_ONE = {
     "differentially_private_aggregate": {"key": 0},
     "named_chain": {"args": (("rule", INNER),)},
@@ -77,13 +86,14 @@ OF_ONE = {
 class Facts(NamedTuple):
     """What the page of a transformation says about it.
 
-    `example`: the transformation that was looked at. `state32`, `state16`: bytes of state for each element of float32
-    and bfloat16 params; `with16`: with state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by
-    field. `kernel`: the kernel operations that may take the place of it, or of its links. `preconditions`, `clips`:
-    as declared.
+    `example`: the transformation that was looked at, and `params` those that it was given, in words. `state32`,
+    `state16`: bytes of state for each element of float32 and bfloat16 params; `with16`: with
+    state_dtype="bfloat16", if it has that. `slots`: what the state keeps, by field. `kernel`: the kernel operations
+    that may take the place of it, or of its links. `preconditions`, `clips`: as declared.
     """
 
     example: Any
+    params: str
     state32: float
     state16: float
     with16: float | None
@@ -128,13 +138,14 @@ def mesh() -> jax.sharding.Mesh:
 
 def _facts_of(name: str, make: Any) -> Facts:
     tx = example_of(name, make)
-    params = PARAMS if _takes(tx, PARAMS) else MATRIX
+    words, params = _taken(tx)
     state = jax.eval_shape(tx.init, params)
     narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
     links = [link for _, _, link, _ in walk(tx)]
     asked = "state_dtype" in inspect.signature(make).parameters
     return Facts(
         tx,
+        words,
         per_param(tx, params),
         per_param(tx, narrow),
         per_param(example_of(name, functools.partial(make, state_dtype="bfloat16")), params) if asked else None,
@@ -150,15 +161,16 @@ def per_param(tx: Any, params: Any) -> float:
     return size(jax.eval_shape(tx.init, params)) / sum(x.size for x in jax.tree.leaves(params))
 
 
-def _takes(tx: Any, params: Any) -> bool:
-    """Returns whether a transformation takes leaves that are no matrices."""
-    try:
-        jax.eval_shape(tx.init, params)
-    except ValueError as e:
-        if "matrix" not in str(e):
-            raise
-        return False
-    return True
+def _taken(tx: Any) -> tuple[str, Any]:
+    """Returns the first params of TAKEN that a transformation does not refuse, in words and as a tree."""
+    refused: list[Exception] = []
+    for words, params in TAKEN.items():
+        try:
+            jax.eval_shape(tx.init, params)
+            return words, params
+        except ValueError as e:
+            refused.append(e)
+    raise refused[0]
 
 
 def _is_field(place: Any) -> bool:
@@ -180,14 +192,15 @@ def _kernel(tx: Any, state: Any, params: Any) -> tuple[str, ...]:
 def sent(name: str) -> str | None:
     """Returns what a device gets in an update of a layer split over this process's devices; None if unknown.
 
-    The kernel and the bias are split along their first axis over all devices, as in FSDP.
+    All leaves are split along their first axis over all devices, as in FSDP.
     """
     on = NamedSharding(mesh(), PartitionSpec("data"))
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), PARAMS)
-    plan = Placed.of(example_of(name, getattr(fo, name)), params, on.mesh)
+    tx = example_of(name, getattr(fo, name))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), _taken(tx)[1])
+    plan = Placed.of(tx, params, on.mesh)
     if plan.sent is None:
         return None
-    whole = size(PARAMS)
+    whole = size(params)
     total = sum(plan.sent.values())
     kinds = ", ".join(plan.sent)
     if total == 0:
