@@ -385,9 +385,15 @@ KERNELS = [
     ),
     Mutant(  # blocks of two sizes at one time
         "native/plan.py",
-        "return len(scales) <= 1 and all(map(_is_known, self.slots))",
-        "return all(map(_is_known, self.slots))",
+        "and len(scales) <= 1 and all(map(_is_known, self.slots))",
+        "and all(map(_is_known, self.slots))",
         f"{GUARDS}test_blocks_that_kernels_cannot_do",
+    ),
+    Mutant(  # more slots than the kernel has room for
+        "native/plan.py",
+        "return len(self.slots) <= MAX_SLOTS and",
+        "return",
+        f"{GUARDS}test_more_slots_than_kernels_have",
     ),
     Mutant(  # blocks that do not fit into the kernel's memory
         "native/plan.py",
