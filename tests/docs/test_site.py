@@ -122,7 +122,8 @@ def test_search_finds(browser, home):
     reader.open("index.html")
     reader.page.fill("input[name=q]", "weight decay")
     reader.page.press("input[name=q]", "Enter")
-    reader.page.wait_for_function("() => document.querySelector('#search-results').innerText.includes('finished')")
+    reader.page.wait_for_url("**/search.html?*")
+    reader.page.wait_for_function("() => document.querySelector('#search-results')?.innerText.includes('finished')")
     links = reader.page.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.href)")
     assert any("add_decayed_weights" in link for link in links), links
     assert reader.complaints == []
