@@ -162,15 +162,15 @@ def per_param(tx: Any, params: Any) -> float:
 
 
 def _taken(tx: Any) -> tuple[str, Any]:
-    """Returns the first params of TAKEN that a transformation does not refuse, in words and as a tree."""
-    refused: list[Exception] = []
+    """Returns the first params of TAKEN that a transformation does not refuse for their shapes or paths."""
     for words, params in TAKEN.items():
         try:
             jax.eval_shape(tx.init, params)
             return words, params
         except ValueError as e:
-            refused.append(e)
-    raise refused[0]
+            if "matrix" not in str(e) and "in no pair" not in str(e):
+                raise
+    raise ValueError(f"TAKEN has no params for {tx}")
 
 
 def _is_field(place: Any) -> bool:

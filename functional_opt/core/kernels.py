@@ -65,6 +65,8 @@ class KernelOp(NamedTuple):
 class AdamScalars(NamedTuple):
     """The scalars of "adam", "nadam", "belief", "yogi" and "laprop", in the order of `AdamScalars` in
     `native/cpp/rules.h`. m̂ is m_weight·m + g_weight·g, and the correction is 1 − b2ᵗ.
+
+    "radam" has two more after them: whether the step is adaptive, and by what it is rectified.
     """
 
     b1: Any
@@ -76,22 +78,6 @@ class AdamScalars(NamedTuple):
     b2_correction: Any
     eps_root: Any
     eps: Any
-
-
-class RAdamScalars(NamedTuple):
-    """The scalars of "radam": those of `AdamScalars`, whether the step is adaptive, and by what it is rectified."""
-
-    b1: Any
-    one_minus_b1: Any
-    b2: Any
-    one_minus_b2: Any
-    m_weight: Any
-    g_weight: Any
-    b2_correction: Any
-    eps_root: Any
-    eps: Any
-    adaptive: Any
-    r: Any
 
 
 class AmsgradScalars(NamedTuple):

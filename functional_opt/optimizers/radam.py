@@ -78,9 +78,8 @@ class scale_by_radam(GradientTransformation):
         b1, b2 = self.b1, self.b2
         eps = self.eps / jnp.sqrt(1 - b2**t) if self.eps_hat else self.eps
         weights = mean_weights(b1, t, self.nesterov)
-        numbers = b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, eps
-        scalars = kernels.RAdamScalars(*numbers, *self._rectified(t))
-        return (kernels.KernelOp("radam", scalars, (state.mu, state.nu)),)
+        adam = kernels.AdamScalars(b1, 1 - b1, b2, 1 - b2, *weights, 1 - b2**t, self.eps_root, eps)
+        return (kernels.KernelOp("radam", (*adam, *self._rectified(t)), (state.mu, state.nu)),)
 
     def _rectified(self, t):
         """Returns whether the step is adaptive, and r. All terms share one rounded b2, so its error cancels in ρ."""

@@ -67,8 +67,8 @@ struct AdamScalars {
   float b1, one_minus_b1, b2, one_minus_b2, m_weight, g_weight, b2_correction, eps_root, eps;
 };
 
-struct RAdamScalars {
-  float b1, one_minus_b1, b2, one_minus_b2, m_weight, g_weight, b2_correction, eps_root, eps, adaptive, r;
+struct RAdamScalars : AdamScalars {  // the same and two more, which follow them in Python too
+  float adaptive, r;
 };
 
 struct AmsgradScalars {

@@ -44,7 +44,10 @@ class Factors:
         where = {name: i for i, name in enumerate(names(params, is_nothing))}
         self.partner: list[int | None] = [None] * len(leaves)
         self.views: list[_View | None] = [None] * len(leaves)
-        path = lambda i: paths(params, is_nothing)[i]  # noqa: E731
+
+        def path(i: int) -> str:
+            return paths(params, is_nothing)[i]
+
         for name, i in where.items():
             if is_nothing(leaves[i]):
                 continue
