@@ -13,7 +13,7 @@ namespace functional_opt {
 
 constexpr int64_t BLOCK = 512;        // elements worked on at a time, as in plan.py
 constexpr int64_t CHUNK = 32 * 1024;  // elements a thread takes at a time
-constexpr int MAX_SLOTS = 4;
+constexpr int MAX_SLOTS = 6;          // of all rules of a program; one rule has four at most
 
 INLINE uint32_t bits_of(float x) {
   uint32_t bits;
@@ -49,10 +49,10 @@ struct Codes {
     const float even = static_cast<float>(c - EVEN) * (1 / 64.0f), octaves = of_bits((c - LEAST) * STEP + EIGHTH);
     return c >= LEAST ? even : c > 0 ? octaves : 0.0f;
   }
-  static INLINE int32_t code(float y) {  // of 0 ≤ y ≤ 1
+  static INLINE int32_t code(float y) {  // of 0 ≤ y ≤ 1; 0 of NaN
     const int32_t bits = static_cast<int32_t>(bits_of(y));
     const float even = 64 * y + EVEN, octaves = static_cast<float>(bits - EIGHTH) * (1.0f / STEP) + LEAST;
-    return nearest(std::max((bits >= EIGHTH ? even : octaves) - 1e-3f, 0.0f));
+    return nearest(std::max(0.0f, (bits >= EIGHTH ? even : octaves) - 1e-3f));
   }
 };
 using Signed = Codes<127, 4>;
@@ -188,7 +188,7 @@ INLINE void write(const Array& x, const Span& span, const float* block) {
     case UINT4: {
       uint8_t* to = static_cast<uint8_t*>(x.data) + span.pair;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
-        const int32_t c = std::max(nearest(std::sqrt(std::fabs(block[i]) * by) * 16) - 1, 0);
+        const int32_t c = nearest(std::max(1.0f, std::sqrt(std::fabs(block[i]) * by) * 16)) - 1;
         to[i] = static_cast<uint8_t>((to[i] & kept) | four_bits(c) << span.half);
       }
       break;
