@@ -43,6 +43,7 @@ def lowest(session: nox.Session) -> None:
 
 
 def select(session: nox.Session, requirements: list[str]) -> None:
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # only what is imported is compiled, and only once
     session.install("--no-compile", *requirements, *EXAMPLES, *PEERS, silent=True)
     # kernels for any processor take a third of the time; `make test` tries those for the instructions of this one
     session.install("--no-compile", ".", env={"CPPFLAGS": "-DFUNCTIONAL_OPT_PORTABLE"}, silent=True)

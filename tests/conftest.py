@@ -53,14 +53,18 @@ def share_a_context():
 share_a_context()
 
 CONTRACTS = "tests/conformance/test_contracts.py"
-VERSIONS = (  # the selection for other Pythons and JAXs: these tests (not the C++ under sanitizers),
+VERSIONS = (  # the selection for other Pythons and JAXs: these tests (not the C++ by itself),
     "tests/native/",
     "tests/placement/test_owners.py",
     "tests/transforms/test_shard.py::test_the_numbers_of_the_whole",
     "tests/test_examples.py::test_the_main_job",
     "tests/test_examples.py::test_a_failed_run",
 )
-GOLDENS = "tests/keras/test_goldens"  # every fifth of these, which has all classes and dtypes,
+EVERY_FIFTH = (  # of these, which has all classes and dtypes and every kind of chain,
+    "tests/keras/test_goldens",
+    "tests/native/test_native.py::test_same_numbers",
+    "tests/native/test_native.py::test_codes",
+)
 A_DOZEN = {  # and the contracts of these
     *("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adafactor", "muon", "soap", "lbfgs"),
     *("schedule_free_adamw", "quantize_state"),
@@ -71,15 +75,16 @@ def pytest_ignore_collect(collection_path, config):
     """Leaves out files without a test of the selection, if it is asked for: they import peers that are not there."""
     path = collection_path.relative_to(config.rootpath).as_posix()
     if config.option.markexpr == "versions" and collection_path.name.startswith("test_"):
-        return not path.startswith((CONTRACTS, GOLDENS, *(start.partition("::")[0] for start in VERSIONS))) or None
+        starts = (start.partition("::")[0] for start in (CONTRACTS, *VERSIONS, *EVERY_FIFTH))
+        return not path.startswith(tuple(starts)) or None
     return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    goldens = [item for item in items if item.nodeid.startswith(GOLDENS)]
-    for item in goldens[::5]:
-        item.add_marker(pytest.mark.versions)
+    many = [item for item in items if item.nodeid.startswith(EVERY_FIFTH)]
+    chosen = {item.nodeid for item in many[::5]}
+    chosen |= {item.nodeid for item in items if item.nodeid.startswith(VERSIONS) and item not in many}
     sizes = collections.Counter(item.path for item in items)
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
@@ -89,7 +94,7 @@ def pytest_collection_modifyitems(items):
         elif sizes[item.path] >= 10:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         contract = item.nodeid.startswith(CONTRACTS) and repr(case) in A_DOZEN
-        if contract or (item.nodeid.startswith(VERSIONS) and "under_sanitizers" not in item.nodeid):
+        if contract or (item.nodeid in chosen and "test_random_programs" not in item.nodeid):
             item.add_marker(pytest.mark.versions)
 
 
