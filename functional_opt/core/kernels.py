@@ -184,13 +184,14 @@ class AdadeltaScalars(NamedTuple):
 class AccumulateScalars(NamedTuple):
     """The scalars of "accumulate": a ← a + (g − a)·weight / total, or with `mean` 0, a ← a + g·weight / total.
 
-    With `take` 0, a stays. The update is a; with `close`, the slot starts anew from 0.
+    With `take` 0, a stays. The update is share·a; with `close`, the slot starts anew from 0.
     """
 
     take: Any
     mean: Any
     weight: Any
     total: Any
+    share: Any
     close: Any
 
 

@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import functional_opt as fo
-from functional_opt import native
-from functional_opt.native.plan import ENOUGH
+from functional_opt import keras, native
+from functional_opt.native.plan import ENOUGH, Plan
 
 KERNEL = "functional_opt_step"
 SIZES = {"big": (ENOUGH // 256, 257), "odd": (17,), "scalar": ()}
@@ -215,6 +215,28 @@ def test_accumulated_gradients_of_some_leaves():
         assert uses_kernel(stepper(tx), *ours, grads)
         ours, pure = jax.jit(stepper(tx))(*ours, grads), purely(stepper(tx), *pure, grads)
         assert_close(ours, pure, 4)
+
+
+@built
+def test_accumulation_in_the_facade(monkeypatch):
+    """In the kernel's pass, with clips, weight decay and a variable that has a gradient only now and then."""
+    run = []
+    monkeypatch.setattr(Plan, "run", lambda *args, original=Plan.run: run.append(args) or original(*args))
+
+    def trained():
+        opt = keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, gradient_accumulation_steps=3)
+        variables = {k: keras.Variable(x, name=k) for k, x in tree(0).items()}
+        for seed in range(1, 8):
+            grads = tree(seed) | ({"odd": None} if seed in (2, 3, 4) else {})
+            opt.apply_gradients([(grads[k], v) for k, v in variables.items()])
+        return [v.value for v in variables.values()], opt.get_weights()
+
+    ours = trained()
+    assert run
+    with native.disabled():
+        jax.clear_caches()
+        assert_close(ours, trained(), 8)
+    jax.clear_caches()
 
 
 @built

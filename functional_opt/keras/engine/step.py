@@ -6,6 +6,7 @@ is Keras's: unscale, accumulate, clip, decay the weights, update, average, const
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,7 +17,9 @@ from ...core.schedule import Schedule
 from ...core.transformation import GradientTransformation, increment
 from ...core.value import value
 from ...transforms.combining.chain import chain
+from ...transforms.wrapping.guard import update_if
 from ..variables.indexed_slices import IndexedSlices
+from .accumulation import accumulate, update_with_mean
 from .by_variable import ByVariable, State, is_by_variable, keep_variables, shift_counts
 from .rows import RowMode, by_rows, on_values
 
@@ -128,17 +131,8 @@ def _step(
     inner = shift_counts(state.inner, updates_done - state.counted)
     if numbers.loss_scale is not None:
         grads = on_values(lambda tree: jax.tree.map(lambda g: g / numbers.loss_scale, tree), grads)
-    accumulated, update_now = state.accumulated, True
-    if plan.accumulate:
-        update_now = (iterations + 1) % plan.accumulate == 0
-        grads, accumulated = _accumulate(plan.accumulate, update_now, accumulated, values, grads)
-        new, inner = jax.lax.cond(
-            update_now,
-            lambda: _update(plan, numbers, inner, values, idle, grads),
-            lambda: (values, inner),
-        )
-    else:
-        new, inner = _update(plan, numbers, inner, values, idle, grads)
+    update_now = (iterations + 1) % plan.accumulate == 0 if plan.accumulate else True
+    new, inner, accumulated = _update(plan, numbers, state, inner, values, idle, grads, update_now)
     average = state.average
     if plan.keras3:  # Keras 3 takes means before the constraints, at every gradient
         new, average = _average(plan, numbers, average, new, updates_done, True)
@@ -151,45 +145,51 @@ def _step(
 
 
 def _update(
-    plan: OptimizerStep, numbers: StepInputs, inner: Any, values: ByVariable, idle: ByVariable, grads: ByVariable
-) -> tuple[ByVariable, Any]:
-    tx, clips = numbers.rule, numbers.clips.init(values)
-    if plan.rows == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
+    plan: OptimizerStep,
+    numbers: StepInputs,
+    state: State,
+    inner: Any,
+    values: ByVariable,
+    idle: ByVariable,
+    grads: ByVariable,
+    now: Any,
+) -> tuple[ByVariable, Any, ByVariable]:
+    """Returns new values, inner state and sums of gradients.
+
+    Values and inner state stay as they are unless `now`, which is True or a bool array.
+    """
+    tx, clips, sums, mode = numbers.rule, numbers.clips.init(values), state.accumulated, plan.rows
+    chained = chain(numbers.clips, tx)  # which one kernel can do
+    if plan.accumulate and mode != "as they are":
+        update, mode = partial(update_with_mean, plan.accumulate, now, chained), "as they are"
+        pack, unpack = lambda x: (sums, (clips, x)), lambda x: (x[1][1], x[0])
+    elif mode == "as they are" or any(isinstance(g, IndexedSlices) for g in grads.values()):
+        if plan.accumulate:
+            grads, sums = accumulate(plan.accumulate, now, sums, grads)
         grads = on_values(lambda tree: numbers.clips.update(tree, clips)[0], grads)
-    else:  # one chain, which one kernel can do
-        tx, inner = chain(numbers.clips, tx), (clips, inner)
+        update = tx.update if now is True else partial(update_if, now, tx, extra={})
+        pack, unpack = lambda x: x, lambda x: (x, sums)
+    else:
+        update = chained.update
+        pack, unpack = lambda x: (clips, x), lambda x: (x[1], sums)
     if numbers.weight_decay is not None:
         values = ByVariable(values)
         for key in plan.decayed:
             if grads[key] is not None:
                 rate = numbers.weight_decay[key] if isinstance(numbers.weight_decay, dict) else numbers.weight_decay
-                values[key] = values[key] - (values[key] * rate * numbers.learning_rate).astype(values[key].dtype)
+                less = values[key] - (values[key] * rate * numbers.learning_rate).astype(values[key].dtype)
+                values[key] = less if now is True else jnp.where(now, less, values[key])
     still = {key: idle[key] if values[key] is None else values[key] for key, g in grads.items() if g is None}
     zeros = {key: jnp.zeros(x.shape) for key, x in still.items()}  # not every transformation accepts None
 
     def rule(inner, values, grads):
-        updates, new = tx.update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
+        updates, new = update(ByVariable(grads | zeros), inner, ByVariable(values | zeros))
         updates = ByVariable((key, None if key in still else u) for key, u in updates.items())
         return apply_updates(values, updates), keep_variables(still, inner, new)
 
-    new, inner = by_rows(rule, plan.rows, inner, values, grads)
-    return new, inner if tx is numbers.rule else inner[1]
-
-
-def _accumulate(
-    n: int, update_now: jax.Array, accumulated: ByVariable, values: ByVariable, grads: ByVariable
-) -> tuple[ByVariable, ByVariable]:
-    """Returns the mean of the last n gradients, valid only at an update, and the sums to carry on."""
-    total = dict(accumulated)
-    for key, g in grads.items():
-        if isinstance(g, IndexedSlices):
-            total[key] = accumulated[key].at[g.indices].add(g.values.astype(accumulated[key].dtype))
-        elif g is not None:
-            total[key] = accumulated[key] + g.astype(accumulated[key].dtype)
-    mean = ByVariable((key, None if g is None else total[key] / n) for key, g in grads.items())
-    # a variable without a gradient now keeps its sum for the next update
-    kept = {key: jnp.where(update_now, 0, total[key]) for key, g in grads.items() if g is not None}
-    return mean, ByVariable(total | kept)
+    new, packed = by_rows(rule, mode, pack(inner), values, grads)
+    inner, sums = unpack(packed)
+    return new, inner, sums
 
 
 def _average(

@@ -113,7 +113,7 @@ struct EmaScalars {
 };
 
 struct AccumulateScalars {
-  float take, mean, weight, total, close;
+  float take, mean, weight, total, share, close;
 };
 
 template <class Scalars>
@@ -386,11 +386,11 @@ struct Ema {
 // The mean or sum of the gradients in a window, which starts anew after the one that closes it.
 struct Accumulate {
   static constexpr int SLOTS = 1;
-  float weight, by;
+  float weight, by, share;
   bool take, mean, close;
   explicit Accumulate(const float* s) : Accumulate(read<AccumulateScalars>(s)) {}
   explicit Accumulate(const AccumulateScalars& s)
-      : weight(s.weight), by(1 / s.total), take(s.take != 0), mean(s.mean != 0), close(s.close != 0) {}
+      : weight(s.weight), by(1 / s.total), share(s.share), take(s.take != 0), mean(s.mean != 0), close(s.close != 0) {}
   INLINE float next(float g, float a) const {
     const float far = mean ? g - a : g, moved = a + far * weight * by;
     return take ? moved : a;
@@ -398,7 +398,7 @@ struct Accumulate {
   INLINE float operator()(float g, float, const SlotPointers& slots, int64_t i) const {
     const float a = next(g, slots.first[i]);
     slots.first[i] = close ? 0.0f : a;
-    return a;
+    return share * a;
   }
 };
 

@@ -162,7 +162,7 @@ INLINE double squares(const Accumulate* accumulate, const Leaf& leaf, int64_t be
     if (accumulate) {
       const Accumulate with = *accumulate;
       const float* a = static_cast<float*>(leaf.slots[0].data) + span.begin;
-      VECTORIZE for (int64_t i = 0; i < span.size; ++i) block[i] = with.next(from[i], a[i]);
+      VECTORIZE for (int64_t i = 0; i < span.size; ++i) block[i] = with.share * with.next(from[i], a[i]);
       from = block;
     }
     if (span.size < BLOCK) {

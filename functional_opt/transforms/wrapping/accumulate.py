@@ -106,7 +106,7 @@ class MultiSteps(GradientTransformation):
             links = kernels.operations_of(self.opt, state.inner_opt_state, params)
             if links is None or self.accumulator_dtype != jnp.float32:
                 return None
-            scalars = kernels.AccumulateScalars(~skip, self.use_grad_mean, weight, divisor, close)
+            scalars = kernels.AccumulateScalars(~skip, self.use_grad_mean, weight, divisor, 1, close)
             return (
                 kernels.KernelOp("accumulate", scalars, (state.acc_grads,)),
                 kernels.KernelOp("gate", (close,)),

@@ -19,7 +19,7 @@ namespace {
 using ffi::AnyBuffer;
 using ffi::DataType;
 
-constexpr int SCALARS[OPS] = {1, 1, 1, 1, 1, 9, 9, 11, 9, 9, 9, 9, 6, 11, 12, 8, 4, 4, 4, 1, 1, 3, 2, 2, 5, 1, 1, 1};
+constexpr int SCALARS[OPS] = {1, 1, 1, 1, 1, 9, 9, 11, 9, 9, 9, 9, 6, 11, 12, 8, 4, 4, 4, 1, 1, 3, 2, 2, 6, 1, 1, 1};
 constexpr DataType TYPES[] = {DataType::F32, DataType::BF16, DataType::S8, DataType::U8, DataType::U8, DataType::U8};
 
 [[noreturn]] void fail(const char* why, uint64_t seed) {
