@@ -12,7 +12,7 @@
 namespace functional_opt {
 
 constexpr int64_t BLOCK = 512;        // the most elements worked on at a time, as in plan.py
-constexpr int64_t SPAN = 256;         // as many, or one block, where there are codes: longer loops overlap less
+constexpr int64_t SPAN = 256;         // as many of codes, or one block: longer loops overlap less
 constexpr int64_t CHUNK = 32 * 1024;  // elements a thread takes at a time
 constexpr int MAX_SLOTS = 4;
 
@@ -42,15 +42,15 @@ INLINE uint32_t four_bits(uint32_t code) { return code & 15u; }
 // The integer nearest to a small x, ties to even: in the last byte of the result.
 INLINE uint32_t nearest(float x) { return bits_of(x + 12582912.0f); }
 
-// Of floats that are not negative, by their bits, which have the same order; of a negative one and another, the other.
+// By the bits, whose order as integers is that of floats ≥ 0. `greater` also takes a negative one and another.
 INLINE float greater(float x, float y) {
   return of_bits(static_cast<uint32_t>(std::max(static_cast<int32_t>(bits_of(x)), static_cast<int32_t>(bits_of(y)))));
 }
 INLINE float lesser(float x, float y) { return of_bits(std::min(bits_of(x), bits_of(y))); }
 
-// The codes of 8 bits, as in transforms/precision/codes.py. `number`: what a code stands for, in units of the scale.
-// `code`: of an x and y = |x| / scale, in the last byte. No condition is on a code, since a mask of bytes would have to
-// become one of floats, which takes longer than all else.
+// The codes of 8 bits, as in transforms/precision/codes.py. `number`: what a code stands for, with a scale of 1. `code`:
+// that of x, given y = |x| / scale, in the last byte. Codes are floats here, and compared as such: of a condition on
+// bytes GCC makes a mask of bytes, and to make masks of floats from that takes longer than all else.
 
 // Equal steps of 1/64 from 1/8 on, which is the code LEAST; below it OCTAVE codes an octave.
 template <int32_t LEVELS, int32_t OCTAVE>
@@ -60,7 +60,7 @@ struct Octaves {
   static INLINE float decoded(float c) {
     const float even = c * (1 / 64.0f) - EVEN / 64.0f, up_to_least = lesser(c, LEAST) + 8388608.0f;
     const uint32_t octaves = bits_of(up_to_least) * STEP + (EIGHTH - (TO_BITS + LEAST) * STEP);
-    return lesser(greater(even, of_bits(octaves)), c);  // c where it is 0, as no number is above 1
+    return lesser(greater(even, of_bits(octaves)), c);  // 0 where c is; other codes are at least the number
   }
   static INLINE float level(float y) {
     const int32_t bits = static_cast<int32_t>(bits_of(y));
@@ -109,8 +109,8 @@ struct Array {
   float* scales = nullptr;  // of codes: the largest |x| of every block
 };
 
-// A leaf is cut in rows, these in spans, which are worked on, and these in blocks, which have a scale. The last span of
-// a row may be shorter, and its last block. Where there are no codes, there is one row.
+// A leaf is cut in rows, these in spans, which are worked on at a time, and these in blocks, which have a scale each.
+// The last span of a row may be shorter, as its last block. Without codes there is one row, and a span is a block.
 struct Leaf {
   int64_t size = 0, row = 0, block = BLOCK;
   Array grad, param, out, slots[MAX_SLOTS];  // out: new params, where the params are, or updates
@@ -146,10 +146,9 @@ struct Span {
     pair = r / 2 * leaf.row + at;
     half = 4 * (r % 2);
   }
-  int64_t blocks() const { return (size + block - 1) / block; }
 };
 
-// Fetches a span into the cache, for later.
+// Asks for a span that is read soon.
 INLINE void fetch(const Array& x, const Span& span) {
   const int64_t width = WIDTHS[x.kind];
   const int64_t begin = x.kind >= INT4 ? span.pair : span.begin * width / 8;
@@ -157,12 +156,22 @@ INLINE void fetch(const Array& x, const Span& span) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(x.data) + begin + i);
 }
 
-// The number of each block, for all of its elements.
-INLINE void spread(const float* numbers, const Span& span, float* to) {
-  for (int64_t k = 0; k < span.blocks(); ++k) {
-    const float number = numbers[k];
-    VECTORIZE for (int64_t i = 0; i < span.block; ++i) to[k * span.block + i] = number;
-  }
+// Calls f(where it begins in the span, its size, its number in the leaf) for each block. A size of FEW, which is usual
+// for companded codes, is known when f is compiled.
+template <typename F>
+INLINE void for_blocks(const Span& span, const F& f) {
+  constexpr int64_t FEW = 32;
+  const int64_t n = span.size, block = span.block, first = span.first;
+  int64_t i = 0, k = first;
+  if (block == FEW)
+    for (; i + FEW <= n; i += FEW, ++k) f(i, FEW, k);
+  else
+    for (; i + block <= n; i += block, ++k) f(i, block, k);
+  if (i < n) f(i, n - i, k);
+}
+
+INLINE void fill(float* x, int64_t n, float number) {
+  VECTORIZE for (int64_t i = 0; i < n; ++i) x[i] = number;
 }
 
 template <typename Format>
@@ -175,7 +184,7 @@ INLINE void decode(const Array& x, const Span& span, const float* scales, float*
 template <typename Format>
 INLINE void encode(const Array& x, const Span& span, const float* inverses, const float* from) {
   typename Format::Code* to = static_cast<typename Format::Code*>(x.data) + span.begin;
-  const int64_t n = span.size;  // which the compiler would read anew after each code
+  const int64_t n = span.size;  // for the compiler, a code may lie anywhere, even there
   VECTORIZE for (int64_t i = 0; i < n; ++i)
     to[i] = static_cast<typename Format::Code>(Format::code(from[i], std::fabs(from[i]) * inverses[i]));
 }
@@ -183,7 +192,8 @@ INLINE void encode(const Array& x, const Span& span, const float* inverses, cons
 // The floats of a span: in place, or decoded.
 INLINE float* read(const Array& x, const Span& span, float* to) {
   alignas(64) float scales[BLOCK];
-  if (x.scales) spread(x.scales + span.first, span, scales);
+  if (x.scales)
+    for_blocks(span, [&](int64_t i, int64_t size, int64_t k) INLINED { fill(scales + i, size, x.scales[k]); });
   const int64_t n = span.size;
   switch (x.kind) {
     case BFLOAT16: {
@@ -222,29 +232,24 @@ INLINE float largest(const float* x, int64_t n) {
   return of_bits(static_cast<uint32_t>(top));
 }
 
-// The scales of blocks, which are the largest |x| without the last bits, and their inverses, 0 of what is too small
-// for one.
-INLINE void scale(const float* from, const Span& span, float* scales, float* inverses) {
-  const int64_t usual = 32, whole = span.size / span.block, blocks = span.blocks();
-  for (int64_t k = 0; k < whole; ++k)
-    scales[k] = span.block == usual ? largest(from + k * usual, usual) : largest(from + k * span.block, span.block);
-  if (whole < blocks) scales[whole] = largest(from + whole * span.block, span.size - whole * span.block);
-  VECTORIZE for (int64_t k = 0; k < blocks; ++k) {
-    const uint32_t bits = bits_of(scales[k]), rounded = (bits + 0x7fu + (bits >> 8 & 1)) & ~0xffu;
-    const float a = of_bits(bits <= 0x7f800000u ? rounded : bits);
-    constexpr float SMALLEST = 1.17549435e-38f;
-    scales[k] = a;
-    inverses[k] = a >= SMALLEST ? 1 / a : 0;
-  }
+// The scale of a block: its largest |x| without the last bits. `inverse`: 0 of what is too small for one.
+INLINE float scale_of(const float* x, int64_t n, float* inverse) {
+  const uint32_t bits = bits_of(largest(x, n)), rounded = (bits + 0x7fu + (bits >> 8 & 1)) & ~0xffu;
+  const float a = of_bits(bits <= 0x7f800000u ? rounded : bits);
+  constexpr float SMALLEST = 1.17549435e-38f;
+  *inverse = a >= SMALLEST ? 1 / a : 0;
+  return a;
 }
 
 // Stores a span that `read` has decoded.
 INLINE void write(const Array& x, const Span& span, const float* from) {
-  alignas(64) float inverses[BLOCK], by[BLOCK];
-  if (x.scales) {
-    scale(from, span, x.scales + span.first, inverses);
-    spread(inverses, span, by);
-  }
+  alignas(64) float by[BLOCK];
+  if (x.scales)
+    for_blocks(span, [&](int64_t i, int64_t size, int64_t k) INLINED {
+      float inverse;
+      x.scales[k] = scale_of(from + i, size, &inverse);
+      fill(by + i, size, inverse);
+    });
   const int64_t n = span.size;
   const uint8_t kept = static_cast<uint8_t>(0xf0 >> span.half);
   switch (x.kind) {

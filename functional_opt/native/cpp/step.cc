@@ -137,7 +137,7 @@ INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t beg
     }
     if (rounds) VECTORIZE for (int64_t i = 0; i < span.size; ++i) out[i] = w[i] + widened(rounded(out[i]));
     write(leaf.out, span, out);
-    if (coded) {  // to encode takes long, and memory has nothing else to do
+    if (coded) {  // while the codes are computed, which takes long
       const Span next(leaf, std::min(index + 1, end - 1));
       fetch(leaf.grad, next);
       fetch(leaf.param, next);
