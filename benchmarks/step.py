@@ -184,7 +184,52 @@ def main_of_others(rounds: int, repeats: int) -> None:
     report("Other rules, CPU", rows, ["optax"], rounds, repeats=repeats)
 
 
-TABLES = {"usual": main, "added": main_of_added, "others": main_of_others}
+MINI_STEPS = 4
+
+
+def wrapped(library: ModuleType, mean: Callable[[], Any]) -> dict[str, tuple[Any, int]]:
+    """Returns what wraps or ends a chain from either library, and how many steps to time, by name.
+
+    mean: makes the link that keeps a running mean of the params.
+    """
+    clipped = library.chain(library.clip_by_global_norm(1.0), library.adamw(1e-3))
+    return {
+        "adam, mean of 4 gradients": (library.MultiSteps(library.adam(1e-3), MINI_STEPS), MINI_STEPS),
+        "clip + adamw, mean of 4 gradients": (library.MultiSteps(clipped, MINI_STEPS), MINI_STEPS),
+        "adam if finite": (library.apply_if_finite(library.adam(1e-3), 5), 1),
+        "adam, mean of the params": (library.chain(library.adam(1e-3), mean()), 1),
+    }
+
+
+def mean_by_optax() -> optax.GradientTransformation:
+    """Returns the link that a user of Optax writes, which has `incremental_update` and no transformation for it."""
+
+    def update(updates, mean, params):
+        return updates, optax.incremental_update(optax.apply_updates(params, updates), mean, 1e-3)
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.copy, params), update)
+
+
+def main_of_wrapped(rounds: int, repeats: int) -> None:
+    rows = []
+    for size, shapes in list(SIZES.items())[:2]:
+        ours = wrapped(functional_opt, lambda: functional_opt.params_ema(0.999, debias=False))
+        theirs = wrapped(optax, mean_by_optax)
+        for name, (tx, steps) in ours.items():
+            contenders = {
+                "ours": contender(functional_opt, tx, shapes, steps=steps),
+                "by XLA": contender(functional_opt, tx, shapes, by_xla=True, steps=steps),
+                "optax": contender(optax, theirs[name][0], shapes, steps=steps),
+            }
+            seconds = interleave(contenders, rounds, name, repeats=repeats)
+            seconds = {library: s / steps for library, s in seconds.items()}
+            rows.append((f"{name}, {size}", seconds))
+            rows.append((f"{name}, {size}, no kernel", seconds | {"ours": seconds["by XLA"]}))
+    notes = ["A mean of gradients: the time of one of 4 steps, of which the last updates."]
+    report("Wrapped and extended chains, CPU", rows, ["optax"], rounds, notes, repeats)
+
+
+TABLES = {"usual": main, "added": main_of_added, "others": main_of_others, "wrapped": main_of_wrapped}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -47,7 +47,8 @@ class KernelOp(NamedTuple):
 
     name: "scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "radam", "belief", "yogi", "laprop",
         "amsgrad", "adamax", "ademamix", "adan", "adopt", "lion", "rms", "rms_outside", "rss", "rss_outside",
-        "adadelta" or "schedule_free".
+        "adadelta", "schedule_free", "ema", "accumulate" or "gate". What follows a "gate" whose scalar is 0 is left
+        out, and the update is 0.
     scalars: the numbers it reads, as float32 arrays or Python numbers, computed by the same expressions as in
         `update`; a NamedTuple such as `AdamScalars` if there are several.
     slots: the trees of the state that it reads and replaces, or `CodedSlots`.
@@ -180,6 +181,26 @@ class AdadeltaScalars(NamedTuple):
     eps: Any
 
 
+class AccumulateScalars(NamedTuple):
+    """The scalars of "accumulate": a ← a + (g − a)·weight / total, or with `mean` 0, a ← a + g·weight / total.
+
+    With `take` 0, a stays. The update is a; with `close`, the slot starts anew from 0.
+    """
+
+    take: Any
+    mean: Any
+    weight: Any
+    total: Any
+    close: Any
+
+
+class EmaScalars(NamedTuple):
+    """The scalars of "ema", which leaves the update as it is."""
+
+    decay: Any
+    one_minus_decay: Any
+
+
 class ScheduleFreeScalars(NamedTuple):
     """The scalars of "schedule_free": the weights of z − y and of z's update in that of the params y."""
 
@@ -208,11 +229,16 @@ def operations_in_turn(transforms: tuple, states: Any, params: Any) -> tuple[Ker
     return tuple(found)
 
 
+Operations = Callable[[], "tuple[KernelOp, ...] | None"]
+
+
 class Kernels(Protocol):
     """The calls that kernels may serve."""
 
-    def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-        """Returns `pure(updates, state, params)`, the update of the chain `tx`."""
+    def step(
+        self, operations: Operations, pure: Callable, updates: Tree, state: Any, params: Tree
+    ) -> tuple[Tree, Any]:
+        """Returns `pure(updates, state, params)`, an update that consists of these operations."""
         ...
 
     def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
@@ -223,8 +249,10 @@ class Kernels(Protocol):
 class XLA:
     """The default, without kernels: XLA compiles the function as it is."""
 
-    def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-        del tx
+    def step(
+        self, operations: Operations, pure: Callable, updates: Tree, state: Any, params: Tree
+    ) -> tuple[Tree, Any]:
+        del operations
         return pure(updates, state, params)
 
     def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
@@ -242,7 +270,15 @@ def install(kernels: Kernels) -> None:
 
 def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
     """Returns `pure(updates, state, params)`, the update of the chain `tx`, which a kernel may compute."""
-    return _installed[0].step(tx, pure, updates, state, params)
+    return step_of(lambda: operations_of(tx, state, params), pure, updates, state, params)
+
+
+def step_of(operations: Operations, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    """Returns `pure(updates, state, params)`, an update that consists of these operations.
+
+    `operations` is called only where kernels may be used; None from it leaves the work to XLA.
+    """
+    return _installed[0].step(operations, pure, updates, state, params)
 
 
 def newton_schulz(x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:

@@ -56,8 +56,8 @@ def status() -> str:
 class CPUKernels:
     """Serves the calls of `core.kernels` where the kernels apply; the package installs it."""
 
-    def step(self, tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-        return _loaded().step(tx, pure, updates, state, params)
+    def step(self, operations: Callable, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+        return _loaded().step(operations, pure, updates, state, params)
 
     def newton_schulz(self, x: jax.Array, rows: Sequence[Any], pure: Callable, in_pairs: bool) -> jax.Array:
         return _loaded().newton_schulz(x, rows, pure, in_pairs)

@@ -15,7 +15,7 @@ from .library import STEP, SUMS_OF_SQUARES
 OPS = (  # numbered as in cpp/rules.h
     *("scale", "clip", "decay", "trace", "nesterov", "adam", "nadam", "radam", "belief", "yogi", "laprop", "amsgrad"),
     *("adamax", "ademamix", "adan", "adopt", "lion", "rms", "rms_outside", "rss", "rss_outside", "adadelta"),
-    *("schedule_free", "add", "update"),
+    *("schedule_free", "ema", "accumulate", "gate", "add", "update"),
 )
 KINDS = (  # of slots, numbered as in cpp/arrays.h
     *("float32", "bfloat16", "int8", "uint8", "companded_int8", "companded_uint8", "int4", "uint4"),
@@ -27,7 +27,7 @@ TOGETHER = 64
 BLOCK = 512
 """The number of elements that the kernel processes at a time, as in cpp/arrays.h; no block of codes may be larger."""
 
-MAX_SLOTS = 4
+MAX_SLOTS = 6
 """The most slots of a leaf, as in cpp/arrays.h."""
 
 
@@ -45,12 +45,20 @@ class Call(NamedTuple):
         return {"program": np.array([*code, end, factor], np.int32), "kinds": np.array(self.kinds, np.int32)}
 
 
+class Norm(NamedTuple):
+    """Scaling by the global norm of the gradients, or of what an "accumulate" makes of them."""
+
+    squares: Callable[[Any, Any], Any]  # see `KernelOp`
+    scalar: int  # the index of its scalar
+    accumulates: int  # the number of scalars of a first "accumulate", 0 if there is none
+
+
 class Plan(NamedTuple):
     """The work of the kernel on the leaves that have a gradient, which are numbered from 0."""
 
     leaves: int
     calls: tuple[Call, ...]
-    squares: Callable[[Any, Any], Any] | None  # see `KernelOp`; its scalar is the first one
+    norm: Norm | None
     gives_updates: bool  # whether the kernel is faster even if the updates are needed
 
     def run(
@@ -60,8 +68,11 @@ class Plan(NamedTuple):
 
         New params and slots reuse the buffers of the old ones; updates reuse those of gradients of the same dtype.
         """
-        if self.squares is not None:
-            scalars = scalars.at[0].set(self.squares(sums_of_squares(grads), scalars[0]))
+        if self.norm is not None:
+            squares, k, n = self.norm
+            first = {i: state[j] for call in self.calls for i, j in zip(call.leaves, call.kept, strict=False)}
+            sums = sums_of_squares(scalars[:n], grads, [first[i] for i in range(self.leaves)] if n else [])
+            scalars = scalars.at[k].set(squares(sums, scalars[k]))
         results, new_slots = list(params), {}
         for call in self.calls:
             kept = [*(params[i] for i in call.leaves), *(state[i] for i in call.kept)]
@@ -80,12 +91,16 @@ class Plan(NamedTuple):
         return results, new_slots
 
 
-def sums_of_squares(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Returns Σ|x|² of each array, shape (number of arrays,)."""
+def sums_of_squares(scalars: jax.Array, grads: Sequence[jax.Array], slots: Sequence[jax.Array]) -> jax.Array:
+    """Returns Σ|x|² of each gradient, shape (number of gradients,).
+
+    Given the scalars and slots of "accumulate", sums the squares of the mean or sum that it makes of each gradient.
+    """
     sums = []
-    for i in range(0, len(arrays), TOGETHER):
-        some = arrays[i : i + TOGETHER]
-        sums.append(jax.ffi.ffi_call(SUMS_OF_SQUARES, jax.ShapeDtypeStruct((len(some),), jnp.float32))(*some))
+    for i in range(0, len(grads), TOGETHER):
+        some = grads[i : i + TOGETHER]
+        call = jax.ffi.ffi_call(SUMS_OF_SQUARES, jax.ShapeDtypeStruct((len(some),), jnp.float32))
+        sums.append(call(scalars, *some, *slots[i : i + TOGETHER]))
     return jnp.concatenate(sums)
 
 
@@ -128,7 +143,11 @@ def plan_of(
     `state` is the list of the state's leaves; `enough` is the total number of elements from which a kernel pays.
     """
     scalars = [s for operation in operations for s in operation.scalars]
-    if not scalars or any(operation.squares for operation in operations[1:]) or not all(map(is_float32, scalars)):
+    if not scalars or not all(map(is_float32, scalars)):
+        return None
+    try:
+        norm = _norm(operations)
+    except ValueError:
         return None
     try:
         leaves = _leaves(operations, updates, params)
@@ -138,8 +157,22 @@ def plan_of(
     if len(places) != len(state) or not all(x.fits for x in leaves) or sum(x.grad.size for x in leaves) < enough:
         return None
     coded = any(x.scale is not None for leaf in leaves for x in leaf.slots)  # else XLA is as fast, with fewer arrays
-    plan = Plan(len(leaves), tuple(_calls(leaves, places)), operations[0].squares, gives_updates=coded)
+    plan = Plan(len(leaves), tuple(_calls(leaves, places)), norm, gives_updates=coded)
     return plan, jnp.stack([jnp.asarray(s, jnp.float32) for s in (*scalars, 1.0)])
+
+
+def _norm(operations: Sequence[KernelOp]) -> Norm | None:
+    """Returns what scales by a global norm; raises ValueError if other operations than "accumulate" precede it."""
+    start, before = 0, []  # where an operation's scalars start, and the operations before it that change updates
+    found = None
+    for operation in operations:
+        if operation.squares is not None:
+            if found is not None or [k.name for k in before] not in ([], ["accumulate"]):
+                raise ValueError("a norm of numbers that the kernels do not sum")
+            found = Norm(operation.squares, start, sum(len(k.scalars) for k in before))
+        start += len(operation.scalars)
+        before += [operation] if operation.name != "gate" else []
+    return found
 
 
 def _leaves(operations: tuple[KernelOp, ...], updates: Any, params: Any) -> list[_Leaf]:

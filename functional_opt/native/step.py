@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax import core
 
-from ..core.kernels import operations_of, remember_sum
+from ..core.kernels import remember_sum
 from ..core.leaves import Tree, add, is_nothing
 from .jax_internals import bind, function, knows_its_sum, primitive, reduced
 from .library import available
@@ -24,9 +24,9 @@ from .plan import Plan, plan_of
 from .switch import disabled, why_not
 
 
-def step(tx: Any, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-    """Returns `pure(updates, state, params)`, the update of the chain `tx`, in a form that the kernel may compute."""
-    found = None if params is None else _planned(tx, updates, state, params)
+def step(operations: Callable, pure: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    """Returns `pure(updates, state, params)`, as `operations()` describe it, in a form for the kernel."""
+    found = None if params is None else _planned(operations, updates, state, params)
     if found is None:
         return pure(updates, state, params)
     return carried(*found, pure, updates, state, params)
@@ -63,11 +63,11 @@ def carried(
     return treedef.unflatten([None if is_nothing(u) else u for u in leaves]), structure.unflatten(out[2 * n :])
 
 
-def _planned(tx: Any, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
+def _planned(operations: Callable, updates: Tree, state: Any, params: Tree) -> tuple[Plan, jax.Array] | None:
     if not any(isinstance(x, core.Tracer) for x in jax.tree.leaves((updates, params))) or why_not():
         return None
-    operations = operations_of(tx, state, params)
-    found = None if operations is None else plan_of(operations, updates, jax.tree.leaves(state), params)
+    links = operations()
+    found = None if links is None else plan_of(links, updates, jax.tree.leaves(state), params)
     return found if found is not None and available() else None
 
 

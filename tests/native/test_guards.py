@@ -24,10 +24,15 @@ ROWS = {"big": (16, 1024), "odd": (17,)}
 @built
 def test_a_clip_that_is_not_the_first():
     """Its factor comes from a norm that nobody knows before; run with a constant, it would be off by 0.1."""
-    tx, params, grads = fo.chain(fo.scale_by_adam(), fo.clip_by_global_norm(1.0), fo.scale(-0.1)), tree(0), tree(1)
-    args = params, tx.init(params), grads
-    assert not uses_kernel(stepper(tx), *args)
-    assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
+    clip, params, grads = fo.clip_by_global_norm(1.0), tree(0), tree(1)
+    for tx in (
+        fo.chain(fo.scale_by_adam(), clip, fo.scale(-0.1)),
+        fo.MultiSteps(fo.chain(fo.clip(0.5), clip, fo.sgd(0.1)), 1),
+        fo.chain(clip, fo.scale_by_adam(), clip, fo.scale(-0.1)),
+    ):
+        args = params, tx.init(params), grads
+        assert not uses_kernel(stepper(tx), *args)
+        assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
 
 
 @built
@@ -69,7 +74,7 @@ def test_slots_that_are_one_array():
 @built
 def test_more_slots_than_kernels_have():
     params, grads = tree(0), tree(1)
-    for links, fits in ((fo.scale_by_adan(),), True), ((fo.trace(0.9), fo.scale_by_adan()), False):
+    for links, fits in ((fo.trace(0.9), fo.trace(0.9), fo.scale_by_adan()), True), ((fo.trace(0.9),) * 7, False):
         tx = fo.chain(*links, fo.scale(-0.1))
         args = params, tx.init(params), grads
         assert uses_kernel(stepper(tx), *args) == fits
@@ -288,3 +293,13 @@ def test_random_programs_under_sanitizers(name, tmp_path):
         pytest.skip(why)
     done = sanitize.run(sanitize.SANITIZERS[name], Path(tmp_path), seed=0, count=100, quick=True)
     assert done.returncode == 0, done.stderr[:3000]
+
+
+def test_random_programs_on_arm(tmp_path):
+    """The same bits as here, infinite numbers and NaN included."""
+    why = sanitize.why_not_on_arm()
+    if why is not None:
+        pytest.skip(why)
+    here, there = sanitize.run_on_arm(Path(tmp_path), seed=0, count=200)
+    assert here.returncode == there.returncode == 0, there.stderr[:3000]
+    assert here.stdout == there.stdout

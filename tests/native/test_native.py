@@ -114,6 +114,17 @@ CHAINS = {  # and how many units in the last place it may differ
     "adadelta": (fo.adadelta(1.0), 2),
     "schedule-free": (fo.schedule_free_adamw(1e-2, warmup_steps=2, weight_decay=0.1), 2),
     "schedule-free sgd, clip": (fo.chain(fo.clip_by_global_norm(1.0), fo.schedule_free_sgd(0.1)), 4),
+    "params ema": (fo.chain(fo.adamw(1e-2), fo.params_ema(lambda t: (1 + t) / (10 + t))), 1),
+    "params ema, from the params": (fo.chain(fo.sgd(0.1, 0.9), fo.params_ema(0.9, debias=False)), 1),
+    "mean of two": (fo.MultiSteps(fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2)), 2), 4),
+    "mean of two, with an ema": (fo.MultiSteps(fo.chain(fo.adan(1e-2), fo.params_ema(0.9)), 2), 1),
+    "sum of one and two": (
+        fo.MultiSteps(fo.sgd(0.1, 0.9), lambda count: jnp.where(count == 0, 1, 2), use_grad_mean=False),
+        1,
+    ),
+    "finite": (fo.apply_if_finite(fo.chain(fo.clip_by_global_norm(1.0), fo.adam(1e-2)), 0), 4),
+    "at every second step": (fo.conditionally_mask(fo.lion(1e-2), lambda count: count % 2 == 0), 1),
+    "mean of two in 16 bits": (fo.MultiSteps(fo.adam(1e-2), 2, accumulator_dtype="bfloat16"), 1),
 }
 
 
@@ -139,12 +150,72 @@ def test_same_numbers_donated(name):
 
 @built
 @pytest.mark.parametrize("param, grad", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_bfloat16(param, grad):
-    tx, params, grads = fo.adamw(1e-2, weight_decay=0.1), tree(0, param), tree(1, grad)
+@pytest.mark.parametrize("wrap", [fo.chain, lambda tx: fo.MultiSteps(tx, 1)], ids=["alone", "accumulated"])
+def test_bfloat16(param, grad, wrap):
+    tx, params, grads = wrap(fo.adamw(1e-2, weight_decay=0.1)), tree(0, param), tree(1, grad)
     grads["odd"] = grads["odd"].at[:2].set(jnp.array([jnp.nan, jnp.inf], grad))
     args = params, tx.init(params), grads
     assert uses_kernel(stepper(tx), *args)
     assert_close(jax.jit(stepper(tx))(*args), purely(stepper(tx), *args), 1)
+
+
+@built
+@pytest.mark.parametrize("mean", [True, False])
+def test_weights_of_gradients(mean):
+    tx, params = fo.MultiSteps(fo.adam(1e-2), 3, use_grad_mean=mean), tree(0)
+
+    def step(params, state, grads, weight):
+        updates, state = tx.update(grads, state, params, weight=weight)
+        return fo.apply_updates(params, updates), state
+
+    ours = pure = params, tx.init(params)
+    assert uses_kernel(step, *ours, tree(1), 2.0)
+    for seed, weight in enumerate((2.0, 0.0, 5.0)):
+        ours = jax.jit(step)(*ours, tree(seed), weight)
+        pure = purely(lambda *args: step(*args), *pure, tree(seed), weight)
+        assert_close(ours, pure, 2)
+
+
+@built
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_step_that_is_left_out_changes_nothing(bits):
+    """Neither params nor slots, nor the window if its gradient is not finite; also where updates are used."""
+    inner = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(1e-2))
+    inner = inner if bits == 32 else fo.quantize_state(inner, bits)
+    guarded = fo.apply_if_finite(inner, 5)
+    skipping = fo.MultiSteps(inner, 2, should_skip_update_fn=fo.skip_not_finite)
+    params, grads = tree(0), tree(1)
+    bad = grads | {"odd": grads["odd"].at[3].set(jnp.nan)}
+
+    def logged(tx):
+        def step(params, state, grads):
+            updates, state = tx.update(grads, state, params)
+            return fo.apply_updates(params, updates), state, updates
+
+        return step
+
+    for tx in guarded, skipping:
+        params, state = jax.jit(stepper(tx))(params, tx.init(params), grads)
+        assert uses_kernel(stepper(tx), params, state, bad) and uses_kernel(logged(tx), params, state, bad) == (
+            bits == 8
+        )
+        for step in stepper(tx), logged(tx):
+            new, after, *updates = jax.jit(step)(params, state, bad)
+            assert_close(new, params, 0)
+            before, after = (s.inner_state if tx is guarded else s[2:4] for s in (state, after))
+            for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+                np.testing.assert_array_equal(x, y)
+            assert not any(jnp.any(u != 0) for u in jax.tree.leaves(updates))
+
+
+@built
+def test_accumulated_gradients_of_some_leaves():
+    tx, params = fo.MultiSteps(fo.chain(fo.clip_by_global_norm(1.0), fo.adam(1e-2)), 2), tree(0)
+    ours = pure = params, tx.init(params)
+    for grads in tree(1), tree(2) | {"odd": None}, tree(3) | {"odd": None}, tree(4):
+        assert uses_kernel(stepper(tx), *ours, grads)
+        ours, pure = jax.jit(stepper(tx))(*ours, grads), purely(stepper(tx), *pure, grads)
+        assert_close(ours, pure, 4)
 
 
 @built
@@ -175,10 +246,10 @@ def test_codes(make, bits, block_size, code):
 
 @built
 @pytest.mark.parametrize("code", FORMATS)
-@pytest.mark.parametrize("make, field", [(lambda: fo.sgd(0.5, 0.9), "trace"), (lambda: fo.rmsprop(0.5), "nu")])
-def test_every_code_and_scale(make, field, code):
+@pytest.mark.parametrize("rule, field", [(fo.sgd(0.5, 0.9), "trace"), (fo.rmsprop(0.5), "nu")], ids=["signed", "not"])
+def test_every_code_and_scale(rule, field, code):
     """They are read and written as XLA does, from what is too small for an inverse to the largest."""
-    tx, params = fo.quantize_state(make(), block_size=256, code=code), {"w": jnp.zeros((64, 256))}
+    tx, params = fo.quantize_state(rule, block_size=256, code=code), {"w": jnp.zeros((64, 256))}
     state = tx.init(params)
     before = fo.tree.get(state, field)["w"]
     scales = jnp.logspace(-45, 38, 64, dtype="float32")[:, None]
@@ -197,8 +268,9 @@ def test_every_code_and_scale(make, field, code):
 @built
 def test_codes_of_two_formats():
     """A slot has its own."""
-    rms, trace = fo.quantize_state(fo.scale_by_rms(), block_size=32), fo.quantize_state(fo.trace(0.9), code="companded")
-    tx, params, grads = fo.chain(rms, trace, fo.scale(-0.1)), tree(0), tree(1)
+    octaves = fo.quantize_state(fo.scale_by_rms(), block_size=32)
+    companded = fo.quantize_state(fo.trace(0.9), code="companded")
+    tx, params, grads = fo.chain(octaves, companded, fo.scale(-0.1)), tree(0), tree(1)
     args = params, tx.init(params), grads
     assert uses_kernel(stepper(tx), *args)
     ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
@@ -486,6 +558,8 @@ def test_left_to_xla():
         ("complex", adam, params | {"odd": params["odd"] + 0j}, grads | {"odd": grads["odd"] * 1j}),
         ("params of another 16 bits", fo.sgd(0.1), tree(0, "float16"), grads),
         ("gradients of another 16 bits", fo.sgd(0.1), params, tree(1, "float16")),
+        ("gradients as updates", fo.conditionally_transform(adam, lambda count: count > 0), params, grads),
+        ("a link of MultiSteps without a kernel", fo.MultiSteps(fo.novograd(0.1), 2), params, grads),
         ("several devices", adam, jax.device_put(params, mesh), jax.device_put(grads, mesh)),
     ):
         assert not uses_kernel(stepper(tx), p, tx.init(p), g), why

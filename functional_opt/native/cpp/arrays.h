@@ -14,7 +14,7 @@ namespace functional_opt {
 constexpr int64_t BLOCK = 512;        // the most elements worked on at a time, as in plan.py
 constexpr int64_t SPAN = 256;         // as many of codes, or one block: longer loops overlap less
 constexpr int64_t CHUNK = 32 * 1024;  // elements a thread takes at a time
-constexpr int MAX_SLOTS = 4;
+constexpr int MAX_SLOTS = 6;          // of all rules of a program; one rule has four at most
 
 INLINE uint32_t bits_of(float x) {
   uint32_t bits;
@@ -48,9 +48,10 @@ INLINE float greater(float x, float y) {
 }
 INLINE float lesser(float x, float y) { return of_bits(std::min(bits_of(x), bits_of(y))); }
 
-// The codes of 8 bits, as in transforms/precision/codes.py. `number`: what a code stands for, with a scale of 1. `code`:
-// that of x, given y = |x| / scale, in the last byte. Codes are floats here, and compared as such: of a condition on
-// bytes GCC makes a mask of bytes, and to make masks of floats from that takes longer than all else.
+// The codes of 8 bits (transforms/precision/codes.py). `number`: what a code stands for, with a scale of 1. `code`:
+// that of x, given y = |x| / scale, in the last byte; a maximum is its first argument where y is NaN. Codes are floats
+// here, and compared as such: of a condition on bytes GCC makes a mask of bytes, and to make masks of floats from that
+// takes longer than all else.
 
 // Equal steps of 1/64 from 1/8 on, which is the code LEAST; below it OCTAVE codes an octave.
 template <int32_t LEVELS, int32_t OCTAVE>
@@ -72,13 +73,13 @@ struct Octaves {
 struct SignedOctaves : Octaves<127, 4> {
   using Code = int8_t;
   static INLINE float number(float c) { return std::copysign(decoded(std::fabs(c)), c); }
-  static INLINE uint32_t code(float x, float y) { return nearest(std::copysign(greater(level(y), 0), x)); }
+  static INLINE uint32_t code(float x, float y) { return nearest(std::copysign(std::max(0.0f, level(y)), x)); }
 };
 
 struct UnsignedOctaves : Octaves<255, 5> {
   using Code = uint8_t;
   static INLINE float number(float c) { return decoded(c); }
-  static INLINE uint32_t code(float x, float y) { return nearest(greater(level(y), x > 0 ? 1.0f : 0.0f)); }
+  static INLINE uint32_t code(float x, float y) { return nearest(std::max(x > 0 ? 1.0f : 0.0f, level(y))); }
 };
 
 struct SignedCompanded {
@@ -96,7 +97,7 @@ struct UnsignedCompanded {
     const float root = c * (1 / 255.0f);
     return root * root;
   }
-  static INLINE uint32_t code(float x, float y) { return nearest(greater(std::sqrt(y) * 255, x > 0 ? 1.0f : 0.0f)); }
+  static INLINE uint32_t code(float x, float y) { return nearest(std::max(x > 0 ? 1.0f : 0.0f, std::sqrt(y) * 255)); }
 };
 
 // Numbered as KINDS in plan.py. Those of 4 bits are last.
@@ -273,7 +274,7 @@ INLINE void write(const Array& x, const Span& span, const float* from) {
     case UINT4: {
       uint8_t* to = static_cast<uint8_t*>(x.data) + span.pair;
       VECTORIZE for (int64_t i = 0; i < n; ++i) {
-        const uint32_t c = nearest(greater(std::sqrt(std::fabs(from[i]) * by[i]) * 16, 1)) - 1;
+        const uint32_t c = nearest(std::max(1.0f, std::sqrt(std::fabs(from[i]) * by[i]) * 16)) - 1;
         to[i] = static_cast<uint8_t>((to[i] & kept) | four_bits(c) << span.half);
       }
       break;

@@ -108,6 +108,14 @@ struct ScheduleFreeScalars {
   float toward_z, u_weight;
 };
 
+struct EmaScalars {
+  float decay, one_minus_decay;
+};
+
+struct AccumulateScalars {
+  float take, mean, weight, total, close;
+};
+
 template <class Scalars>
 INLINE Scalars read(const float* s) {
   Scalars scalars;
@@ -363,10 +371,42 @@ struct ScheduleFree {
   }
 };
 
-// Numbered as OPS in plan.py. A program ends with ADD, for new params, or UPDATE, for what is to be added to them.
+// A running mean of the params to be, w + u.
+struct Ema {
+  static constexpr int SLOTS = 1;
+  float decay, c;
+  explicit Ema(const float* s) : Ema(read<EmaScalars>(s)) {}
+  explicit Ema(const EmaScalars& s) : decay(s.decay), c(s.one_minus_decay) {}
+  INLINE float operator()(float u, float w, const SlotPointers& slots, int64_t i) const {
+    slots.first[i] = decay * slots.first[i] + c * (w + u);
+    return u;
+  }
+};
+
+// The mean or sum of the gradients in a window, which starts anew after the one that closes it.
+struct Accumulate {
+  static constexpr int SLOTS = 1;
+  float weight, by;
+  bool take, mean, close;
+  explicit Accumulate(const float* s) : Accumulate(read<AccumulateScalars>(s)) {}
+  explicit Accumulate(const AccumulateScalars& s)
+      : weight(s.weight), by(1 / s.total), take(s.take != 0), mean(s.mean != 0), close(s.close != 0) {}
+  INLINE float next(float g, float a) const {
+    const float far = mean ? g - a : g, moved = a + far * weight * by;
+    return take ? moved : a;
+  }
+  INLINE float operator()(float g, float, const SlotPointers& slots, int64_t i) const {
+    const float a = next(g, slots.first[i]);
+    slots.first[i] = close ? 0.0f : a;
+    return a;
+  }
+};
+
+// Numbered as OPS in plan.py. A program ends with ADD, for new params, or UPDATE, for what is to be added to them. It
+// stops at a GATE whose scalar is 0.
 enum Op : int32_t {
   SCALE, CLIP, DECAY, TRACE, NESTEROV, ADAM, NADAM, RADAM, BELIEF, YOGI, LAPROP, AMSGRAD, ADAMAX, ADEMAMIX, ADAN, ADOPT,
-  LION, RMS_IN, RMS_OUT, RSS_IN, RSS_OUT, ADADELTA, SCHEDULE_FREE, ADD, UPDATE, OPS
+  LION, RMS_IN, RMS_OUT, RSS_IN, RSS_OUT, ADADELTA, SCHEDULE_FREE, EMA, ACCUMULATE, GATE, ADD, UPDATE, OPS
 };
 
 #define FOR_RULES(X)                                                                                         \
@@ -374,7 +414,7 @@ enum Op : int32_t {
   X(BELIEF, Belief) X(YOGI, Yogi) X(LAPROP, LaProp) X(AMSGRAD, Amsgrad) X(ADAMAX, Adamax)                    \
   X(ADEMAMIX, Ademamix) X(ADAN, Adan) X(ADOPT, Adopt) X(LION, Lion) X(RMS_IN, RMS<true>)                     \
   X(RMS_OUT, RMS<false>) X(RSS_IN, RSS<true>) X(RSS_OUT, RSS<false>) X(ADADELTA, Adadelta)                   \
-  X(SCHEDULE_FREE, ScheduleFree)
+  X(SCHEDULE_FREE, ScheduleFree) X(EMA, Ema) X(ACCUMULATE, Accumulate)
 
 constexpr int slots_of(int32_t op) {
 #define SLOTS_OF(NAME, RULE) op == NAME ? RULE::SLOTS :

@@ -28,22 +28,27 @@ namespace {
 // ---- Programs: (operation, where its scalars start) pairs. ----
 
 // One of the usual form, scale, rule, decay, end, each but the last optional, is `fused`: an element stays in registers.
+// One with a closed GATE is cut there: `ends` is false, only the `slots` of the rules before it change, and updates are 0.
 struct Program {
   const int32_t* code;
   int64_t length;
   const float* scalars;
-  bool fused, adds;
+  int slots = 0;
+  bool fused, adds, ends = true;
   int32_t rule = ADD;  // which stands for none
   const float *scale = nullptr, *of_rule = nullptr, *decay = nullptr, *factor = nullptr;
 
-  Program(const int32_t* c, int64_t n, const float* s) : code(c), length(n), scalars(s) {
-    int64_t i = 0;
+  Program(const int32_t* c, int64_t n, const float* s) : code(c), length(n), scalars(s), adds(c[n - 2] == ADD) {
+    for (int64_t k = 0; k < length; k += 2) {
+      slots += slots_of(code[k]);
+      if (code[k] == GATE && s[code[k + 1]] == 0) length = k, ends = false;
+    }
+    int64_t i = code[0] == GATE ? 2 : 0;
     if (i < n && code[i] == SCALE) scale = s + code[i + 1], i += 2;
     if (i < n && slots_of(code[i])) rule = code[i], of_rule = s + code[i + 1], i += 2;
     if (i < n && code[i] == DECAY) decay = s + code[i + 1], i += 2;
-    fused = i + 2 == n;
+    fused = ends && i + 2 == n;
     if (fused) factor = s + code[i + 1];
-    adds = code[n - 2] == ADD;
   }
 };
 
@@ -109,6 +114,7 @@ INLINE void interpret(const Program& program, const Block& block) {
   case NAME: apply<RULE>(s, x, u, block, slot); break;
       APPLY(SCALE, Scale) APPLY(CLIP, Clip) APPLY(DECAY, Decay) FOR_RULES(APPLY)
 #undef APPLY
+      case GATE: continue;
       default: add(s, x, block);
     }
     slot += slots_of(op);
@@ -116,18 +122,19 @@ INLINE void interpret(const Program& program, const Block& block) {
   }
 }
 
-INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t begin, int64_t end) {
+INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t end) {
   alignas(64) float g[BLOCK], w[BLOCK], out[BLOCK], nothing[BLOCK], decoded[MAX_SLOTS][BLOCK];
   const bool rounds = program.adds && leaf.param.kind == BFLOAT16;  // an update has the dtype of the weight
   const bool adds = program.adds && !rounds;
-  const bool coded = std::any_of(leaf.slots, leaf.slots + slots, [](const Array& x) { return x.scales != nullptr; });
+  const auto has_codes = [](const Array& x) { return x.scales != nullptr; };
+  const bool coded = std::any_of(leaf.slots, leaf.slots + program.slots, has_codes);
   if (!adds) std::fill(nothing, nothing + BLOCK, -0.0f);
   for (int64_t index = begin; index < end; ++index) {
     const Span span(leaf, index);
     Block block{read(leaf.grad, span, g), read(leaf.param, span, w), nothing, out, {}, span.size};
     if (adds) block.base = block.w;
     if (leaf.out.kind == FLOAT32) block.out = static_cast<float*>(leaf.out.data) + span.begin;
-    for (int k = 0; k < slots; ++k) block.slots[k] = read(leaf.slots[k], span, decoded[k]);
+    for (int k = 0; k < program.slots; ++k) block.slots[k] = read(leaf.slots[k], span, decoded[k]);
     if (!program.fused) interpret(program, block);
     else switch (program.rule) {
 #define FUSED(NAME, RULE) \
@@ -135,20 +142,24 @@ INLINE void run(const Program& program, const Leaf& leaf, int slots, int64_t beg
       FUSED(ADD, Nothing) FOR_RULES(FUSED)
 #undef FUSED
     }
-    if (rounds) VECTORIZE for (int64_t i = 0; i < span.size; ++i) out[i] = w[i] + widened(rounded(out[i]));
-    write(leaf.out, span, out);
+    if (program.ends || !program.adds) {  // else the weights stay
+      if (!program.ends) std::fill(block.out, block.out + span.size, 0.0f);
+      if (rounds) VECTORIZE for (int64_t i = 0; i < span.size; ++i) out[i] = w[i] + widened(rounded(out[i]));
+      write(leaf.out, span, out);
+    }
     if (coded) {  // while the codes are computed, which takes long
       const Span next(leaf, std::min(index + 1, end - 1));
       fetch(leaf.grad, next);
       fetch(leaf.param, next);
-      for (int k = 0; k < slots; ++k) fetch(leaf.slots[k], next);
+      for (int k = 0; k < program.slots; ++k) fetch(leaf.slots[k], next);
     }
-    for (int k = 0; k < slots; ++k) write(leaf.slots[k], span, decoded[k]);
+    for (int k = 0; k < program.slots; ++k) write(leaf.slots[k], span, decoded[k]);
   }
 }
 
-// Σx² of some spans of a leaf: float32 sums of a span's columns, float64 over spans.
-INLINE double squares(const Leaf& leaf, int64_t begin, int64_t end) {
+// Σx² of some spans of a leaf: float32 sums of a span's columns, float64 over spans. x is the gradient or, given
+// `accumulate`, the mean or sum that it makes with the first slot.
+INLINE double squares(const Accumulate* accumulate, const Leaf& leaf, int64_t begin, int64_t end) {
   constexpr int64_t LANES = 64;
   alignas(64) float block[BLOCK];
   double total = 0;
@@ -156,6 +167,12 @@ INLINE double squares(const Leaf& leaf, int64_t begin, int64_t end) {
     const Span span(leaf, index);
     float lanes[LANES] = {};
     const float* from = read(leaf.grad, span, block);
+    if (accumulate) {
+      const Accumulate with = *accumulate;
+      const float* a = static_cast<float*>(leaf.slots[0].data) + span.begin;
+      VECTORIZE for (int64_t i = 0; i < span.size; ++i) block[i] = with.next(from[i], a[i]);
+      from = block;
+    }
     if (span.size < BLOCK) {
       if (from != block) std::copy(from, from + span.size, block);
       std::fill(block + span.size, block + BLOCK, 0.0f);
@@ -170,8 +187,8 @@ INLINE double squares(const Leaf& leaf, int64_t begin, int64_t end) {
   return total;
 }
 
-FOR_INSTRUCTIONS(void, run, (const Program& p, const Leaf& leaf, int slots, int64_t i, int64_t j), (p, leaf, slots, i, j))
-FOR_INSTRUCTIONS(double, squares, (const Leaf& leaf, int64_t i, int64_t j), (leaf, i, j))
+FOR_INSTRUCTIONS(void, run, (const Program& p, const Leaf& leaf, int64_t i, int64_t j), (p, leaf, i, j))
+FOR_INSTRUCTIONS(double, squares, (const Accumulate* a, const Leaf& leaf, int64_t i, int64_t j), (a, leaf, i, j))
 
 // ---- All leaves, cut in pieces; neighbours that together have about CHUNK elements are one task. ----
 
@@ -305,27 +322,44 @@ ffi::Error step(ffi::ThreadPool pool, ffi::Span<const int32_t> code, ffi::Span<c
   const Work work(leaves);
   // Backwards, as the ends of the gradients may still be in the cache from the sum of their squares.
   work.run(pool, true, [&](const Piece& piece, size_t) {
-    run_best(program, leaves[piece.leaf], static_cast<int>(slots), piece.begin, piece.end);
+    run_best(program, leaves[piece.leaf], piece.begin, piece.end);
   });
   return ffi::Error::Success();
 }
 
-// Arguments: n arrays. Result: Σx² of each, summed in an order that does not depend on the threads.
-ffi::Error sums_of_squares(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::BufferR1<ffi::F32>> sums) {
-  std::vector<Leaf> leaves(args.size());
-  for (size_t i = 0; i < leaves.size(); ++i) {
-    const auto x = args.get<ffi::AnyBuffer>(i);
-    if (!is_float(*x, &leaves[i].grad)) return ffi::Error::InvalidArgument(NO_FLOAT);
-    leaves[i].size = leaves[i].row = static_cast<int64_t>(x->element_count());
+// Arguments: the scalars of an ACCUMULATE or none, n gradients, and given scalars the n slots that it reads. Result: Σx²
+// of each gradient, or of each x that ACCUMULATE makes with its slot, summed in an order that does not depend on the
+// threads; zeros if it closes no window, since nothing reads them then.
+ffi::Error sums_of_squares(ffi::ThreadPool pool, ffi::BufferR1<ffi::F32> scalars, ffi::RemainingArgs args,
+                           ffi::Result<ffi::BufferR1<ffi::F32>> sums) {
+  constexpr size_t COUNT = sizeof(AccumulateScalars) / sizeof(float);
+  const bool accumulates = scalars.element_count() == COUNT;
+  const size_t n = sums->element_count();
+  if ((!accumulates && scalars.element_count()) || args.size() != (accumulates ? 2 * n : n))
+    return ffi::Error::InvalidArgument("functional_opt: the arguments do not fit the sums");
+  std::vector<Leaf> leaves(n);
+  for (size_t i = 0; i < n; ++i) {
+    const auto x = *args.get<ffi::AnyBuffer>(i);
+    if (!is_float(x, &leaves[i].grad)) return ffi::Error::InvalidArgument(NO_FLOAT);
+    leaves[i].size = leaves[i].row = static_cast<int64_t>(x.element_count());
+    if (!accumulates) continue;
+    const auto slot = *args.get<ffi::AnyBuffer>(n + i);
+    if (slot.element_type() != ffi::DataType::F32 || slot.element_count() != x.element_count())
+      return ffi::Error::InvalidArgument("functional_opt: a slot does not fit its gradient");
+    leaves[i].slots[0].data = slot.untyped_data();
   }
+  std::fill(sums->typed_data(), sums->typed_data() + n, 0.0f);
+  constexpr float NONE[COUNT] = {};
+  const Accumulate accumulate(accumulates ? scalars.typed_data() : NONE);
+  if (accumulates && !accumulate.close) return ffi::Error::Success();
   const Work work(leaves);
   std::vector<double> parts(work.pieces.size());
   work.run(pool, false, [&](const Piece& piece, size_t i) {
-    parts[i] = squares_best(leaves[piece.leaf], piece.begin, piece.end);
+    parts[i] = squares_best(accumulates ? &accumulate : nullptr, leaves[piece.leaf], piece.begin, piece.end);
   });
-  std::vector<double> totals(leaves.size());
+  std::vector<double> totals(n);
   for (size_t i = 0; i < parts.size(); ++i) totals[work.pieces[i].leaf] += parts[i];
-  for (size_t i = 0; i < totals.size(); ++i) sums->typed_data()[i] = static_cast<float>(totals[i]);
+  for (size_t i = 0; i < n; ++i) sums->typed_data()[i] = static_cast<float>(totals[i]);
   return ffi::Error::Success();
 }
 
@@ -341,7 +375,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_step, functional_opt::step,
                                   .RemainingArgs()
                                   .RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(functional_opt_sums_of_squares, functional_opt::sums_of_squares,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::BufferR1<ffi::F32>>());
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::BufferR1<ffi::F32>>());
 
 // What Python asks before anything is registered: the FFI that this was built for, and a checksum of these sources,
 // by which they are told from later ones, where arguments or codes mean something else.

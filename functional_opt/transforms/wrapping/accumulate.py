@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core import kernels
 from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, cast_tree_like, map_leaves, zeros_like
 from ...core.norms import all_finite, sums_of_squares
@@ -78,25 +79,41 @@ class MultiSteps(GradientTransformation):
         return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state, jnp.zeros([]))
 
     def update(self, updates, state, params=None, *, weight: Any = 1, **extra):
-        n, skip, skip_state = state.mini_step, jnp.array(False), ()
+        skip, skip_state = jnp.array(False), ()
         if self.should_skip_update_fn is not None:
             skip, skip_state = self.should_skip_update_fn(updates, state.gradient_step, params)
             if jnp.shape(skip) != () or jnp.result_type(skip) != jnp.bool_:
                 raise ValueError(f"should_skip_update_fn must return a bool scalar first, got {skip!r}")
         total = state.weight_sum + jnp.where(skip, 0, weight)
-
-        def add(g, a):
-            mean = a + (g - a) * weight / jnp.where(total == 0, 1, total)
-            a = jnp.where(skip, a, mean if self.use_grad_mean else a + weight * g)
-            return a, a
-
-        grads, acc = map_leaves(add, updates, state.acc_grads, params=state.acc_grads)
+        divisor = jnp.where(total == 0, 1, total) if self.use_grad_mean else 1
         k = self.every_k_schedule
         k = k(state.gradient_step) if isinstance(k, Schedule) else k
-        counted = state._replace(mini_step=jnp.where(skip, n, n + 1), acc_grads=acc, skip_state=skip_state)
-        counted = counted._replace(weight_sum=cast_like(total, state.weight_sum))
-        new, new_state = self._close_if(~skip & (n + 1 >= k), grads, counted, params, extra)
-        return cast_tree_like(new, updates if params is None else params), new_state
+        close = ~skip & (state.mini_step + 1 >= k)
+
+        def add(g, a):
+            a = jnp.where(skip, a, a + (g - a if self.use_grad_mean else g) * weight / divisor)
+            return a, a
+
+        def pure(updates, state, params):
+            grads, acc = map_leaves(add, updates, state.acc_grads, params=state.acc_grads)
+            n = state.mini_step
+            counted = state._replace(mini_step=jnp.where(skip, n, n + 1), acc_grads=acc, skip_state=skip_state)
+            counted = counted._replace(weight_sum=cast_like(total, state.weight_sum))
+            new, new_state = self._close_if(close, grads, counted, params, extra)
+            return cast_tree_like(new, updates if params is None else params), new_state
+
+        def operations():
+            links = kernels.operations_of(self.opt, state.inner_opt_state, params)
+            if links is None or self.accumulator_dtype != jnp.float32:
+                return None
+            scalars = kernels.AccumulateScalars(~skip, self.use_grad_mean, weight, divisor, close)
+            return (
+                kernels.KernelOp("accumulate", scalars, (state.acc_grads,)),
+                kernels.KernelOp("gate", (close,)),
+                *links,
+            )
+
+        return kernels.step_of(operations, pure, updates, state, params)
 
     def flush(self, state: MultiStepsState, params: Tree = None, **extra) -> tuple[Tree, MultiStepsState]:
         """Closes an incomplete window and returns the update from its gradients; zeros if it is empty.

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from ...core import kernels
 from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, copy_of, is_nothing, map_leaves, widen, zeros_like
 from ...core.model_trees import boxed_like, children_of, unboxed
@@ -139,3 +140,7 @@ class params_ema(GradientTransformation):
         _, ema = map_leaves(leaf, updates, state.ema, read=(params,), params=params)
         _, missing = map_leaves(lambda u, x: (u, decay * x), updates, state.missing, same_shape=False)
         return updates, ParamsEmaState(increment(state.count), ema, missing)
+
+    def as_kernel(self, state, params):
+        decay = rate_at(self.decay, state.count)
+        return (kernels.KernelOp("ema", kernels.EmaScalars(decay, 1 - decay), (state.ema,)),)

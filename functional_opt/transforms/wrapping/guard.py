@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core import kernels
 from ...core.leaves import Tree, cast_tree_like, map_leaves
 from ...core.norms import all_finite
 from ...core.ranges import Count
@@ -95,11 +96,20 @@ def update_if(
 ) -> tuple[Tree, Any]:
     """Runs `tx.update` if the condition holds, else applies `otherwise` to each leaf and keeps the old state."""
 
-    def run():
-        new, new_state = tx.update(updates, state, params, **extra)
-        return cast_tree_like(new, updates if params is None else params), cast_tree_like(new_state, state)
+    def pure(updates, state, params):
+        def run():
+            new, new_state = tx.update(updates, state, params, **extra)
+            return cast_tree_like(new, updates if params is None else params), cast_tree_like(new_state, state)
 
-    def skip():
-        return map_leaves(otherwise, updates, params=params), state
+        def skip():
+            return map_leaves(otherwise, updates, params=params), state
 
-    return jax.lax.cond(condition, run, skip)
+        return jax.lax.cond(condition, run, skip)
+
+    def operations():
+        links = kernels.operations_of(tx, state, params)
+        return None if links is None else (kernels.KernelOp("gate", (condition,)), *links)
+
+    if otherwise is not jnp.zeros_like:
+        return pure(updates, state, params)
+    return kernels.step_of(operations, pure, updates, state, params)

@@ -1,4 +1,6 @@
-"""Runs random programs through the kernels under the compiler's sanitizers; needs neither JAX nor jaxlib.
+"""Runs random programs through the kernels under the compiler's sanitizers, and on an emulated ARM processor.
+
+Needs neither JAX nor jaxlib. What this machine has no tools for is left out, and the reason printed.
 
 python -m tests.native.sanitize [--seed 0] [--count 2000] [--quick]
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CPP = HERE.parents[2] / "functional_opt" / "native" / "cpp"
 SANITIZERS = {"ASan and UBSan": "address,undefined", "TSan": "thread"}
+ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"  # Debian's packages g++-aarch64-linux-gnu and qemu-user
 
 
 def compiler() -> str | None:
@@ -38,14 +41,39 @@ def why_not(sanitizers: str, folder: Path) -> str | None:
     return None
 
 
+def why_not_on_arm() -> str | None:
+    """Returns why nothing can be built for ARM and run here, None if it can."""
+    missing = [name for name in (*ARM, compiler() or "g++") if shutil.which(name) is None]
+    return f"{' and '.join(missing)} is missing" if missing else None
+
+
 def run(sanitizers: str, folder: Path, seed: int, count: int, quick: bool) -> subprocess.CompletedProcess:
     """Builds the driver and runs it; quickly without the variants for instruction sets, which are the same source."""
-    driver = folder / "driver"
-    flags = ["-std=c++17", "-g", "-fno-sanitize-recover=all", "-fno-math-errno", "-ffp-contract=fast", "-pthread"]
+    flags = ["-g", "-fno-sanitize-recover=all", "-ffp-contract=fast", f"-fsanitize={sanitizers}"]
     flags += ["-O0", "-DFUNCTIONAL_OPT_PORTABLE"] if quick else ["-O2"]
-    build = [compiler(), *flags, f"-fsanitize={sanitizers}", f"-I{HERE}", f"-I{CPP}", str(HERE / "driver.cc")]
-    subprocess.run([*build, "-o", str(driver)], check=True)
-    return subprocess.run([str(driver), str(seed), str(count)], capture_output=True, text=True)
+    return _run([_built(compiler(), flags, folder / "driver")], seed, count)
+
+
+def run_on_arm(folder: Path, seed: int, count: int) -> list[subprocess.CompletedProcess]:
+    """Runs the driver here and on ARM, with NEON's vectors. Both print a digest of all results.
+
+    A product and a sum stay two operations, because compilers choose other pairs of them for other processors.
+    """
+    cross, emulator = ARM
+    flags = ["-O3", "-ffp-contract=off", "-w"]
+    here = _built(compiler(), flags, folder / "here")
+    there = _built(cross, [*flags, "-static"], folder / "there")
+    return [_run(command, seed, count) for command in ([here], [emulator, there])]
+
+
+def _built(cxx: str | None, flags: list[str], driver: Path) -> str:
+    flags = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-pthread", *flags, f"-I{HERE}", f"-I{CPP}"]
+    subprocess.run([str(cxx), *flags, str(HERE / "driver.cc"), "-o", str(driver)], check=True)
+    return str(driver)
+
+
+def _run(command: list[str], seed: int, count: int) -> subprocess.CompletedProcess:
+    return subprocess.run([*command, str(seed), str(count)], capture_output=True, text=True)
 
 
 def main() -> int:
@@ -64,7 +92,14 @@ def main() -> int:
             done = run(sanitizers, Path(folder), args.seed, args.count, args.quick)
             print(f"{name}: {done.stdout.strip() or done.stderr.strip()[:3000]}", flush=True)
             failed += done.returncode != 0
-    return failed
+    why = why_not_on_arm()
+    if why is not None:
+        print(f"ARM: left out, {why}")
+        return failed
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = run_on_arm(Path(folder), args.seed, args.count)
+    print(f"here: {here.stdout.strip()}\nARM: {there.stdout.strip() or there.stderr.strip()[:3000]}")
+    return failed + (there.returncode != 0 or here.stdout != there.stdout)
 
 
 if __name__ == "__main__":
