@@ -17,7 +17,9 @@ OPS = (  # numbered as in cpp/rules.h
     *("adamax", "ademamix", "adan", "adopt", "lion", "rms", "rms_outside", "rss", "rss_outside", "adadelta"),
     *("schedule_free", "ema", "accumulate", "gate", "add", "update"),
 )
-KINDS = ("float32", "bfloat16", "int8", "uint8", "int4", "uint4")  # of slots, numbered as in cpp/arrays.h
+KINDS = (  # of slots, numbered as in cpp/arrays.h
+    *("float32", "bfloat16", "int8", "uint8", "companded_int8", "companded_uint8", "int4", "uint4"),
+)
 ENOUGH = 1 << 14
 """The total number of elements from which a kernel pays: XLA fuses small leaves with the code around them."""
 TOGETHER = 64

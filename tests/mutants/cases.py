@@ -477,6 +477,20 @@ KERNELS = [
         f"{NATIVE}test_an_epsilon_is_not_corrected",
         rebuild=True,
     ),
+    Mutant(  # equal steps
+        "native/cpp/arrays.h",
+        "2 * y / (1 + y) * 127",
+        "y * 127",
+        f"{NATIVE}test_every_code_and_scale",
+        rebuild=True,
+    ),
+    Mutant(  # the last block of a row, if it is shorter
+        "native/cpp/arrays.h",
+        "if (i < n) f(i, n - i, k);",
+        "if (i < n) f(i, block, k);",
+        f"{NATIVE}test_codes[adamw-8-None-companded]",
+        rebuild=True,
+    ),
 ]
 
 MUTANTS = [*CORE, *SCHEDULES, *TRANSFORMS, *RULES, *FACADE, *KERNELS]

@@ -18,6 +18,7 @@ from functional_opt import keras, native
 from functional_opt.native.plan import ENOUGH, Plan
 
 KERNEL = "functional_opt_step"
+FORMATS = "octaves", "companded"  # of 8-bit codes
 SIZES = {"big": (ENOUGH // 256, 257), "odd": (17,), "scalar": ()}
 built = pytest.mark.skipif(not native.available(), reason="the extension was not built")
 
@@ -240,12 +241,15 @@ def test_accumulation_in_the_facade(monkeypatch):
 
 
 @built
-@pytest.mark.parametrize("bits, block_size", [(8, None), (8, 100), (4, None), (4, 60)])
+@pytest.mark.parametrize(
+    "bits, block_size, code",
+    [*((8, size, code) for size in (None, 100) for code in FORMATS), (4, None, "octaves"), (4, 60, "octaves")],
+)
 @pytest.mark.parametrize("make", [fo.adamw, fo.rmsprop, fo.lion, fo.amsgrad, fo.ademamix, fo.adan])
-def test_codes(make, bits, block_size):
+def test_codes(make, bits, block_size, code):
     """The codes of a step are those of the pure path, but where a number is between two of them."""
-    tx = fo.quantize_state(make(1e-2), bits, block_size, min_size=100)
-    params, steps = tree(0), [tree(seed) for seed in range(1, 4)]
+    tx = fo.quantize_state(make(1e-2), bits, block_size, min_size=100, code=code)
+    params, *steps = (tree(seed, sizes=SIZES | {"even": (32, 64)}) for seed in range(4))
     steps[1]["big"] = steps[1]["big"].at[:3].set(0.0).at[5].set(0.0)
     step = jax.jit(stepper(tx), donate_argnums=(0, 1))
     ours = jax.tree.map(jnp.copy, params), tx.init(params)
@@ -256,21 +260,61 @@ def test_codes(make, bits, block_size):
         assert_close(ours[0], pure[0], 8)
         for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(pure[1]), strict=True):
             assert x.dtype == y.dtype
-            x, y = (np.asarray(z, "float32") for z in (x, y))
+            integers, (x, y) = jnp.issubdtype(x.dtype, jnp.integer), (np.asarray(z, "float32") for z in (x, y))
+            assert bits == 4 or not integers or np.abs(x - y).max() <= 1
             differ = np.abs(x - y) > 2**-15 * np.abs(y)  # of a scale the last bit that is kept may be another
             assert differ.sum() <= 0.001 * x.size
 
 
 @built
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_codes_of_a_block_that_is_not_finite(bad):
-    tx, params, grads = fo.quantize_state(fo.adam(1e-2), min_size=100), tree(0), tree(1)
-    grads["big"] = grads["big"].at[3, 100].set(bad)
-    args = params, tx.init(params), grads
+@pytest.mark.parametrize("code", FORMATS)
+@pytest.mark.parametrize("rule, field", [(fo.sgd(0.5, 0.9), "trace"), (fo.rmsprop(0.5), "nu")], ids=["signed", "not"])
+def test_every_code_and_scale(rule, field, code):
+    """They are read and written as XLA does, from what is too small for an inverse to the largest."""
+    tx, params = fo.quantize_state(rule, block_size=256, code=code), {"w": jnp.zeros((64, 256))}
+    state = tx.init(params)
+    before = fo.tree.get(state, field)["w"]
+    scales = jnp.logspace(-45, 38, 64, dtype="float32")[:, None]
+    every = jnp.arange(256).astype(before.dtype)
+    every = jnp.maximum(every, -127) if before.dtype == jnp.int8 else every
+    state = fo.tree.set(state, **{field: {"w": jnp.tile(every, (64, 1))}})._replace(scale=({"w": scales},))
+    args = params, state, {"w": jnp.full((64, 256), 1e-30)}
+    assert uses_kernel(stepper(tx), *args)
     ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
-    ours, pure = (jax.tree.leaves((params, state.scale)) for params, state in (ours, pure))
-    for x, y in zip(ours, pure, strict=True):
-        np.testing.assert_array_equal(jnp.isfinite(x), jnp.isfinite(y))
+    np.testing.assert_allclose(ours[0]["w"], pure[0]["w"], rtol=2**-22)
+    np.testing.assert_allclose(ours[1].scale[0]["w"], pure[1].scale[0]["w"], rtol=2**-15)
+    x, y = (np.asarray(fo.tree.get(state, field)["w"], "float32") for _, state in (ours, pure))
+    assert np.abs(x - y).max() <= 1 and (x != y).mean() <= 0.001
+
+
+@built
+def test_codes_of_two_formats():
+    """A slot has its own."""
+    octaves = fo.quantize_state(fo.scale_by_rms(), block_size=32)
+    companded = fo.quantize_state(fo.trace(0.9), code="companded")
+    tx, params, grads = fo.chain(octaves, companded, fo.scale(-0.1)), tree(0), tree(1)
+    args = params, tx.init(params), grads
+    assert uses_kernel(stepper(tx), *args)
+    ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
+    assert_close(ours[0], pure[0], 8)
+    for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(pure[1]), strict=True):
+        assert (~np.isclose(np.asarray(x, "float32"), np.asarray(y, "float32"), rtol=2**-15)).mean() <= 0.001
+
+
+@built
+@pytest.mark.parametrize("code", FORMATS)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_codes_of_a_block_that_is_not_finite(bad, code):
+    tx, params, grads = fo.quantize_state(fo.adam(1e-2), min_size=100, code=code), tree(0), tree(1)
+    grads["big"] = grads["big"].at[3, 100].set(bad)
+    state = tx.init(params)
+    for _ in range(2):  # the second reads what is not finite
+        args = params, state, grads
+        ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
+        for x, y in zip(*(jax.tree.leaves((new, tx.decode(state))) for new, state in (ours, pure)), strict=True):
+            np.testing.assert_array_equal(jnp.isfinite(x), jnp.isfinite(y))
+        params, state = ours
+        grads["big"] = jnp.zeros_like(grads["big"])
 
 
 @built

@@ -12,7 +12,8 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))  // for a lambda
+#define INLINE inline INLINED
 #if defined(__clang__)
 #define VECTORIZE _Pragma("clang loop vectorize(assume_safety)")
 #else

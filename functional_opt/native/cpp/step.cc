@@ -126,6 +126,8 @@ INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t
   alignas(64) float g[BLOCK], w[BLOCK], out[BLOCK], nothing[BLOCK], decoded[MAX_SLOTS][BLOCK];
   const bool rounds = program.adds && leaf.param.kind == BFLOAT16;  // an update has the dtype of the weight
   const bool adds = program.adds && !rounds;
+  const auto has_codes = [](const Array& x) { return x.scales != nullptr; };
+  const bool coded = std::any_of(leaf.slots, leaf.slots + program.slots, has_codes);
   if (!adds) std::fill(nothing, nothing + BLOCK, -0.0f);
   for (int64_t index = begin; index < end; ++index) {
     const Span span(leaf, index);
@@ -145,11 +147,17 @@ INLINE void run(const Program& program, const Leaf& leaf, int64_t begin, int64_t
       if (rounds) VECTORIZE for (int64_t i = 0; i < span.size; ++i) out[i] = w[i] + widened(rounded(out[i]));
       write(leaf.out, span, out);
     }
+    if (coded) {  // while the codes are computed, which takes long
+      const Span next(leaf, std::min(index + 1, end - 1));
+      fetch(leaf.grad, next);
+      fetch(leaf.param, next);
+      for (int k = 0; k < program.slots; ++k) fetch(leaf.slots[k], next);
+    }
     for (int k = 0; k < program.slots; ++k) write(leaf.slots[k], span, decoded[k]);
   }
 }
 
-// Σx² of some blocks of a leaf: float32 sums of a block's columns, float64 over blocks. x is the gradient or, given
+// Σx² of some spans of a leaf: float32 sums of a span's columns, float64 over spans. x is the gradient or, given
 // `accumulate`, the mean or sum that it makes with the first slot.
 INLINE double squares(const Accumulate* accumulate, const Leaf& leaf, int64_t begin, int64_t end) {
   constexpr int64_t LANES = 64;
@@ -184,7 +192,7 @@ FOR_INSTRUCTIONS(double, squares, (const Accumulate* a, const Leaf& leaf, int64_
 
 // ---- All leaves, cut in pieces; neighbours that together have about CHUNK elements are one task. ----
 
-struct Piece {  // blocks of a leaf
+struct Piece {  // spans of a leaf
   int64_t leaf, begin, end;
 };
 
@@ -195,13 +203,13 @@ struct Work {
   explicit Work(const std::vector<Leaf>& leaves) {
     int64_t gathered = 0;
     for (size_t leaf = 0; leaf < leaves.size(); ++leaf) {
-      const int64_t blocks = leaves[leaf].blocks();
-      if (!blocks) continue;
-      const int64_t step = leaves[leaf].blocks_together();
-      for (int64_t begin = 0; begin < blocks; begin += step) {
-        const int64_t end = std::min(begin + step, blocks);
+      const int64_t spans = leaves[leaf].spans();
+      if (!spans) continue;
+      const int64_t step = leaves[leaf].spans_together();
+      for (int64_t begin = 0; begin < spans; begin += step) {
+        const int64_t end = std::min(begin + step, spans);
         pieces.push_back({static_cast<int64_t>(leaf), begin, end});
-        gathered += std::min((end - begin) * leaves[leaf].block, leaves[leaf].size);
+        gathered += std::min((end - begin) * leaves[leaf].span(), leaves[leaf].size);
         if (gathered >= CHUNK) {
           tasks.push_back(pieces.size());
           gathered = 0;
@@ -256,9 +264,8 @@ int64_t width(ffi::DataType type) {
 
 // Whether a slot's buffer holds `size` elements of its kind; two of 4 bits are a byte.
 bool holds(const ffi::AnyBuffer& buffer, int32_t kind, int64_t size) {
-  constexpr int64_t WIDTHS[] = {32, 16, 8, 8, 4, 4};
   const int64_t bits = width(buffer.element_type()) * static_cast<int64_t>(buffer.element_count());
-  return kind >= FLOAT32 && kind <= UINT4 && bits >= WIDTHS[kind] * size;
+  return kind >= FLOAT32 && kind < KINDS && bits >= WIDTHS[kind] * size;
 }
 
 // Arguments: n gradients, n params, n of each slot, and of each slot that is codes n arrays of scales. Slots and
@@ -309,6 +316,7 @@ ffi::Error step(ffi::ThreadPool pool, ffi::Span<const int32_t> code, ffi::Span<c
       fits = leaf.block > 0 && leaf.block <= BLOCK && leaf.size % leaf.row == 0 && leaf.blocks() == all;
     }
     if (!fits) return ffi::Error::InvalidArgument("functional_opt: the arrays of a leaf do not fit each other");
+    leaf.join_rows();
   }
   const Program program(code.begin(), code.size(), static_cast<float*>(scalars.untyped_data()));
   const Work work(leaves);

@@ -115,10 +115,12 @@ class quantize_state(GradientTransformation):
 
     def as_kernel(self, state, params):
         links = kernels.operations_of(self.inner, state.inner_state, params)
-        if links is None or self.code != "octaves" or self.scales != "blocks":
+        if links is None or self.scales != "blocks":
             return None
         coded = {
-            id(place.value): kernels.CodedSlots(place.value, scale, partial(_as_slot, self.bits, _is_signed(place)))
+            id(place.value): kernels.CodedSlots(
+                place.value, scale, partial(_as_slot, self.bits, _is_signed(place), self.code)
+            )
             for place, scale in zip(self._slots(state.inner_state), state.scale, strict=True)
         }
         return tuple(k._replace(slots=tuple(coded.get(id(tree), tree) for tree in k.slots)) for k in links)
@@ -254,9 +256,10 @@ def _decoded(path: str, x: Any, scale: Any, bits: Literal[8, 4], signed: bool, c
         raise ValueError(f"{path}: {e}; {remedy}") from e
 
 
-def _as_slot(bits: int, signed: bool, x: Any, scale: Any) -> kernels.StoredSlot:
+def _as_slot(bits: int, signed: bool, code: codes.Code, x: Any, scale: Any) -> kernels.StoredSlot:
     """Describes a slot to the kernel, which cannot read 4-bit codes that pair the two halves of a row."""
     if scale is None:
         return kernels.StoredSlot.plain(x)
-    kind = "halves" if bits == 4 and codes.in_halves(scale) else f"{'' if signed else 'u'}int{bits}"
+    kind = f"{'companded_' if code == 'companded' else ''}{'' if signed else 'u'}int{bits}"
+    kind = "halves" if bits == 4 and codes.in_halves(scale) else kind
     return kernels.StoredSlot(x, kind, codes.shape_of(x, scale, bits, signed), scale)

@@ -20,7 +20,8 @@ using ffi::AnyBuffer;
 using ffi::DataType;
 
 constexpr int SCALARS[OPS] = {1, 1, 1, 1, 1, 9, 9, 11, 9, 9, 9, 9, 6, 11, 12, 8, 4, 4, 4, 1, 1, 3, 2, 2, 6, 1, 1, 1};
-constexpr DataType TYPES[] = {DataType::F32, DataType::BF16, DataType::S8, DataType::U8, DataType::U8, DataType::U8};
+constexpr DataType TYPES[KINDS] = {DataType::F32, DataType::BF16, DataType::S8, DataType::U8,
+                                   DataType::S8, DataType::U8, DataType::U8, DataType::U8};
 
 [[noreturn]] void fail(const char* why, uint64_t seed) {
   std::fprintf(stderr, "program %llu: %s\n", static_cast<unsigned long long>(seed), why);
@@ -102,7 +103,7 @@ struct Case {
         std::memcpy(scalars.memory[0].data() + at * sizeof(float), &flag, sizeof(float));
       }
     const bool codes = random.one_in(2);
-    for (size_t k = 0; k < slots; ++k) kinds.push_back(static_cast<int32_t>(random.below(codes ? 6 : 2)));
+    for (size_t k = 0; k < slots; ++k) kinds.push_back(static_cast<int32_t>(random.below(codes ? KINDS : 2)));
     for (const int32_t kind : kinds) coded += kind >= INT8;
     leaves = static_cast<size_t>(random.below(5));
     std::vector<std::vector<int64_t>> shapes, scales;
@@ -111,6 +112,7 @@ struct Case {
       do {
         row = 1 + random.below(random.one_in(2) ? 1500 : 20);
         in_row = 1 + random.below(row);
+        if (random.one_in(3)) row = 32 * in_row;  // as in the usual blocks of companded codes
       } while ((row + in_row - 1) / in_row > BLOCK || (row + (row + in_row - 1) / in_row - 1) / ((row + in_row - 1) / in_row) != in_row);
       shapes.push_back({rows, row});
       scales.push_back({rows, in_row});
