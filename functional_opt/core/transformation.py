@@ -195,7 +195,7 @@ class _Pair(GradientTransformation):
             extra = {name: x for name, x in extra.items() if name in taken}
         takes_params = inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _POSITIONAL for kind in kinds) > 2
         updates, new_state = self.update_fn(updates, state, *([params] if takes_params else []), **extra)
-        return updates, cast_tree_like(new_state, state)
+        return updates, cast_tree_like(new_state, state, ("the new state", "the state"))
 
     def _state_class(self):
         return None  # the functions are foreign: only the user calls `init`

@@ -144,7 +144,11 @@ def test_apply_updates_leaves_none_alone():
         ({"w": np.ones(2)}, r"updates has no leaf at \['b'\]; params has one of shape \(3,\)"),
         ({"w": np.ones(2), "b": np.ones(3), "c": 1.0}, r"updates has a leaf at \['c'\], where params has none"),
         ({"w": np.ones(2), "b": np.ones((3, 1))}, r"updates\['b'\] has shape \(3, 1\), but params has \(3,\) there"),
-        (({"w": np.ones(2), "b": np.ones(3)}, ()), r"updates has no leaf at \['b'\]"),
+        (
+            {"w": np.ones(2), "c": np.ones(3)},
+            r"no leaf at \['b'\]; .*; updates has a leaf at \['c'\], where params has none",
+        ),
+        (({"w": np.ones(2), "b": np.ones(3)}, ()), r"updates has no leaf at \['b'\].* pass the first of the two"),
     ],
 )
 def test_apply_updates_names_the_leaf(updates, message):

@@ -189,7 +189,7 @@ class _Injected(GradientTransformation):
             states[name] = self.numbers[name].update(s, **extra)
         numbers = {name: jnp.asarray(x, self.dtype or float) for name, x in numbers.items()}
         updates, inner = self._made_of_state(numbers).update(updates, state.inner_state, params, **extra)
-        inner = cast_tree_like(inner, state.inner_state)
+        inner = cast_tree_like(inner, state.inner_state, ("the new state", "the state"))
         return updates, InjectStatefulHyperparamsState(increment(state.count), numbers, states, inner)
 
     def __repr__(self):
