@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
+from .names import did_you_mean
 from .ranges import Integer, Range, described, number
 
 T = TypeVar("T")
@@ -60,7 +61,8 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return fn(*args, **kwargs)  # raises Python's own error, which names the function
+            bind(fn.__name__, signature, args, kwargs)  # raises an error that names the function and the argument
+            raise
         for name, x in bound.arguments.items():
             x = bound.arguments[name] = as_given(x)
             if name in checks:
@@ -70,6 +72,20 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     shown = [p.replace(default=_default(p.annotation, p.default)) for p in signature.parameters.values()]
     setattr(wrapper, "__signature__", signature.replace(parameters=shown))  # noqa: B010
     return wrapper
+
+
+def bind(name: str, signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """Returns `signature.bind(...)`; raises TypeError with the name of the function and a hint at what was meant."""
+    known = signature.parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if unknown := [x for x in kwargs if x not in known and not open_ended]:
+        raise TypeError(
+            f"{name}() got an unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+        )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as e:
+        raise TypeError(f"{name}() {e}") from None
 
 
 class _Shown:

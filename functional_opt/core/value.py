@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from .checks import STRUCTURE, checks_of
+from .checks import STRUCTURE, bind, checks_of
 
 T = TypeVar("T")
 
@@ -127,10 +127,7 @@ class _Fields(NamedTuple):
         given = dict(zip(self.positional, args)) | kwargs  # noqa: B905, the length is checked below
         values = self.defaults | given
         if len(given) < len(args) + len(kwargs) or values.keys() != self.signature.parameters.keys():
-            try:
-                self.signature.bind(*args, **kwargs)
-            except TypeError as e:
-                raise TypeError(f"{self.name}.__init__() {e}") from None
+            bind(self.name, self.signature, args, kwargs)
         return values
 
 

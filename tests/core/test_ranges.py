@@ -303,3 +303,32 @@ def test_structure_is_of_plain_numbers():
     assert (type(x.steps), type(x.share)) == (int, float) and type(Structured(4.0).steps) is int
     with pytest.raises(TypeError, match="^share decides how the step is built and must be a plain number, got"):
         Structured(4, jax.ShapeDtypeStruct((), "float32"))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: fo.adam(lr=1e-3),
+            r"^adam\(\) got an unexpected .*'lr'; did you mean learning_rate\? .* learning_rate, b1",
+        ),
+        (lambda: fo.adamw(1e-3, betas=(0.9, 0.99)), r"'betas'; did you mean b1 and b2\?"),
+        (lambda: fo.adam(1e-3, weight_decay=0.1), r"'weight_decay'; put add_decayed_weights\(...\) into the chain"),
+        (lambda: fo.sgd(0.1, maximize=True), r"'maximize'\. The arguments are learning_rate, momentum"),
+        (lambda: fo.scale_by_adam(epsilon=1e-7), r"^scale_by_adam\(\) got .*'epsilon'; did you mean eps\?"),
+        (
+            lambda: fo.MultiSteps(fo.sgd(0.1), every_k=2),
+            r"^MultiSteps\(\) got .*'every_k'; did you mean every_k_schedule\?",
+        ),
+        (
+            lambda: fo.cosine_decay_schedule(0.1),
+            r"^cosine_decay_schedule\(\) missing a required argument: 'decay_steps'",
+        ),
+        (lambda: fo.adam(), r"^adam\(\) missing a required argument: 'learning_rate'"),
+        (lambda: fo.adam(1e-3, *range(20)), r"^adam\(\) too many positional arguments"),
+        (lambda: fo.inject_hyperparams(fo.adam)(lr=1e-3), r"^adam\(\) got .*'lr'; did you mean learning_rate\?"),
+    ],
+)
+def test_names_of_arguments_elsewhere_are_understood(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

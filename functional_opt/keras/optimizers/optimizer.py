@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from ...core.names import did_you_mean
 from ...core.ranges import unread
 from ..engine.engine import Engine, SingleEngine, zero_iterations
 from ..engine.replicas import AxisName
@@ -110,7 +112,8 @@ class Optimizer(Training):
         dialect = dialect or self.default_dialect
         for key in kwargs:
             if key not in {"lr", "decay"}:
-                raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
+                hint = did_you_mean(key, self._arguments())
+                raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}{hint}")
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
@@ -167,6 +170,16 @@ class Optimizer(Training):
                 given = " and ".join(f"{n}={bound}" for n, bound in norms.items())
                 raise ValueError(f"Cannot accept both `clipnorm` and `global_clipnorm`, received {given}")
         super().__setattr__(name, x)
+
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        """Returns the names of the constructor's arguments, its class's own first."""
+        known: dict[str, None] = {}
+        for kind in cls.__mro__:
+            if issubclass(kind, Optimizer) and "__init__" in vars(kind):
+                parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+                known.update({p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD})
+        return [*known]
 
     def _new_engine(self) -> Engine:
         """Returns the engine, without state."""
