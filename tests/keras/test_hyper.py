@@ -23,6 +23,19 @@ def rates_of(opt, steps, change=lambda i: None):
     return rates
 
 
+@pytest.mark.parametrize(
+    "rate, message",
+    [
+        (lambda step, epoch: 0.1, "learning_rate must be a function of the step count alone, .*'epoch'"),
+        (lambda: None, "the function .* must return a number, got None"),
+        (lambda step: None, "the schedule .* must return a number, got None"),
+    ],
+)
+def test_functions_that_give_no_rate(rate, message):
+    with pytest.raises(TypeError, match=message):
+        rates_of(SGD(rate), 1)
+
+
 RATES = [
     0.5,
     np.float64(0.5),
