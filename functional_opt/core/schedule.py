@@ -65,7 +65,7 @@ def to_schedule(name: str, x: Any) -> Schedule:
 
 
 def returned_number(who: str, x: Any, shape: tuple[int, ...] = ()) -> Any:
-    """Returns a number, or an array of a shape, as it is; raises TypeError for anything else that a function returned.
+    """Returns what a function returned if it is a number, or an array of a shape; raises TypeError otherwise.
 
     >>> returned_number("f", 0.1), returned_number("f", None)
     Traceback (most recent call last):

@@ -62,7 +62,7 @@ class hyperball(GradientTransformation):
     weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         return HyperballState(zero_count(), self.inner.init(params))
 
     def update(self, updates, state, params=None, **extra):

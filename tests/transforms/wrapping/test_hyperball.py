@@ -63,7 +63,7 @@ def test_what_has_no_direction_stays(w, g):
 
 
 def test_only_matrices():
-    with pytest.raises(ValueError, match=r"updates\['b'\] has shape \(3,\); only a matrix"):
+    with pytest.raises(ValueError, match=r"params\['b'\] has shape \(3,\), but this rule is for matrices"):
         fo.hyperball(fo.identity(), 0.1).init({"b": jnp.ones(3)})
     tx = fo.hyperball(fo.identity(), 0.1)
     with pytest.raises(ValueError, match="params"):
