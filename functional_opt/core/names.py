@@ -1,4 +1,4 @@
-"""did_you_mean: which argument a name that is not one may stand for."""
+"""did_you_mean, meant_by: which argument a name that is not one may stand for."""
 
 import difflib
 from collections.abc import Iterable
@@ -24,6 +24,15 @@ ELSEWHERE = {
 """Names that torch, Keras and papers use, and the arguments here that mean the same; those that exist are meant."""
 
 
+def meant_by(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Returns the known names that one probably stands for: the same under another name, or one spelled alike."""
+    known = list(known)
+    same = [x for x in ELSEWHERE.get(name, ()) if x in known]
+    if "clipnorm" in known and "decay" in same:  # Keras's `decay` is that of the learning rate
+        same.remove("decay")
+    return same or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error message about an argument that does not exist: the likely one, and all there are.
 
@@ -33,8 +42,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     '; put add_decayed_weights(...) into the chain, before the learning rate. The arguments are learning_rate'
     """
     known = list(known)
-    meant = [x for x in ELSEWHERE.get(name, ()) if x in known] or difflib.get_close_matches(name, known, n=1)
-    if meant:
+    if meant := meant_by(name, known):
         hint = f"; did you mean {' and '.join(meant)}?"
     elif name == "weight_decay":
         hint = "; put add_decayed_weights(...) into the chain, before the learning rate."

@@ -246,3 +246,24 @@ def test_no_learning_rate_is_refused():
     for kind in (SGD, Adam, RMSprop):
         with pytest.raises(TypeError, match="learning_rate must be a number, a schedule or a callable, got None"):
             kind(None)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("learning_rte", "Adam does not read learning_rte; did you mean learning_rate"),
+        ("beta1", "Adam does not read beta1; did you mean beta_1"),
+        ("clip_norm", "Adam does not read clip_norm; did you mean clipnorm"),
+    ],
+)
+def test_an_assignment_that_nothing_reads(name, message):
+    class Own(Adam):
+        pass
+
+    with pytest.raises(AttributeError, match=message):
+        setattr(Adam(0.1), name, 0.5)
+    opt = Adam(0.1)
+    opt.tag = opt.lr = 0.5  # a name of the script's own, and an old one of Keras's
+    own = Own(0.1)
+    setattr(own, name, 0.5)  # which the code of a subclass may read
+    assert (opt.tag, float(opt.learning_rate), getattr(own, name)) == (0.5, 0.5, 0.5)
