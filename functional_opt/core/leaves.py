@@ -148,7 +148,8 @@ def as_array(x: Any, where: Callable[[], str]) -> Any:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as e:
-        raise TypeError(f"{where()} must be an array, got {x!r} ({type(x).__name__})") from e
+        hint = "; leave it out, as by equinox.filter(model, equinox.is_inexact_array)" if callable(x) else ""
+        raise TypeError(f"{where()} must be an array, got {x!r} ({type(x).__name__}){hint}") from e
 
 
 def _check_inexact(x: Any, path: Callable[[], str]) -> None:

@@ -170,7 +170,10 @@ def _tree_or_rules(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> PathRu
 
 def _mask_leaf(name: str, x: Any) -> bool:
     if isinstance(x, core.Tracer) or np.shape(x) != () or np.asarray(x).dtype != bool:
-        raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}")
+        hint = (
+            "; write it as a rule: {" + repr(f"*/{x}") + ": False}" if isinstance(x, str) and "'" not in name else ""
+        )
+        raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}{hint}")
     return bool(x)
 
 

@@ -163,7 +163,10 @@ class _Signature(inspect.Signature):
 
 def _setattr(self, name: str, x: Any) -> None:
     if type(self) in _values or name in self.__dataclass_fields__:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        how = f", by dataclasses.replace(tx, {name}=...)" if name in self.__dataclass_fields__ else ""
+        raise dataclasses.FrozenInstanceError(
+            f"cannot assign to field {name!r}: {type(self).__name__} is immutable; make another{how}"
+        )
     object.__setattr__(self, name, x)
 
 

@@ -23,7 +23,7 @@ if not _TYPE_CHECKING:  # to type checkers, it would make any name an attribute
     ) | {
         "GradientTape": "JAX has no tapes: loss, grads = keras.value_and_grad(loss_fn, variables)",
         "backend": "to read or set a rate, use opt.learning_rate; to compute, jax.numpy",
-        "mixed_precision": "wrap the optimizer in keras.optimizers.LossScaleOptimizer, or train by Keras 3's model.fit",
+        "mixed_precision": "wrap the optimizer in keras.optimizers.LossScaleOptimizer, or use Keras 3's model.fit",
     }
 
     def __getattr__(name: str):

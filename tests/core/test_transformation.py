@@ -80,7 +80,10 @@ def test_any_object_with_init_and_update_will_do():
     [
         (lambda: chain(adam), r"chain: argument 0 must be a gradient transformation .* call it: adam\(...\)"),
         (lambda: chain(scale(1.0), trace), r"chain: argument 1 must be .* call it: trace\(...\)"),
-        (lambda: chain([scale(1.0)]), r"chain: argument 0 must be a gradient transformation .* got \[scale\(1.0\)\]"),
+        (
+            lambda: chain([scale(1.0)]),
+            r"chain: argument 0 must be a gradient transformation .* got \[scale\(1.0\)\]; .*chain\(\*transf",
+        ),
         (lambda: chain(None), "chain: argument 0 must be a gradient transformation .* got None"),
         (lambda: GradientTransformation(1, times_value), "init must be a function, got 1"),
         (lambda: GradientTransformation(init_count, None), "update must be a function, got None"),
