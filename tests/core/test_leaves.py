@@ -86,9 +86,7 @@ def test_map_leaves_names_the_leaf_that_does_not_fit(updates, slot, error, messa
 
 
 def test_a_function_among_the_params_is_to_be_left_out():
-    with pytest.raises(
-        TypeError, match=r"params\['f'\] must be an array, got .*; leave it out, as by equinox.filter"
-    ):
+    with pytest.raises(TypeError, match=r"params\['f'\] must be an array, .*; leave it out, as by equinox.filter"):
         full_like({"f": jnp.tanh}, 0.0)
 
 

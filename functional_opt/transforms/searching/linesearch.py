@@ -177,7 +177,7 @@ def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: An
 
     def scalar(params):
         try:
-            value = loss(params)
+            value: Any = loss(params)
         except TypeError as e:
             e.add_note("value_fn is called with the params and those extra arguments of update that it names.")
             raise
