@@ -134,13 +134,17 @@ def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
         if static and isinstance(rules[0], Range):
             return _plain(rules[0].check, int if isinstance(rules[0], Integer) else float)
         return rules[0].check
+    if _is_function(hint):
+        return _a_function
     if origin in (Union, UnionType):
-        alternatives = get_args(hint)
-        found = [c for c in (_check(a, static) for a in alternatives) if c is not None]
+        others = [a for a in get_args(hint) if a is not type(None)]
+        if len(others) > 1:  # what a function may be given in place of has its own check, or none
+            others = [a for a in others if not _is_function(a)]
+        found = [c for c in (_check(a, static) for a in others) if c is not None]
         if not found:
             return None
         (check,) = found
-        if type(None) in alternatives:
+        if type(None) in get_args(hint):
             return lambda name, x: None if x is None else check(name, x)
         return check
     if origin is Literal:
@@ -148,6 +152,18 @@ def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
     if hint is bool:
         return lambda name, x: _one_of(name, x, (False, True))
     return None
+
+
+def _is_function(hint: Any) -> bool:
+    return hint is Callable or hint is typing.Callable or get_origin(hint) is Callable
+
+
+def _a_function(name: str, x: Any) -> Any:
+    if not callable(x):
+        made = hasattr(x, "init") and hasattr(x, "update")
+        hint = "; give the function that makes it, as adam in place of adam(1e-3)" if made else ""
+        raise TypeError(f"{name} must be a function, got {described(x)}{hint}")
+    return x
 
 
 def _one_of(name: str, x: Any, choices: tuple) -> Any:

@@ -69,9 +69,10 @@ GIVEN = {  # where an argument that must be given is no number
     "base_params": (3, 3),
     "freeze_mask": True,
 }
-TOGETHER = {  # where one number decides what another may be
+TOGETHER = {  # where one argument decides what another may be, or which rule
     "gradient_noise_scale": {"small_batch": 0.25, "large_batch": 0.5},
     "warmup_cosine_decay_schedule": {"decay_steps": 9},
+    "hyperball": {"inner": fo.scale_by_adam()},
     "differentially_private_aggregate": {"key": 0},
 }
 
@@ -331,4 +332,20 @@ def test_structure_is_of_plain_numbers():
 )
 def test_names_of_arguments_elsewhere_are_understood(make, message):
     with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: fo.conditionally_transform(fo.sgd(0.1), True), "should_transform_fn"),
+        (lambda: fo.conditionally_mask(fo.sgd(0.1), 3), "should_transform_fn"),
+        (lambda: fo.stateless(None), "f"),
+        (lambda: fo.stateless_with_tree_map(0.1), "f"),
+        (lambda: fo.scale_by_factored_rms(decay_rate_fn=0.8), "decay_rate_fn"),
+        (lambda: fo.inject_hyperparams("adam"), "inner_factory"),
+    ],
+)
+def test_what_must_be_a_function(make, name):
+    with pytest.raises(TypeError, match=f"^{name} must be a function"):
         make()

@@ -103,11 +103,6 @@ def inject_hyperparams(
     Differs from Optax: hyperparameters are float32 whatever the params' dtype. In Optax, with bfloat16 params, a b2
     of 0.999 becomes 1 and Adam's first update is NaN.
     """
-    if not callable(inner_factory):
-        raise TypeError(
-            f"inner_factory must be a function or class that makes a transformation, such as adam, got "
-            f"{described(inner_factory)}; call the result: inject_hyperparams(adam)(learning_rate=0.1)"
-        )
     statics = frozenset({static_args} if isinstance(static_args, str) else static_args)
     signature = inspect.signature(inner_factory)
     parameters = signature.parameters

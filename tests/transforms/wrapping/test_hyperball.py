@@ -68,3 +68,10 @@ def test_only_matrices():
     tx = fo.hyperball(fo.identity(), 0.1)
     with pytest.raises(ValueError, match="params"):
         tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))
+
+
+@pytest.mark.parametrize("inner", [fo.adam(0.1), fo.chain(fo.clip(1.0), fo.sgd(0.1))], ids=str)
+def test_a_learning_rate_inside_is_refused(inner):
+    """Its minus sign turned the direction, and so every step, uphill."""
+    with pytest.raises(ValueError, match=r"inner must be a rule without a learning rate, such as scale_by_adam"):
+        fo.hyperball(inner, 0.1)

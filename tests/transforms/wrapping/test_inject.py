@@ -145,5 +145,7 @@ def test_what_is_assigned_must_be_a_hyperparameter(name, x, message):
 
 
 def test_a_transformation_in_place_of_its_constructor():
-    with pytest.raises(TypeError, match=r"inner_factory must be a function or class .*inject_hyperparams\(adam\)"):
+    with pytest.raises(
+        TypeError, match="inner_factory must be a function, got chain.*; give the function that makes it"
+    ):
         inject_hyperparams(adam(0.1))  # pyright: ignore[reportArgumentType]
