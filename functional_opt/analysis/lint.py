@@ -128,6 +128,27 @@ def _no_learning_rate(tx, rows, params, steps):
         )
 
 
+def _uphill(tx, rows, params, steps):
+    def turns(row):
+        rate = getattr(row.link, "step_size_fn", None)
+        values = None if rate is None else _values(rate, 10**6)
+        unknown = (
+            isinstance(row.link, scale) and not is_concrete(row.link.step_size) or rate is not None and not values
+        )
+        known = isinstance(row.link, scale | scale_by_schedule | scale_by_learning_rate)
+        own = hasattr(row.link, "learning_rate") and not known  # a rule with a rate goes downhill by itself
+        return unknown or own or _descends(row.link) or values is not None and bool((values[1] < 0).any())
+
+    sized = [row for row in rows if isinstance(row.link, scale | scale_by_schedule | scale_by_learning_rate)]
+    moves = any(_preconditions(row.link) or isinstance(row.link, trace | ema) for row in rows)
+    if moves and sized and not any(map(turns, rows)):
+        link = sized[-1].link
+        message = (
+            f"{link!r} has a positive sign, and so updates go uphill. End the chain with scale_by_learning_rate(...)"
+        )
+        yield Note("warning", "uphill", sized[-1].path, message)
+
+
 def _odd_masks(tx, rows, params, steps):
     for i, row in enumerate(rows):
         mask = getattr(row.link, "mask", None)
@@ -271,6 +292,7 @@ RULES = (
     _clip_after_preconditioner,
     _two_learning_rates,
     _no_learning_rate,
+    _uphill,
     _odd_masks,
     _schedules,
     _not_last,

@@ -204,3 +204,9 @@ def test_gradients_that_do_not_fit(gradient, error, message):
     with pytest.raises(error, match=message):
         SGD(0.1).apply_gradients([(gradient, v)])
     assert v.value.tolist() == KERNEL.tolist()
+
+
+def test_a_variable_that_cannot_be_trained():
+    v = Variable(np.ones(3, "int32"), name="v")
+    with pytest.raises(TypeError, match="v:0 has dtype int32 and cannot be trained"):
+        SGD(0.1).apply_gradients([(np.ones(3), v)])

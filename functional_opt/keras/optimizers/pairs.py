@@ -41,6 +41,8 @@ def check_gradient(g: Any, v: Variable) -> None:
         raise TypeError(f"the gradient of {v.name} must be an array, got {g!r} ({type(g).__name__})")
     if shape != v.shape:
         raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
+    if not jnp.issubdtype(v.dtype, jnp.inexact):
+        raise TypeError(f"{v.name} has dtype {v.dtype} and cannot be trained; leave it out, or make it of floats")
     if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(v.dtype, jnp.complexfloating):
         raise TypeError(
             f"the gradient of {v.name} is complex, but the variable has dtype {v.dtype}: a real variable has a real "
