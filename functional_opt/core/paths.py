@@ -239,10 +239,13 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
                 f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
+        if not strange:
+            raise ValueError(
+                f"`{name}` has other containers than params: {treedef} and "
+                f"{jax.tree.structure(tree, is_leaf=is_nothing)}. Path rules such as {{'*/bias': ...}} fit any"
+            ) from e
         hint = ". If this dict holds path rules, write PathRules({...})" if "/" in str(strange) else ""
-        raise ValueError(
-            f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
-        ) from e
+        raise ValueError(f"`{name}` has a leaf at {strange[0]}, where params has none{hint}") from e
     return treedef.unflatten(selection.leaves)
 
 

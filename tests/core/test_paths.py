@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -143,6 +144,12 @@ def test_rules_are_values():
 def test_masks_that_do_not_fit(mask, error, message):
     with pytest.raises(error, match=message):
         masked(scale(1.0), mask).init(PARAMS)
+
+
+def test_a_mask_of_other_containers():
+    params = FrozenDict({"a": {"w": 1.0}, "b": {"w": 1.0}})
+    with pytest.raises(ValueError, match=r"`mask` has other containers than params: .*FrozenDict.* Path rules"):
+        masked(scale(0.1), {"a": True, "b": False}).init(params)
 
 
 def test_a_traced_mask_is_refused():
