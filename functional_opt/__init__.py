@@ -1,5 +1,8 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are also data, and a Keras facade for them."""
 
+import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from . import contrib as contrib
 from . import experimental as experimental
 from . import microbatching as microbatching
@@ -410,6 +413,22 @@ from .tree import update_moment_per_elem_norm as update_moment_per_elem_norm
 from .tree_utils import tree_map_params as tree_map_params
 
 __version__ = "0.1.0"
+
+if not _TYPE_CHECKING:  # to type checkers, it would make any name an attribute
+    _ONLY_IN_OPTAX = frozenset(
+        "losses convex_kl_divergence cosine_distance cosine_similarity ctc_loss ctc_loss_with_forward_probs "
+        "generalized_kl_divergence hinge_loss huber_loss kl_divergence l2_loss log_cosh ntxent "
+        "safe_softmax_cross_entropy sigmoid_binary_cross_entropy sigmoid_focal_loss smooth_labels "
+        "softmax_cross_entropy softmax_cross_entropy_with_integer_labels squared_error "
+        "assignment multi_normal nnls perturbations projections second_order".split()
+    )
+
+    def __getattr__(name: str):
+        hint = "; it is not an optimizer: keep importing it from optax" if name in _ONLY_IN_OPTAX else ""
+        raise AttributeError(
+            f"module 'functional_opt' has no attribute {name!r}{hint}", name=name, obj=_sys.modules[__name__]
+        )
+
 
 # Lower modules need these, but cannot import the modules that define them.
 _install_kernels(native.CPUKernels())

@@ -1,5 +1,6 @@
 """make_train_step: compiles loss, gradients and update into one program that reuses the buffers it gets."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,12 @@ class TrainStep:
         self._program = jax.jit(self._run, static_argnums=0, donate_argnums=(2, 3) if donate else ())
 
     def __call__(self, tx: Any, params: Tree, state: Any, *batch: Any) -> tuple[Tree, Any, Any]:
-        params, state, loss = self._program(*self._arguments(tx, params, state, batch))
+        try:
+            params, state, loss = self._program(*self._arguments(tx, params, state, batch))
+        except (RuntimeError, ValueError) as e:
+            if lost := _lost_memory(e, {"params": params, "state": state, "batch": batch}):
+                raise lost from e
+            raise
         return _released(params), _released(state), loss
 
     def lower(self, tx: Any, params: Tree, state: Any, *batch: Any) -> jax.stages.Lowered:
@@ -104,6 +110,7 @@ class TrainStep:
     def _run(self, layout, tx, params, state, batch):
         params, state = _released(params), _released(state)
         _check_rows(batch, self._k)
+        self._check_arguments(params, batch)
         (loss, aux), grads = self._value_and_grad(params, batch)
 
         def value_fn(some):
@@ -119,6 +126,18 @@ class TrainStep:
         params = apply_updates(params, updates)
         out = _placed(layout, (_held(params, _is_array), _held(state, _is_number)))
         return *out, (loss, aux) if self._has_aux else loss
+
+    def _check_arguments(self, params: Tree, batch: tuple) -> None:
+        """Raises TypeError for a batch that is not what the loss takes, as when the state was left out of a call."""
+        try:
+            inspect.signature(self._loss_fn).bind(params, *batch)
+        except ValueError:  # a callable that does not say what it takes
+            return
+        except TypeError as e:
+            got = "nothing" if not batch else f"{len(batch)} arguments" if len(batch) > 1 else "one argument"
+            raise TypeError(
+                f"loss_fn(params, *batch): {e}. step(tx, params, state, *batch) got {got} as batch"
+            ) from e
 
     def _value_and_grad(self, params: Tree, batch: tuple) -> tuple[tuple[Any, Any], Tree]:
         """Returns the mean loss and aux, and the gradients of the mean, which are None for leaves not trained."""
@@ -186,6 +205,28 @@ class TrainStep:
 def _arguments(tx: Any, params: Tree, state: Any, batch: tuple) -> tuple[Any, ...]:
     params, state = _held(params, _is_array), _held(state, _is_number)
     return _layout((params, state)), as_transformation(tx), params, state, batch
+
+
+def _lost_memory(e: Exception, arguments: dict[str, Any]) -> Exception | None:
+    """Returns the error for an array whose memory an earlier step reused, or that a step gets twice; else None."""
+    if not ("deleted" in str(e) or "donate" in str(e)):
+        return None
+    seen: dict[int, str] = {}
+    for name, tree in arguments.items():
+        for path, x in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+            if not isinstance(x, jax.Array) or isinstance(x, core.Tracer):
+                continue
+            if x.is_deleted():
+                return RuntimeError(
+                    f"{name}{path} is gone: an earlier step reused its memory. Go on with the params and the state "
+                    "that the step returned, or keep the old ones by make_train_step(..., donate=False)"
+                )
+            if (first := seen.setdefault(id(x), name + path)) != name + path:
+                return RuntimeError(
+                    f"{first} and {name}{path} are one array, and a step can reuse its memory only once. Copy it "
+                    "(jnp.copy) for one of them, or use make_train_step(..., donate=False)"
+                )
+    return None
 
 
 def _check_rows(batch: tuple, k: int) -> None:

@@ -22,3 +22,22 @@ def test_every_name_of_a_module_is_there(module):
     theirs, ours = (importlib.import_module(f"{library}.{module}") for library in ("optax", "functional_opt"))
     names = [name for name, x in vars(theirs).items() if not name.startswith("_") and not inspect.ismodule(x)]
     assert [name for name in names if not hasattr(ours, name) or inspect.ismodule(getattr(ours, name))] == []
+
+
+def test_names_that_only_optax_has():
+    missing = {name for name in vars(optax) if not name.startswith("_") and not hasattr(fo, name)}
+    assert "l2_loss" in missing
+    for name in missing:
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'; .* keep importing it from optax"):
+            getattr(fo, name)
+    with pytest.raises(AttributeError, match="has no attribute 'adan_w'$") as e:
+        getattr(fo, "adan_w")  # noqa: B009
+    assert (e.value.name, e.value.obj) == ("adan_w", fo)  # by which Python suggests a name
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("layers", "Keras 3 on JAX"), ("GradientTape", "keras.value_and_grad"), ("x", "")]
+)
+def test_names_of_keras_that_are_elsewhere(name, hint):
+    with pytest.raises(AttributeError, match=f"'functional_opt.keras' has no attribute '{name}'.*{hint}"):
+        getattr(fo.keras, name)

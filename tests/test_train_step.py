@@ -96,6 +96,29 @@ def test_buffers_are_reused(tx, kernels):
         assert memory.temp_size_in_bytes < 2.1 * nbytes(params)  # XLA alone copies for lion and for clipping
 
 
+def test_arrays_that_were_given_away_are_named():
+    step = fo.make_train_step(lambda p, x: jnp.mean((x @ p["a"]) ** 2) + jnp.mean(p["b"]))
+    tx, x, params = fo.adam(0.1), jnp.ones((4, 3)), {"a": jnp.ones(3), "b": jnp.ones(2)}
+    state = tx.init(params)
+    new, new_state, _ = step(tx, params, state, x)
+    with pytest.raises(RuntimeError, match=r"^params\['a'\] is gone: .* Go on with the params and the state"):
+        step(tx, params, new_state, x)
+    with pytest.raises(RuntimeError, match=r"^state\[0\].count is gone"):
+        step(tx, new, state, x)
+    twice = jnp.ones(3)
+    tied = {"a": twice, "b": twice}
+    with pytest.raises(RuntimeError, match=r"^params\['a'\] and params\['b'\] are one array"):
+        step(tx, tied, tx.init(tied), x)
+    fo.make_train_step(lambda p: jnp.mean(p["a"] + p["b"]), donate=False)(tx, tied, tx.init(tied))
+
+
+@pytest.mark.parametrize("batch, got", [((), "nothing"), ((1.0,), "one argument"), ((1.0, 2.0, 3.0), "3 arguments")])
+def test_a_batch_that_the_loss_does_not_take(batch, got):
+    step, w = fo.make_train_step(lambda w, x, y: (w * x - y) ** 2, donate=False), jnp.ones(())
+    with pytest.raises(TypeError, match=rf"^loss_fn\(params, \*batch\): .*step\(.*\) got {got} as batch"):
+        step(fo.sgd(0.1), w, fo.sgd(0.1).init(w), *batch)
+
+
 def test_donation():
     tx, batch = fo.adam(0.1), jnp.ones((4, 6))
     for donate in (True, False):

@@ -11,14 +11,22 @@ from ..core.leaves import Tree
 from ..core.model_trees import named_leaves
 from ..core.paths import Frozen, PathRules, matches
 from ..core.schedule import Schedule, is_concrete
+from ..optimizers.dog import scale_by_dog
+from ..optimizers.prodigy import prodigy
 from ..transforms.clipping.clip import clip_by_block_rms
 from ..transforms.combining.nesting import children
-from ..transforms.combining.select import masked, partition
+from ..transforms.combining.select import masked, partition, set_to_zero
+from ..transforms.precision.kahan import kahan
+from ..transforms.precision.master_weights import master_weights
 from ..transforms.precision.quantize import quantize_state
+from ..transforms.precision.rounding import stochastic_round
+from ..transforms.scaling.constrain import keep_params_nonnegative
 from ..transforms.scaling.decay import add_decayed_weights
 from ..transforms.scaling.learning_rate import scale, scale_by_learning_rate, scale_by_schedule
 from ..transforms.scaling.moments import ema, trace
+from ..transforms.scaling.plateau import reduce_on_plateau
 from ..transforms.wrapping.accumulate import MultiSteps
+from ..transforms.wrapping.evaluate import params_ema
 
 
 class Note(NamedTuple):
@@ -120,6 +128,27 @@ def _no_learning_rate(tx, rows, params, steps):
         )
 
 
+def _uphill(tx, rows, params, steps):
+    def turns(row):
+        rate = getattr(row.link, "step_size_fn", None)
+        values = None if rate is None else _values(rate, 10**6)
+        unknown = (
+            isinstance(row.link, scale) and not is_concrete(row.link.step_size) or rate is not None and not values
+        )
+        known = isinstance(row.link, scale | scale_by_schedule | scale_by_learning_rate)
+        own = hasattr(row.link, "learning_rate") and not known  # a rule with a rate goes downhill by itself
+        return unknown or own or _descends(row.link) or values is not None and bool((values[1] < 0).any())
+
+    sized = [row for row in rows if isinstance(row.link, scale | scale_by_schedule | scale_by_learning_rate)]
+    moves = any(_preconditions(row.link) or isinstance(row.link, trace | ema) for row in rows)
+    if moves and sized and not any(map(turns, rows)):
+        link = sized[-1].link
+        message = (
+            f"{link!r} has a positive sign, and so updates go uphill. End the chain with scale_by_learning_rate(...)"
+        )
+        yield Note("warning", "uphill", sized[-1].path, message)
+
+
 def _odd_masks(tx, rows, params, steps):
     for i, row in enumerate(rows):
         mask = getattr(row.link, "mask", None)
@@ -195,6 +224,47 @@ def _schedules(tx, rows, params, steps):
                 yield Note("warning", "schedule_that_ended", row.path, message)
 
 
+def _not_last(tx, rows, params, steps):
+    for early, later in _pairs(rows, lambda x: isinstance(x, params_ema | keep_params_nonnegative), _resizes):
+        yield Note(
+            "warning",
+            "not_last",
+            early.path,
+            f"{early.link!r} reads the updates as they will be added to the params, but {type(later.link).__name__} "
+            "after it changes them. Put it last",
+        )
+
+
+def _resizes(link: Any) -> bool:
+    """Returns whether a link gives updates another size or sign, as opposed to one that only looks at them."""
+    kinds = scale | scale_by_schedule | scale_by_learning_rate | add_decayed_weights | trace | ema | reduce_on_plateau
+    return isinstance(link, kinds) or link.preconditions or link.clips
+
+
+def _decay_of_frozen(tx, rows, params, steps):
+    for zeros, decay in _pairs(
+        rows, lambda x: isinstance(x, set_to_zero), lambda x: isinstance(x, add_decayed_weights)
+    ):
+        if not _is_zero(decay.link.weight_decay):
+            some = ", ".join([name for name in zeros.leaves if name in decay.leaves][:3])
+            message = f"set_to_zero comes before {decay.link!r}, which moves the leaves all the same ({some}). "
+            message += 'Put freeze(...) last, or use groups(tx, {pattern: "frozen"})'
+            yield Note("warning", "decay_of_frozen", zeros.path, message)
+
+
+def _steps_below_rounding(tx, rows, params, steps):
+    short = {name for name, x in named_leaves(params) if getattr(x, "dtype", None) in ("bfloat16", "float16")}
+    keepers = [row.path for row in rows if isinstance(row.link, master_weights | kahan | stochastic_round)]
+    for row in rows:
+        kept = any(row.path.startswith(path) for path in keepers)
+        if isinstance(row.link, prodigy | scale_by_dog) and short & set(row.leaves) and not kept:
+            name = type(row.link).__name__
+            message = (
+                f"{name} begins with steps of about 1e-6, which 16-bit params round away, so that it never starts. "
+            )
+            yield Note("warning", "steps_below_rounding", row.path, message + "Wrap the optimizer in master_weights")
+
+
 def _kept_slots(tx, rows, params, steps):
     places, treedef = jax.tree_util.tree_flatten_with_path(params)
     for row in rows:
@@ -222,8 +292,12 @@ RULES = (
     _clip_after_preconditioner,
     _two_learning_rates,
     _no_learning_rate,
+    _uphill,
     _odd_masks,
     _schedules,
+    _not_last,
+    _decay_of_frozen,
+    _steps_below_rounding,
     _decay_of_vectors,
     _kept_slots,
 )

@@ -121,8 +121,9 @@ def explain(tx: Transformation, params: Tree, steps: int | None = None, mesh: Me
             which XLA compiles it; and a warning for state that lies whole on every device.
 
     Returns a printable `Explanation`. Its notes are a "warning" for a likely mistake (weight decay with the wrong
-    sign, a clip after Adam, no learning rate or two, a mask or a group without leaves, a schedule of zeros) and a
-    "hint" for a possible one. Raises whatever `tx.init` raises, for example if path rules match nothing.
+    sign, a clip after Adam, no learning rate or two, a mask or group without leaves, a schedule of zeros, an
+    average that is not last) and a "hint" for a possible one. Raises whatever `tx.init` raises, for example if path
+    rules match nothing.
 
     >>> from functional_opt import adam, add_decayed_weights, chain
     >>> params = {"w": np.zeros((8, 4), "float32"), "b": np.zeros(4, "float32")}

@@ -42,13 +42,15 @@ def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> 
         new_tensors, old_tensors: trees with the same structure.
         step_size: a number in [0, 1]; the smaller it is, the slower the change.
 
-    Raises ValueError, naming the leaf, if the trees differ.
+    Raises ValueError, naming the leaf, if the trees differ, or for a step size, if it is known, outside [0, 1].
 
     Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4).
 
     >>> incremental_update({"w": 2.0}, {"w": 1.0}, 0.25)["w"].item()
     1.25
     """
+    if isinstance(step_size, int | float) and not 0 <= step_size <= 1:
+        raise ValueError(f"step_size must be in [0, 1], got {step_size}")
     return _follow(lambda new, old: step_size * new + (1 - step_size) * old, new_tensors, old_tensors)
 
 
@@ -65,6 +67,8 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_per
     >>> [periodic_update({"w": 2.0}, {"w": 1.0}, step, 2)["w"].item() for step in (0, 1, 2)]
     [2.0, 1.0, 2.0]
     """
+    if isinstance(update_period, int | float) and not (update_period >= 1 and update_period % 1 == 0):
+        raise ValueError(f"update_period must be a whole number of at least 1, got {update_period}")
     now = jnp.asarray(steps) % update_period == 0
     return _follow(lambda new, old: jnp.where(now, new, old), new_tensors, old_tensors)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
+from .names import did_you_mean
 from .ranges import Integer, Range, described, number
 
 T = TypeVar("T")
@@ -60,7 +61,8 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return fn(*args, **kwargs)  # raises Python's own error, which names the function
+            bind(fn.__name__, signature, args, kwargs)  # raises an error that names the function and the argument
+            raise
         for name, x in bound.arguments.items():
             x = bound.arguments[name] = as_given(x)
             if name in checks:
@@ -70,6 +72,20 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     shown = [p.replace(default=_default(p.annotation, p.default)) for p in signature.parameters.values()]
     setattr(wrapper, "__signature__", signature.replace(parameters=shown))  # noqa: B010
     return wrapper
+
+
+def bind(name: str, signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """Returns `signature.bind(...)`; raises TypeError with the name of the function and a hint at what was meant."""
+    known = signature.parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if unknown := [x for x in kwargs if x not in known and not open_ended]:
+        raise TypeError(
+            f"{name}() got an unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+        )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as e:
+        raise TypeError(f"{name}() {e}") from None
 
 
 class _Shown:
@@ -118,13 +134,17 @@ def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
         if static and isinstance(rules[0], Range):
             return _plain(rules[0].check, int if isinstance(rules[0], Integer) else float)
         return rules[0].check
+    if _is_function(hint):
+        return _a_function
     if origin in (Union, UnionType):
-        alternatives = get_args(hint)
-        found = [c for c in (_check(a, static) for a in alternatives) if c is not None]
+        others = [a for a in get_args(hint) if a is not type(None)]
+        if len(others) > 1:  # what a function may be given in place of has its own check, or none
+            others = [a for a in others if not _is_function(a)]
+        found = [c for c in (_check(a, static) for a in others) if c is not None]
         if not found:
             return None
         (check,) = found
-        if type(None) in alternatives:
+        if type(None) in get_args(hint):
             return lambda name, x: None if x is None else check(name, x)
         return check
     if origin is Literal:
@@ -132,6 +152,18 @@ def _check(hint: Any, static: bool = False) -> Callable[[str, Any], Any] | None:
     if hint is bool:
         return lambda name, x: _one_of(name, x, (False, True))
     return None
+
+
+def _is_function(hint: Any) -> bool:
+    return hint is Callable or hint is typing.Callable or get_origin(hint) is Callable
+
+
+def _a_function(name: str, x: Any) -> Any:
+    if not callable(x):
+        made = hasattr(x, "init") and hasattr(x, "update")
+        hint = "; give the function that makes it, as adam in place of adam(1e-3)" if made else ""
+        raise TypeError(f"{name} must be a function, got {described(x)}{hint}")
+    return x
 
 
 def _one_of(name: str, x: Any, choices: tuple) -> Any:

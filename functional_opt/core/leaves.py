@@ -61,6 +61,9 @@ def map_leaves(
                 raise of_other_shapes(updates, i, row[1:n], e) from e
             results = results if slots else (results,)
             targets = (row[-1] if like else row[0], *row[1:n])
+            for x, to, name in zip(results, targets, ("params", *names[1:n]), strict=True):
+                if _is_complex(x) and not _is_complex(to):
+                    raise _complex_for_real("updates", updates, i, name, to)
             results = [cast_like(x, to) for x, to in zip(results, targets, strict=True)]
         for column, x in zip(columns, results, strict=True):
             column.append(x)
@@ -99,6 +102,14 @@ def zip_leaves(trees: Sequence[Tree], names: Sequence[str], same_shape: bool = T
     return treedef, rows
 
 
+def check_leaves(updates: Tree, params: Tree) -> None:
+    """Raises an error that names the leaf if trees or shapes differ, or if a real param has a complex update."""
+    _, rows = zip_leaves((updates, params), ("updates", "params"))
+    for i, (u, w) in enumerate(rows):
+        if _is_complex(u) and not _is_complex(w):
+            raise _complex_for_real("updates", updates, i, "params", w)
+
+
 def of_other_shapes(updates: Tree, i: int, slots: Sequence[Any], e: Exception) -> ValueError:
     """Returns the error for a leaf whose slots were made for another shape, which made a rule fail with `e`."""
     return ValueError(
@@ -106,6 +117,18 @@ def of_other_shapes(updates: Tree, i: int, slots: Sequence[Any], e: Exception) -
         f"optimizer state has shapes {[np.shape(x) for x in slots]} there; if that state was made for other params, "
         f"start from tx.init(params): {e}"
     )
+
+
+def _complex_for_real(first_name: str, first: Tree, i: int, name: str, real: Any) -> TypeError:
+    """Returns the error for a complex leaf where `name`, such as the params or the state, has a real one."""
+    return TypeError(
+        f"{first_name}{_path(first, i)} is complex, but {name} has {jnp.result_type(real)} there: a real param has a "
+        "real gradient. Take the real part, or make the param complex and start from tx.init(params)"
+    )
+
+
+def _is_complex(x: Any) -> bool:
+    return getattr(getattr(x, "dtype", None), "kind", "") == "c" or isinstance(x, complex)
 
 
 def is_nothing(x: Any) -> bool:
@@ -125,7 +148,8 @@ def as_array(x: Any, where: Callable[[], str]) -> Any:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as e:
-        raise TypeError(f"{where()} must be an array, got {x!r} ({type(x).__name__})") from e
+        hint = "; leave it out, as by equinox.filter(model, equinox.is_inexact_array)" if callable(x) else ""
+        raise TypeError(f"{where()} must be an array, got {x!r} ({type(x).__name__}){hint}") from e
 
 
 def _check_inexact(x: Any, path: Callable[[], str]) -> None:
@@ -150,10 +174,16 @@ def _mismatch(first: Tree, second: Tree, first_name: str, second_name: str) -> s
     """Describes where two trees differ: the first leaf that only one of them has."""
     a, b = paths(first, is_nothing), paths(second, is_nothing)
     shapes = dict(zip(b, map(np.shape, jax.tree.leaves(second, is_leaf=is_nothing)), strict=True))
+    extra = [p for p in a if p not in set(b)]
     if missing := [p for p in b if p not in set(a)]:
         where = missing[0] or "the root"
-        return f"{first_name} has no leaf at {where}; {second_name} has one of shape {shapes[missing[0]]}"
-    if extra := [p for p in a if p not in set(b)]:
+        others = (
+            f"; {first_name} has a leaf at {extra[0] or 'the root'}, where {second_name} has none" if extra else ""
+        )
+        if type(first) is tuple and len(first) == 2 and type(second) is not tuple:
+            others += ". If this is what update returned, pass the first of the two, the updates"
+        return f"{first_name} has no leaf at {where}; {second_name} has one of shape {shapes[missing[0]]}{others}"
+    if extra:
         return f"{first_name} has a leaf at {extra[0] or 'the root'}, where {second_name} has none"
     kinds = [jax.tree.structure(t, is_leaf=is_nothing) for t in (first, second)]
     return f"{first_name} and {second_name} have different containers: {kinds[0]} and {kinds[1]}"
@@ -201,13 +231,19 @@ def as_updates(new: Tree, updates: Tree, params: Tree) -> Tree:
     return map_leaves(lambda _, u: u, updates, read=(new,), params=params)
 
 
-def cast_tree_like(tree: Tree, like: Tree) -> Tree:
-    """Casts every array to the dtype of its counterpart; returns a tree of another structure as it is."""
+def cast_tree_like(tree: Tree, like: Tree, names: tuple[str, str] = ("updates", "params")) -> Tree:
+    """Casts every array to the dtype of its counterpart; returns a tree of another structure as it is.
+
+    Raises TypeError, naming the leaf, for a complex array whose counterpart is real.
+    """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_nothing)
     try:
         targets = treedef.flatten_up_to(like)
     except (ValueError, TypeError):
         return tree
+    for i, (x, to) in enumerate(zip(leaves, targets, strict=True)):
+        if _is_complex(x) and hasattr(to, "dtype") and not _is_complex(to):
+            raise _complex_for_real(names[0], tree, i, names[1], to)
     return treedef.unflatten(
         [
             cast_like(x, to) if getattr(x, "dtype", None) != getattr(to, "dtype", None) and not is_nothing(x) else x

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from .leaves import Tree, is_inexact, is_nothing
+from .leaves import Tree, is_inexact, is_nothing, zip_leaves
 from .value import is_value
 
 
@@ -95,7 +95,8 @@ def is_function(x: Any) -> bool:
 
 def matching(params: Tree, slots: Tree) -> Tree:
     """Returns the params as `init` saw them: None where a slot is None."""
-    return jax.tree.map(lambda slot, p: None if slot is None else p, slots, params, is_leaf=is_nothing)
+    treedef, rows = zip_leaves((slots, params), ("the optimizer state", "params"), same_shape=False)
+    return treedef.unflatten([None if slot is None else p for slot, p in rows])
 
 
 def differentiable(params: Tree, updates: Tree) -> tuple[list[Any], Callable[[list], Tree], Callable[[list], Tree]]:

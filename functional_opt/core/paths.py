@@ -170,7 +170,10 @@ def _tree_or_rules(name: str, x: Any, leaf: Callable[[str, Any], Any]) -> PathRu
 
 def _mask_leaf(name: str, x: Any) -> bool:
     if isinstance(x, core.Tracer) or np.shape(x) != () or np.asarray(x).dtype != bool:
-        raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}")
+        hint = (
+            "; write it as a rule: {" + repr(f"*/{x}") + ": False}" if isinstance(x, str) and "'" not in name else ""
+        )
+        raise TypeError(f"{name} must be True or False, known before tracing; got {x!r}{hint}")
     return bool(x)
 
 
@@ -236,10 +239,13 @@ def resolve_values(name: str, selection: PathRules | Frozen, tree: Tree, default
                 f"`{name}` has no leaf at {lost[0]}; params has one of shape {np.shape(leaves[lost[0]])}"
             ) from e
         strange = [h for h in have if not any(p.startswith(h) for p in want)]
+        if not strange:
+            raise ValueError(
+                f"`{name}` has other containers than params: {treedef} and "
+                f"{jax.tree.structure(tree, is_leaf=is_nothing)}. Path rules such as {{'*/bias': ...}} fit any"
+            ) from e
         hint = ". If this dict holds path rules, write PathRules({...})" if "/" in str(strange) else ""
-        raise ValueError(
-            f"`{name}` has a leaf at {strange[0] if strange else have}, where params has none{hint}"
-        ) from e
+        raise ValueError(f"`{name}` has a leaf at {strange[0]}, where params has none{hint}") from e
     return treedef.unflatten(selection.leaves)
 
 

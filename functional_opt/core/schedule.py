@@ -1,5 +1,6 @@
 """Schedule, annotations for arguments that take one, and arithmetic that several schedules share."""
 
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checks import Static
-from .ranges import Convert, Range, Scalar, described, number
+from .ranges import Convert, Range, Scalar, described, number, unread
 from .value import value
 
 
@@ -25,15 +26,35 @@ class _Function(Schedule):
     fn: Static[Callable]
 
     def __call__(self, count):  # a NumPy count, as in a restored state, would make NumPy do the arithmetic
-        return self.fn(jnp.asarray(count) if isinstance(count, np.ndarray | np.generic) else count)
+        try:
+            x = self.fn(jnp.asarray(count) if isinstance(count, np.ndarray | np.generic) else count)
+        except jax.errors.ConcretizationTypeError as e:
+            e.add_note(
+                f"The schedule {self!r} decides in Python by the step count, which is traced here. Write "
+                "jnp.where(count < 10, a, b), or use join_schedules or piecewise_constant_schedule."
+            )
+            raise
+        return returned_number(f"the schedule {self!r}", x, np.shape(count))
 
     def __repr__(self):
         return getattr(self.fn, "__qualname__", repr(self.fn))
 
 
 def as_schedule(name: str, x: Any) -> Any:
-    """Returns a number or a schedule as it is, and wraps a plain function in a schedule."""
-    return _Function(x) if callable(x) and not isinstance(x, Schedule | jax.Array) else x
+    """Returns a number or a schedule as it is, and wraps a plain function in a schedule.
+
+    Raises TypeError for a function that cannot be called with the step count alone.
+    """
+    if not callable(x) or isinstance(x, Schedule | jax.Array):
+        return x
+    try:
+        inspect.signature(x).bind(0)
+    except TypeError as e:
+        wanted = f"{name} must be a function of the step count alone, as lambda count: 0.1"
+        raise TypeError(f"{wanted}; {x!r}: {e}") from e
+    except ValueError:  # a callable that does not say what it takes
+        pass
+    return _Function(x)
 
 
 def to_schedule(name: str, x: Any) -> Schedule:
@@ -41,6 +62,20 @@ def to_schedule(name: str, x: Any) -> Schedule:
     if isinstance(x, type) or not callable(x):
         raise TypeError(f"{name} must be a schedule or a function of the step, got {described(x)}")
     return as_schedule(name, x)
+
+
+def returned_number(who: str, x: Any, shape: tuple[int, ...] = ()) -> Any:
+    """Returns what a function returned if it is a number, or an array of a shape; raises TypeError otherwise.
+
+    >>> returned_number("f", 0.1), returned_number("f", None)
+    Traceback (most recent call last):
+    TypeError: f must return a number, got None (NoneType)
+    """
+    if type(x) is float or np.shape(x) == shape != () and hasattr(x, "dtype"):
+        return x
+    if unread(lambda: number(x)) is NotImplemented:
+        raise TypeError(f"{who} must return a number, got {described(x)}")
+    return x
 
 
 class OrSchedule(Convert):

@@ -195,7 +195,7 @@ class _Pair(GradientTransformation):
             extra = {name: x for name, x in extra.items() if name in taken}
         takes_params = inspect.Parameter.VAR_POSITIONAL in kinds or sum(kind in _POSITIONAL for kind in kinds) > 2
         updates, new_state = self.update_fn(updates, state, *([params] if takes_params else []), **extra)
-        return updates, cast_tree_like(new_state, state)
+        return updates, cast_tree_like(new_state, state, ("the new state", "the state"))
 
     def _state_class(self):
         return None  # the functions are foreign: only the user calls `init`
@@ -211,6 +211,8 @@ def as_transformation(tx: Any, name: str = "tx") -> GradientTransformation:
     if callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None)) and not isinstance(tx, type):
         return GradientTransformation(tx.init, tx.update)
     hint = f"; call it: {tx.__name__}(...)" if callable(tx) and hasattr(tx, "__name__") else ""
+    if isinstance(tx, list | tuple) and tx and all(hasattr(t, "update") for t in tx):
+        hint = "; make one of several: chain(*transformations)"
     raise TypeError(f"{name} must be a gradient transformation (init and update), got {tx!r}{hint}")
 
 
@@ -235,6 +237,17 @@ def needs_params(params: Tree, who: GradientTransformation) -> None:
     """Raises ValueError if a transformation that reads the params is called without them."""
     if params is None:
         raise ValueError(f"{type(who).__name__} needs the params: call update(updates, state, params)")
+
+
+def needs_value(value: Any, who: GradientTransformation) -> Any:
+    """Returns the loss. Raises ValueError if a transformation that reads it gets none, or more than one number."""
+    if value is None:
+        raise ValueError(f"{type(who).__name__} needs the loss: call update(updates, state, params, value=loss)")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the loss, a scalar, got shape {jnp.shape(value)}: take the mean over the batch"
+        )
+    return value
 
 
 def increment(count: jax.Array) -> jax.Array:

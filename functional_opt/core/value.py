@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from .checks import STRUCTURE, checks_of
+from .checks import STRUCTURE, bind, checks_of
 
 T = TypeVar("T")
 
@@ -127,10 +127,7 @@ class _Fields(NamedTuple):
         given = dict(zip(self.positional, args)) | kwargs  # noqa: B905, the length is checked below
         values = self.defaults | given
         if len(given) < len(args) + len(kwargs) or values.keys() != self.signature.parameters.keys():
-            try:
-                self.signature.bind(*args, **kwargs)
-            except TypeError as e:
-                raise TypeError(f"{self.name}.__init__() {e}") from None
+            bind(self.name, self.signature, args, kwargs)
         return values
 
 
@@ -166,7 +163,10 @@ class _Signature(inspect.Signature):
 
 def _setattr(self, name: str, x: Any) -> None:
     if type(self) in _values or name in self.__dataclass_fields__:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        how = f", by dataclasses.replace(tx, {name}=...)" if name in self.__dataclass_fields__ else ""
+        raise dataclasses.FrozenInstanceError(
+            f"cannot assign to field {name!r}: {type(self).__name__} is immutable; make another{how}"
+        )
     object.__setattr__(self, name, x)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..checkpoint.entries import Entry, entries_of_state
 from ..core.leaves import Tree
+from ..core.ranges import described
 from ..core.transformation import GradientTransformation
 from ..transforms.combining.groups import groups
 from .torch_names import Places
@@ -119,12 +120,12 @@ def to_torch(
 
 
 def _named_state(optimizer: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(optimizer, tuple):
+    if isinstance(optimizer, tuple) and len(optimizer) == 2:
         name, saved = optimizer
     else:
-        name, saved = type(optimizer).__name__, optimizer.state_dict()
+        name, saved = type(optimizer).__name__, getattr(optimizer, "state_dict", lambda: None)()
     if not isinstance(name, str) or not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise TypeError(f"optimizer must be torch's, or a pair (name, state_dict), got {optimizer!r:.80}")
+        raise TypeError(f"optimizer must be torch's, or a pair (name, state_dict), got {described(optimizer)}")
     return name, dict(saved)
 
 

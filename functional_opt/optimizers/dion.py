@@ -84,7 +84,7 @@ class scale_by_dion(GradientTransformation):
     distributed: Static[Distributed | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         mu = zeros_like(params, self.state_dtype)
 
         def start(m):

@@ -82,7 +82,7 @@ class scale_by_dion2(GradientTransformation):
     ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         Stacks(self.weight_dimension_numbers, params)
         return ScaleByDion2State(zero_count(), zeros_like(params, self.state_dtype))
 

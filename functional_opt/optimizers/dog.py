@@ -88,7 +88,8 @@ def dog(
 ) -> chain:
     """DoG, distance over gradients: w ← w − learning_rate · r·g / √(G + eps). See `scale_by_dog` for r and G.
 
-    For evaluation, average the iterates (`ema` of the params, with a decay near 1).
+    Evaluate with an average of the params: put `params_ema`, with a decay near 1, at the end of the chain. The first
+    step is about init_step's size long, which 16-bit params round away: wrap the optimizer in `master_weights`.
 
     Args:
         learning_rate: a number ≥ 0, a schedule, or a function of the count; 1.0 is the intended value.

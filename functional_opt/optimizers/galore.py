@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import Static, checked
-from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zeros_like, zip_leaves
+from ..core.leaves import Tree, check_leaves, is_nothing, map_leaves, paths, widen, zeros_like
 from ..core.paths import Mask
 from ..core.ranges import DType, PositiveInt, Real
 from ..core.schedule import Rate
@@ -85,7 +85,7 @@ class scale_by_galore(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         if params is not None:
-            zip_leaves((updates, params), ("updates", "params"))
+            check_leaves(updates, params)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_nothing)
         old = treedef.flatten_up_to(state.projector)
         views = [None if is_nothing(g) else view for g, view in zip(leaves, self._views(updates), strict=True)]

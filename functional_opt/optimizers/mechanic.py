@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ..core.checks import Static
-from ..core.leaves import cast_like, copy_of, map_leaves, widen_params, widen_tree, zeros_like
+from ..core.leaves import cast_like, check_leaves, copy_of, map_leaves, widen_params, widen_tree, zeros_like
 from ..core.model_trees import matching
 from ..core.norms import abs_sq, global_norm, safe_sqrt
 from ..core.ranges import DType, NonNegative, Positive, PositiveInt
@@ -90,6 +90,7 @@ class mechanize(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         params = matching(params, state.x0)
+        check_leaves(updates, params)
         wide, wide_params = widen_tree(updates, "updates"), widen_params(params)
         moves, inner = self.base_optimizer.update(wide, state.base_optimizer_state, wide_params, **extra)
 

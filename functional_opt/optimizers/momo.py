@@ -11,7 +11,14 @@ from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, DType, NonNegative, Positive, Real
 from ..core.schedule import Rate, rate_at
 from ..core.slots import Counter, Number, Signed, Unsigned
-from ..core.transformation import GradientTransformation, increment, needs_params, transformation, zero_count
+from ..core.transformation import (
+    GradientTransformation,
+    increment,
+    needs_params,
+    needs_value,
+    transformation,
+    zero_count,
+)
 from .distance import dot, largest_size, ratio, total_over_leaves
 
 
@@ -34,13 +41,6 @@ class MomoAdamState(NamedTuple):
     gamma: Number
     lb: Number
     count: Counter
-
-
-def needs_value(value: Any, who: GradientTransformation) -> jax.Array:
-    """Returns the loss as a float. Raises ValueError if it is missing."""
-    if value is None:
-        raise ValueError(f"{type(who).__name__} needs the loss: call update(updates, state, params, value=loss)")
-    return jnp.asarray(value, float)
 
 
 def _step_size(
@@ -110,7 +110,7 @@ class momo(GradientTransformation):
 
     def update(self, updates, state, params=None, *, value=None, **extra):
         needs_params(params, self)
-        value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
+        value, rate = jnp.asarray(needs_value(value, self), float), rate_at(self.learning_rate, state.count)
         b = jnp.where(state.count > 0, self.beta, 0.0)
         f = b * state.barf + (1 - b) * value
         gamma = b * state.gamma + (1 - b) * total_over_leaves(dot, updates, params)
@@ -172,7 +172,7 @@ class momo_adam(GradientTransformation):
 
     def update(self, updates, state, params=None, *, value=None, **extra):
         needs_params(params, self)
-        value, rate = needs_value(value, self), rate_at(self.learning_rate, state.count)
+        value, rate = jnp.asarray(needs_value(value, self), float), rate_at(self.learning_rate, state.count)
         t, b1, b2 = increment(state.count), self.b1, self.b2
         f = b1 * state.barf + (1 - b1) * value
         gamma = b1 * state.gamma + (1 - b1) * total_over_leaves(dot, updates, params)

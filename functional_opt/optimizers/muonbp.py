@@ -89,7 +89,7 @@ class scale_by_muonbp(GradientTransformation):
     ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         for numbers in (self.weight_dimension_numbers, self._blocks(params)):
             Stacks(numbers, params)
         return ScaleByMuonBPState(zero_count(), zeros_like(params, self.state_dtype))

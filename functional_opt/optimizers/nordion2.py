@@ -82,7 +82,7 @@ class scale_by_nordion2(GradientTransformation):
     ns_dtype: Static[DType | None] = dataclasses.field(default=None, kw_only=True)
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         nu = zeros_like(of_neurons(self.weight_dimension_numbers, params), self.state_dtype, real=True)
         return ScaleByNorDion2State(zero_count(), zeros_like(params, self.state_dtype), nu)
 

@@ -9,7 +9,7 @@ from ..core.leaves import map_leaves, widen
 from ..core.norms import abs_sq
 from ..core.ranges import Bound, NonNegative, Real
 from ..core.schedule import Rate
-from ..core.transformation import EmptyState, GradientTransformation, transformation
+from ..core.transformation import EmptyState, GradientTransformation, needs_value, transformation
 from ..transforms.combining.chain import chain
 from ..transforms.scaling.learning_rate import scale_by_learning_rate
 from .distance import largest_size, ratio, total_over_leaves
@@ -47,9 +47,7 @@ class scale_by_polyak(GradientTransformation):
         return EmptyState()
 
     def update(self, updates, state, params=None, *, value=None, **extra):
-        if value is None:
-            raise ValueError("scale_by_polyak needs the loss: call update(updates, state, params, value=loss)")
-        gap = widen(jnp.asarray(value)) - self.f_min
+        gap = widen(jnp.asarray(needs_value(value, self))) - self.f_min
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0.0)
         size = largest_size(updates, updates)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import checked
-from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen
+from ..core.leaves import Tree, is_nothing, map_leaves, paths, widen, zip_leaves
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.ranges import Decay, NonNegative
 from ..core.schedule import Rate
@@ -69,6 +69,14 @@ class differentially_private_aggregate(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         sizes = _batch_sizes(updates)
+        rows = () if params is None else zip_leaves((updates, params), ("updates", "params"), same_shape=False)[1]
+        for i, (g, w) in enumerate(rows):
+            if not is_nothing(g) and np.shape(g)[1:] != np.shape(w):
+                raise ValueError(
+                    f"updates{paths(updates, is_nothing)[i]} has shape {np.shape(g)}, but params has {np.shape(w)} "
+                    "there: differentially_private_aggregate needs one gradient for each example, along the first "
+                    "axis, as jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch) gives"
+                )
         if not sizes:
             return updates, state
         squares = sum(_squares_by_example(widen(g)) for g in jax.tree.leaves(updates) if not is_nothing(g))

@@ -50,6 +50,9 @@ class prodigy(GradientTransformation):
 
     Raises ValueError without params.
 
+    The first steps are about estim_lr0 long. 16-bit params round them away, and then d does not grow: wrap the
+    optimizer in `master_weights`.
+
     Mishchenko & Defazio 2023, arXiv:2306.06101.
 
     >>> tx, w = prodigy(), jnp.array(1.0)

@@ -199,7 +199,8 @@ def scion(
 
     Args:
         learning_rate: a number in [0, 1], a schedule, or a function of the count; the authors' nanoGPT uses 0.00036.
-            The best value for a small model is also good for a large one.
+            A step is as long as learning_rate · scale, so that rates are far smaller than Muon's or Adam's. The best
+            value for a small model is also good for a large one.
 
     Pethick et al. 2025, arXiv:2502.07529, algorithms 1 and 2. No leaf needs an auxiliary optimizer; use `partition`
     to give it one nevertheless.

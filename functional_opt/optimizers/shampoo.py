@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.leaves import map_leaves, widen_tree, zeros_like, zip_leaves
+from ..core.leaves import check_leaves, map_leaves, widen_tree, zeros_like
 from ..core.norms import abs_sq, safe_sqrt
 from ..core.paths import Mask
 from ..core.ranges import Decay, DType, NonNegative, PositiveInt
@@ -128,7 +128,7 @@ class scale_by_shampoo(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         if params is not None:
-            zip_leaves((updates, params), ("updates", "params"))
+            check_leaves(updates, params)
         axes = len(state.statistics)
         t, beta, g = increment(state.count), self.beta2, widen_tree(updates, "updates")
         start, every = self.start_preconditioning_step, self.preconditioner_every

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import jax.numpy as jnp
 
 from ..core.checks import Static, checked
-from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real
+from ..core.ranges import Convert, Count, Fraction, Integer, Limit, Positive, PositiveInt, Range, Real, described
 from ..core.schedule import Rate, Schedule, constant, elapsed, half_cosine, is_concrete, rate_at, to_schedule
 from ..core.value import value
 from .decay import constant_schedule, cosine_decay_schedule, exponential_decay, linear_schedule
@@ -91,6 +91,9 @@ class join_schedules(Schedule):
     boundaries: tuple
 
     def __init__(self, schedules: Sequence[Callable[[Any], Any]], boundaries: Sequence[int]):
+        for name, x in (("schedules", schedules), ("boundaries", boundaries)):
+            if not isinstance(x, Iterable):
+                raise TypeError(f"{name} must be a list, got {described(x)}")
         schedules = tuple(to_schedule(f"schedules[{i}]", s) for i, s in enumerate(schedules))
         boundaries = tuple(Integer("[0, inf)").check(f"boundaries[{i}]", b) for i, b in enumerate(boundaries))
         if not schedules:

@@ -152,6 +152,7 @@ def rules(tx, **more):
 
 
 ADAM, RATE, DECAY = fo.scale_by_adam(), fo.scale_by_learning_rate(0.1), fo.add_decayed_weights(0.1, {"*/bias": False})
+EMA = fo.chain(fo.adam(0.1), fo.params_ema(0.9))
 GROUPED = fo.groups(fo.adam(0.1), {"scale": {"learning_rate": 1.0}})
 NORM = fo.clip_by_global_norm(1.0)
 TREE = {"dense": {"bias": True, "kernel": True}, "scale": True}
@@ -181,6 +182,9 @@ DENSE, SCALE = fo.PathRules({"dense/**": True}), fo.PathRules({"scale": True})
         ("no_learning_rate", fo.chain(NORM, ADAM), fo.chain(NORM, ADAM, fo.scale(-0.1))),
         ("no_learning_rate", fo.chain(fo.trace(0.9), fo.masked(RATE, SCALE)), fo.scale_by_adam()),
         ("no_learning_rate", fo.chain(fo.scale_by_rms()), fo.chain(NORM, fo.ftrl(0.1))),
+        ("uphill", fo.chain(ADAM, fo.scale(0.1)), fo.chain(ADAM, fo.scale(0.5), fo.scale(-0.1))),
+        ("uphill", fo.chain(ADAM, fo.scale_by_schedule(lambda t: 0.1)), fo.chain(fo.trace(0.9), fo.sgd(0.1))),
+        ("uphill", fo.chain(ADAM, fo.scale_by_learning_rate(0.1, flip_sign=False)), fo.schedule_free_sgd(0.1)),
         ("mask_of_nothing", fo.chain(fo.masked(fo.clip(1.0), NONE), RATE), fo.masked(RATE, DENSE)),
         ("mask_of_nothing", fo.adamw(0.1, mask=lambda p: NONE), fo.adamw(0.1, mask={"*/bias": False})),
         ("mask_of_everything", fo.masked(RATE, TREE), fo.masked(RATE, True)),
@@ -190,6 +194,15 @@ DENSE, SCALE = fo.PathRules({"dense/**": True}), fo.PathRules({"scale": True})
             fo.masked(fo.masked(RATE, DENSE), {"*": True}),
             fo.masked(fo.masked(RATE, DENSE), True),
         ),
+        ("not_last", fo.chain(fo.params_ema(0.9), fo.sgd(0.1)), fo.chain(fo.sgd(0.1), fo.params_ema(0.9))),
+        ("not_last", fo.chain(fo.adam(0.1), fo.params_ema(0.9), fo.reduce_on_plateau()), fo.MultiSteps(EMA, 2)),
+        ("not_last", fo.chain(fo.keep_params_nonnegative(), RATE), fo.chain(RATE, fo.keep_params_nonnegative())),
+        (
+            "decay_of_frozen",
+            fo.chain(fo.freeze({"dense/*": True}), fo.adamw(0.1, mask={"*/bias": False})),
+            fo.chain(fo.adamw(0.1, mask={"*/bias": False}), fo.freeze({"dense/*": True})),
+        ),
+        ("decay_of_frozen", fo.chain(fo.set_to_zero(), DECAY, RATE), fo.groups(fo.adamw(0.1), {"dense/*": "frozen"})),
         ("group_of_nothing", fo.partition({"a": RATE, "b": ADAM}, "a"), fo.muon(0.1)),
         ("schedule_of_zeros", fo.adam(ZERO), fo.adam(fo.linear_schedule(0.0, 0.1, 10))),
         ("schedule_of_zeros", fo.sgd(0.0), fo.sgd(lambda t: np.nan if t > 3 else 1.0)),
@@ -200,6 +213,13 @@ DENSE, SCALE = fo.PathRules({"dense/**": True}), fo.PathRules({"scale": True})
 def test_each_warning_where_it_belongs(rule, bad, good, without_flops):
     assert rules(bad) == [rule]
     assert rules(good) == []
+
+
+@pytest.mark.parametrize("tx", [fo.prodigy(), fo.chain(fo.clip(1.0), fo.dog())], ids=str)
+def test_steps_that_16_bits_round_away(tx, without_flops):
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), PARAMS)
+    found = [[note.rule for note in fo.explain(t, half).notes] for t in (tx, fo.master_weights(tx), fo.kahan(tx))]
+    assert found == [["steps_below_rounding"], [], []] and rules(tx) == []
 
 
 def test_a_schedule_that_ended(without_flops):

@@ -47,6 +47,36 @@ def test_the_state_of_other_params_is_refused_by_path(case):
         assert_same_types(after, own)  # what was of another shape is not read
 
 
+def without_scale(tree):
+    return {"dense": tree["dense"]}
+
+
+LEAF = r"\['scale'\]|\['dense'\]\['(bias|kernel)'\]"
+ONLY_LOOK = "identity", "chain", "stateless", "snapshot", "monitor", "measure_with_ema", "gradient_noise_scale"
+"""Transformations that pass on whatever updates they get."""
+
+
+@each_plain_case
+def test_trees_that_differ_are_named_with_the_leaf(case):
+    """Not by JAX, whose error says neither which of the trees lacks a leaf nor which leaf."""
+    tx, params, grads = case.tx(), make_params(), at(make_grads(1), 0)
+    state = jax.eval_shape(tx.init, params)
+    for updates, now in ((without_scale(grads), params), (grads, without_scale(params)), ((grads, ()), params)):
+        if case.name not in ONLY_LOOK:
+            with pytest.raises(ValueError, match=rf"(updates|params|state) has .*({LEAF})|rule '.*' matches no leaf"):
+                jax.eval_shape(tx.update, updates, state, now)
+
+
+@each_plain_case
+def test_complex_updates_of_real_params_are_refused(case):
+    """A cast would drop their imaginary parts; JAX only warns of it."""
+    tx, params = case.tx(), make_params()
+    grads = jax.tree.map(lambda g: g + 1j, at(make_grads(1), 0))
+    if case.name not in (*ONLY_LOOK, "hutchinson_estimator_diag_hessian") or case.name == "stateless":
+        with pytest.raises(TypeError, match=rf"updates.*({LEAF})? is complex, but (params|the .*state) has float32"):
+            jax.eval_shape(tx.update, grads, jax.eval_shape(tx.init, params), params)
+
+
 @value
 class table(fo.schedules.Schedule):
     """A schedule that is a leaf: its values in turn, the last for ever."""

@@ -39,3 +39,11 @@ def test_16_bit_is_rounded_once():
 def test_trees_that_differ():
     with pytest.raises(ValueError, match=r"new_tensors\['w'\] has shape \(2,\), but old_tensors has \(3,\) there"):
         incremental_update({"w": jnp.ones(2)}, {"w": jnp.ones(3)}, 0.5)
+
+
+@pytest.mark.parametrize("step_size", [-0.1, 1.5, float("nan")])
+def test_steps_out_of_range(step_size):
+    with pytest.raises(ValueError, match=r"step_size must be in \[0, 1\], got"):
+        incremental_update(NEW, OLD, step_size)
+    with pytest.raises(ValueError, match="update_period must be a whole number of at least 1, got"):
+        periodic_update(NEW, OLD, 3, step_size)

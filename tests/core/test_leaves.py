@@ -85,6 +85,11 @@ def test_map_leaves_names_the_leaf_that_does_not_fit(updates, slot, error, messa
         map_leaves(accumulate, updates, slot)
 
 
+def test_a_function_among_the_params_is_to_be_left_out():
+    with pytest.raises(TypeError, match=r"params\['f'\] must be an array, .*; leave it out, as by equinox.filter"):
+        full_like({"f": jnp.tanh}, 0.0)
+
+
 def test_zip_leaves_allows_other_shapes_on_request():
     _, rows = zip_leaves(({"w": np.ones(2)}, {"w": np.ones(3)}), ("updates", "params"), same_shape=False)
     assert [np.shape(x) for x in rows[0]] == [(2,), (3,)]

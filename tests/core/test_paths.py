@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -133,7 +134,8 @@ def test_rules_are_values():
         ),
         ({"encoder": 1, "head": True, "bias": True}, TypeError, r"mask\['encoder'\] must be True or False, .* got 1"),
         ({"encoder/*": "yes"}, TypeError, r"mask\['encoder/\*'\] must be True or False.* got 'yes'"),
-        ("bias", TypeError, "mask must be True or False.* got 'bias'"),
+        ("bias", TypeError, r"mask must be True or False.* got 'bias'; write it as a rule: {'\*/bias': False}"),
+        (["bias"], TypeError, r"mask\[0\] must be True or False.* got 'bias'; write it as a rule"),
         (lambda params: 1.0, TypeError, "mask must be True or False.* got 1.0"),
         (lambda params: None, TypeError, "`mask` must be .* or path rules, got None"),
         (None, TypeError, "`mask` must be .* or path rules, got None"),
@@ -142,6 +144,12 @@ def test_rules_are_values():
 def test_masks_that_do_not_fit(mask, error, message):
     with pytest.raises(error, match=message):
         masked(scale(1.0), mask).init(PARAMS)
+
+
+def test_a_mask_of_other_containers():
+    params = FrozenDict({"a": {"w": 1.0}, "b": {"w": 1.0}})
+    with pytest.raises(ValueError, match=r"`mask` has other containers than params: .*FrozenDict.* Path rules"):
+        masked(scale(0.1), {"a": True, "b": False}).init(params)
 
 
 def test_a_traced_mask_is_refused():

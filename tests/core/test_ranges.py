@@ -69,9 +69,10 @@ GIVEN = {  # where an argument that must be given is no number
     "base_params": (3, 3),
     "freeze_mask": True,
 }
-TOGETHER = {  # where one number decides what another may be
+TOGETHER = {  # where one argument decides what another may be, or which rule
     "gradient_noise_scale": {"small_batch": 0.25, "large_batch": 0.5},
     "warmup_cosine_decay_schedule": {"decay_steps": 9},
+    "hyperball": {"inner": fo.scale_by_adam()},
     "differentially_private_aggregate": {"key": 0},
 }
 
@@ -303,3 +304,48 @@ def test_structure_is_of_plain_numbers():
     assert (type(x.steps), type(x.share)) == (int, float) and type(Structured(4.0).steps) is int
     with pytest.raises(TypeError, match="^share decides how the step is built and must be a plain number, got"):
         Structured(4, jax.ShapeDtypeStruct((), "float32"))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: fo.adam(lr=1e-3),
+            r"^adam\(\) got an unexpected .*'lr'; did you mean learning_rate\? .* learning_rate, b1",
+        ),
+        (lambda: fo.adamw(1e-3, betas=(0.9, 0.99)), r"'betas'; did you mean b1 and b2\?"),
+        (lambda: fo.adam(1e-3, weight_decay=0.1), r"'weight_decay'; put add_decayed_weights\(...\) into the chain"),
+        (lambda: fo.sgd(0.1, maximize=True), r"'maximize'\. The arguments are learning_rate, momentum"),
+        (lambda: fo.scale_by_adam(epsilon=1e-7), r"^scale_by_adam\(\) got .*'epsilon'; did you mean eps\?"),
+        (
+            lambda: fo.MultiSteps(fo.sgd(0.1), every_k=2),
+            r"^MultiSteps\(\) got .*'every_k'; did you mean every_k_schedule\?",
+        ),
+        (
+            lambda: fo.cosine_decay_schedule(0.1),
+            r"^cosine_decay_schedule\(\) missing a required argument: 'decay_steps'",
+        ),
+        (lambda: fo.adam(), r"^adam\(\) missing a required argument: 'learning_rate'"),
+        (lambda: fo.adam(1e-3, *range(20)), r"^adam\(\) too many positional arguments"),
+        (lambda: fo.inject_hyperparams(fo.adam)(lr=1e-3), r"^adam\(\) got .*'lr'; did you mean learning_rate\?"),
+    ],
+)
+def test_names_of_arguments_elsewhere_are_understood(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: fo.conditionally_transform(fo.sgd(0.1), True), "should_transform_fn"),
+        (lambda: fo.conditionally_mask(fo.sgd(0.1), 3), "should_transform_fn"),
+        (lambda: fo.stateless(None), "f"),
+        (lambda: fo.stateless_with_tree_map(0.1), "f"),
+        (lambda: fo.scale_by_factored_rms(decay_rate_fn=0.8), "decay_rate_fn"),
+        (lambda: fo.inject_hyperparams("adam"), "inner_factory"),
+    ],
+)
+def test_what_must_be_a_function(make, name):
+    with pytest.raises(TypeError, match=f"^{name} must be a function"):
+        make()

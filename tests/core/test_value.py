@@ -123,8 +123,10 @@ def test_prints_as_the_code_that_made_it():
 
 def test_is_frozen_and_pickles():
     x = Example(0.1, mode="slow")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(dataclasses.FrozenInstanceError, match=r"dataclasses.replace\(tx, rate=...\)"):
         x.rate = 0.2
+    with pytest.raises(dataclasses.FrozenInstanceError, match="Example is immutable; make another"):
+        x.speed = 0.2
     assert pickle.loads(pickle.dumps(x)) == x
 
 

@@ -1,5 +1,7 @@
 """The code on pages that the site shows without running it, because it needs a model of the reader's."""
 
+import ast
+import inspect
 import os
 import re
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import functional_opt as fo
+from functional_opt import keras
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
 DOCS = Path(__file__).parents[2] / "docs"
@@ -95,3 +98,35 @@ def test_a_snippet_runs(page, i, tmp_path, monkeypatch):
     arrays = [x for x in jax.tree.leaves(names["state"]) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert all(np.isfinite(x).all() for x in arrays)
     assert page != "scaling.md" or any(not x.sharding.is_fully_replicated for x in arrays)
+
+
+ROOT = DOCS.parent
+PROSE = [str(p.relative_to(ROOT)) for p in (*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md")]
+
+
+def calls_in_prose(page):
+    """The calls of names of the library in the inline code of a page, such as those in its tables."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        try:
+            nodes = list(ast.walk(ast.parse(code, mode="eval")))
+        except SyntaxError:  # an excerpt
+            continue
+        for call in nodes:
+            if isinstance(call, ast.Call):
+                name = ast.unparse(call.func).removeprefix("fo.")
+                found = getattr(fo, name, None) or getattr(keras.optimizers, name, None)
+                abbreviated = any(isinstance(a, ast.Constant) and a.value is ... for a in call.args)
+                if found is not None and not abbreviated:
+                    yield code, found, call
+
+
+@pytest.mark.parametrize("page", PROSE)
+def test_calls_in_prose_have_the_arguments_that_they_need(page):
+    """Those with keywords only may be about these alone."""
+    for code, fn, call in calls_in_prose(page):
+        signature, keywords = inspect.signature(fn), {k.arg or "kwargs": k.value for k in call.keywords}
+        try:
+            (signature.bind if call.args else signature.bind_partial)(*call.args, **keywords)
+        except TypeError as e:
+            pytest.fail(f"`{code}`: {e}")

@@ -199,8 +199,9 @@ def test_what_cannot_be_exact_is_refused():
         from_torch(other, params, NAMES)
     net = model()
     p, opt = list(net.parameters()), torch.optim.Adam(net.parameters())
-    with pytest.raises(TypeError, match="must be torch's, or a pair"):
-        from_torch(("Adam", {}), params, NAMES)
+    for strange in (("Adam", {}), opt.state_dict(), ("Adam",), torch.optim.lr_scheduler.ConstantLR(opt), None):
+        with pytest.raises(TypeError, match="must be torch's, or a pair"):
+            from_torch(strange, params, NAMES)
     p[0].grad = torch.ones_like(p[0])
     opt.step()
     with pytest.raises(ValueError, match="'0.bias' has taken 0 steps and '0.weight' 1"):

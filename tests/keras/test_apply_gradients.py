@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from functional_opt import adam, chain, rmsprop, scale_by_learning_rate, trace
-from functional_opt.keras import Variable
+from functional_opt.keras import IndexedSlices, Variable
 from functional_opt.keras.optimizers import SGD, Adam, RMSprop
 
 from .helpers import KERNEL, assert_close, assert_same, make_gradients, make_variables, train, train_core
@@ -185,3 +185,28 @@ def test_in_code_that_is_compiled_by_the_user():
     for _ in range(2):
         opt.apply_gradients([(np.ones(3), v)])
     assert_close(two_steps(KERNEL, np.ones(3)), (v.value, opt.get_slot(v, "m").value, 2))
+
+
+@pytest.mark.parametrize(
+    "gradient, error, message",
+    [
+        (np.ones(3) + 1j, TypeError, "the gradient of v:0 is complex, but the variable has dtype float32"),
+        ("1.0", TypeError, r"the gradient of v:0 must be an array, got '1.0' \(str\)"),
+        (
+            IndexedSlices(np.ones(1), [0], (2,)),
+            ValueError,
+            r"the gradient of v:0 has shape \(2,\), the variable has \(3",
+        ),
+    ],
+)
+def test_gradients_that_do_not_fit(gradient, error, message):
+    v = Variable(KERNEL, name="v")
+    with pytest.raises(error, match=message):
+        SGD(0.1).apply_gradients([(gradient, v)])
+    assert v.value.tolist() == KERNEL.tolist()
+
+
+def test_a_variable_that_cannot_be_trained():
+    v = Variable(np.ones(3, "int32"), name="v")
+    with pytest.raises(TypeError, match="v:0 has dtype int32 and cannot be trained"):
+        SGD(0.1).apply_gradients([(np.ones(3), v)])

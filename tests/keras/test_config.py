@@ -112,3 +112,32 @@ def test_state_is_no_part_of_it():
     train(opt, make_variables(), make_gradients(2))
     twin = Adam.from_config(opt.get_config())
     assert (int(twin.iterations), twin.get_slot_names()) == (0, [])
+
+
+def test_the_generation_that_wrote_a_config_decides_the_results():
+    """RMSprop's and others' numbers differ between them, and only Keras 3's configs have these entries."""
+    keras3 = RMSprop(0.1, dialect="keras3").get_config()
+    del keras3["dialect"]
+    of_tf_2_13 = {"name": "RMSprop", "weight_decay": None, "jit_compile": True, "is_legacy_optimizer": False}
+    assert [RMSprop.from_config(c).dialect for c in (keras3, of_tf_2_13)] == ["keras3", "keras3"]
+    set_here = RMSprop(0.1, loss_scale_factor=2.0, gradient_accumulation_steps=2)
+    old = (RMSprop(0.1).get_config(), set_here.get_config(), {"name": "r", "is_legacy_optimizer": True}, {})
+    assert {RMSprop.from_config(c).dialect for c in old} == {"keras2"}
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: Adam(0.1, 0.9, 0.999, 1e-7, False, 0.01),
+            r"name must be a string, got 0.01 .*weight_decay has this pl",
+        ),
+        (lambda: Adam(name=["a"]), r"name must be a string, got \['a'\] \(list\)$"),
+        (lambda: SGD(nesterov="yes"), r"nesterov of SGD must be True or False, got 'yes'"),
+        (lambda: Adam(amsgrad=0.5), r"amsgrad of Adam must be True or False, got 0.5"),
+        (lambda: SGD().exclude_from_weight_decay(var_names="bias"), r"var_names must be a list .*write \['bias'\]"),
+    ],
+)
+def test_arguments_that_mean_something_else(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

@@ -416,3 +416,16 @@ def test_attributes_follow_reassignment(way):
     assert moved() == 6.0
     opt.scale, opt.sign, opt.momentum = 2.0, "minus", 0.5
     assert moved() == -2.0
+
+
+def test_a_rule_that_asks_for_a_rate_that_was_never_given():
+    class Rateless(Optimizer):
+        def update_step(self, gradient, variable, learning_rate):
+            variable.assign(variable - learning_rate * gradient)
+
+    v, opt = Variable(1.0, name="v"), Rateless("rateless")
+    opt.learning_rate = 0.1  # a plain attribute, as in OptimizerV2
+    with pytest.raises(
+        AttributeError, match=r"Rateless has no learning rate: give it to the base class, as super\(\)"
+    ):
+        opt.minimize(lambda: v**2, [v])

@@ -294,3 +294,9 @@ def test_python_runs_twice_at_first_and_then_no_more(capsys):
     step(2.0)
     assert "traced" not in capsys.readouterr().out
     assert float(v) == -0.25
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"input_signature": None, "reduce_retracing": True}])
+def test_options_of_tf_function(options):
+    with pytest.raises(TypeError, match=f"keras.function has no {', '.join(options)}: drop it. XLA always compiles"):
+        keras.function(**options)

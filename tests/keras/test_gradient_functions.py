@@ -57,7 +57,7 @@ REFUSED = [
     ({"decay": -0.1}, ValueError, "Expected decay >= 0, received: -0.1"),
     ({"learning_rate": -0.1}, ValueError, "Expected learning_rate >= 0, received: -0.1"),
     ({"learning_rate": float("nan")}, ValueError, "Expected learning_rate >= 0, received: nan"),
-    ({"learning_rat": 0.1}, TypeError, "Unexpected keyword argument passed to optimizer: learning_rat"),
+    ({"learning_rat": 0.1}, TypeError, "passed to optimizer: learning_rat; did you mean learning_rate"),
     ({"weight_decays": 0.1}, TypeError, "Unexpected keyword argument passed to optimizer: weight_decays"),
     ({"clipnorm": "1"}, TypeError, r"clipnorm must be a number in \[0, inf\] or None, got '1'"),
     *(

@@ -23,6 +23,19 @@ def rates_of(opt, steps, change=lambda i: None):
     return rates
 
 
+@pytest.mark.parametrize(
+    "rate, message",
+    [
+        (lambda step, epoch: 0.1, "learning_rate must be a function of the step count alone, .*'epoch'"),
+        (lambda: None, "the function .* must return a number, got None"),
+        (lambda step: None, "the schedule .* must return a number, got None"),
+    ],
+)
+def test_functions_that_give_no_rate(rate, message):
+    with pytest.raises(TypeError, match=message):
+        rates_of(SGD(rate), 1)
+
+
 RATES = [
     0.5,
     np.float64(0.5),
@@ -233,3 +246,24 @@ def test_no_learning_rate_is_refused():
     for kind in (SGD, Adam, RMSprop):
         with pytest.raises(TypeError, match="learning_rate must be a number, a schedule or a callable, got None"):
             kind(None)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("learning_rte", "Adam does not read learning_rte; did you mean learning_rate"),
+        ("beta1", "Adam does not read beta1; did you mean beta_1"),
+        ("clip_norm", "Adam does not read clip_norm; did you mean clipnorm"),
+    ],
+)
+def test_an_assignment_that_nothing_reads(name, message):
+    class Own(Adam):
+        pass
+
+    with pytest.raises(AttributeError, match=message):
+        setattr(Adam(0.1), name, 0.5)
+    opt = Adam(0.1)
+    opt.tag = opt.lr = 0.5  # a name of the script's own, and an old one of Keras's
+    own = Own(0.1)
+    setattr(own, name, 0.5)  # which the code of a subclass may read
+    assert (opt.tag, float(opt.learning_rate), getattr(own, name)) == (0.5, 0.5, 0.5)

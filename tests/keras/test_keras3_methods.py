@@ -61,6 +61,8 @@ def test_stateless_apply_refuses():
     assert int(opt.iterations) == 0
     with pytest.raises(ValueError, match="there are 1 gradients for 2 variables"):
         opt.apply(GRADS[:1], vs)
+    with pytest.raises(ValueError, match=r"2 gradients for 0 variables: call optimizer.build\(variables\) first"):
+        Adam(0.1).apply(GRADS)
 
 
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)

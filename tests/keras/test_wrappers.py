@@ -429,3 +429,14 @@ def test_optimizers_of_ones_own_inside():
     (kernel, bias), opt = make_variables(), scaled(MultiOptimizer(OptimizerMap(Mine(), {".*bias": SGD(0.25)})))
     opt.minimize(lambda: jnp.sum(kernel.value) + jnp.sum(bias.value))
     assert_close([kernel.numpy(), bias.numpy()], [KERNEL - 0.5, BIAS - 0.25])
+
+
+def test_names_of_tf_keras():
+    v = Variable(jnp.ones(2), name="v")
+    opt = LossScaleOptimizer(SGD(0.1), dynamic=True, initial_scale=4.0)
+    opt.apply_gradients([(jnp.ones(2), v)])
+    assert (float(opt.loss_scale), int(opt.dynamic_counter)) == (4.0, 1)
+    opt.apply_gradients([(jnp.full(2, jnp.inf), v)])
+    assert (float(opt.loss_scale), int(opt.dynamic_counter)) == (2.0, 0)
+    with pytest.raises(ValueError, match="dynamic must be True. For a fixed one .* loss_scale_factor"):
+        LossScaleOptimizer(SGD(0.1), dynamic=False, initial_scale=4.0)

@@ -31,5 +31,5 @@ def test_a_stack_is_its_matrices():
 
 
 def test_vectors_are_refused():
-    with pytest.raises(ValueError, match=r"updates has shape \(4,\); only a matrix"):
+    with pytest.raises(ValueError, match=r"updates has shape \(4,\), but this rule is for matrices"):
         fo.scale_by_normuon().update(G[0, 0], fo.scale_by_normuon().init(G[0, 0]))

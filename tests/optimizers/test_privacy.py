@@ -60,5 +60,8 @@ def test_errors():
     for bad in (jnp.zeros([]), jnp.zeros((7, 2))):
         with pytest.raises(ValueError, match=r"updates\['b'\] has shape .* needs a leading axis"):
             tx.update(batch() | {"b": bad}, tx.init(None))
+    plain = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"updates\['a'\] has shape \(3,\), .* one gradient for each example"):
+        tx.update(plain, tx.init(plain), plain)
     with pytest.raises(ValueError, match="needs a key, such as key=0"):
         fo.differentially_private_aggregate(1.0, 1.0)

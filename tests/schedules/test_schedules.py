@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import functional_opt as fo
 from functional_opt import schedules
 from functional_opt.core.schedule import Schedule
 from functional_opt.schedules import (
@@ -430,6 +431,8 @@ ERRORS = [
     (lambda: join_schedules([jnp.sqrt] * 2, [-1]), ValueError, r"boundaries\[0\] must be .*, got -1"),
     (lambda: join_schedules([jnp.sqrt] * 2, ["1"]), TypeError, r"boundaries\[0\] must be .*, got '1'"),
     (lambda: join_schedules([jnp.sqrt, 0.1], [1]), TypeError, r"schedules\[1\] must be a schedule .*, got 0.1"),
+    (lambda: join_schedules(jnp.sqrt, [1]), TypeError, "schedules must be a list, got <"),
+    (lambda: join_schedules([jnp.sqrt] * 2, 1), TypeError, r"boundaries must be a list, got 1 \(int\)"),
     (lambda: join_schedules([cosine_decay_schedule], []), TypeError, r"schedules\[0\] must be a schedule .* <class"),
 ]
 
@@ -438,6 +441,33 @@ ERRORS = [
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+FUNCTIONS = [
+    (lambda: 0.1, r"^learning_rate must be a function of the step count alone, .*too many positional arguments"),
+    (lambda step, epoch: 0.1, r"^learning_rate must be a function of the step count alone, .*argument: 'epoch'"),
+    (lambda step: None, r"^the schedule .*<lambda> must return a number, got None"),
+    (lambda step: "0.1", r"^the schedule .*<lambda> must return a number, got '0.1'"),
+    (lambda step: jnp.ones(3), r"^the schedule .*<lambda> must return a number, got an array of shape \(3,\)"),
+    (lambda step: 0.1j, r"^the schedule .*<lambda> must return a number, got 0.1j"),
+]
+
+
+@pytest.mark.parametrize(("f", "message"), FUNCTIONS, ids=[m for _, m in FUNCTIONS])
+def test_functions_that_are_no_schedules(f, message):
+    """A function without a `return` gives None, and a step then had no rate at all."""
+    with pytest.raises(TypeError, match=message):
+        tx = fo.adam(f)
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+
+
+def test_a_function_that_branches_in_python_is_told_how_to():
+    tx = fo.adam(lambda step: 0.1 if step < 3 else 0.01)
+    state = tx.init(1.0)
+    tx.update(1.0, state)
+    with pytest.raises(jax.errors.TracerBoolConversionError) as e:
+        jax.jit(tx.update)(1.0, state)
+    assert any("decides in Python by the step count" in note and "jnp.where" in note for note in e.value.__notes__)
 
 
 # Properties. Schedules go into the compiled `evaluate` as arguments, so no example compiles anything

@@ -48,7 +48,7 @@ class _Method:
         return self._fn(self._instance(), *args, **kwargs)
 
 
-def function(fn: Callable | None = None) -> Any:
+def function(fn: Callable | None = None, **options: Any) -> Any:
     """Compiles a function with all variables and optimizers that it reads and assigns: `tf.function`, on JAX.
 
     Their values go in as inputs and come out as results, in memory that is used again. So a training step reads as
@@ -76,6 +76,14 @@ def function(fn: Callable | None = None) -> Any:
     >>> float(step(1.0)), float(step(1.0)), float(w)
     (16.0, 4.0, 1.0)
 
-    Differs from `tf.function` in that a number does not retrace it, and in having no `input_signature`.
+    Raises TypeError for the options of `tf.function`, such as `jit_compile` and `input_signature`: XLA always
+    compiles, once for each structure, shape and dtype of the arguments.
+
+    Differs from `tf.function` in that a number does not retrace it, and in having no options.
     """
+    if options:
+        raise TypeError(
+            f"keras.function has no {', '.join(options)}: drop it. XLA always compiles the function, once for each "
+            "structure, shape and dtype of its arguments"
+        )
     return Function if fn is None else Function(fn)

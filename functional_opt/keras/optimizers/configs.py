@@ -37,6 +37,12 @@ def as_arguments(cls: type, config: Any, *needed: str) -> dict[str, Any]:
     return dict(config)
 
 
+def check_flag(cls: type, name: str, x: Any) -> None:
+    """Raises TypeError for an argument that must be True or False and is not."""
+    if _kinds(cls).get(name) == (bool,) and not _is(bool, x):
+        raise TypeError(f"{name} of {cls.__name__} must be True or False, got {short(x)} ({type(x).__name__})")
+
+
 def class_of(config: Any, known: dict[str, type], what: str) -> tuple[str, Any, Any]:
     """Returns the name, the class (None if it is unknown) and the inner config, from the result of `serialize`."""
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):

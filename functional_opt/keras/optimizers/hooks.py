@@ -107,6 +107,11 @@ class SubclassHooks(Hyperparameters):
     def _decayed_lr(self, var_dtype: Any) -> jax.Array:
         """Returns the learning rate of this step in a dtype, with `decay` and schedules applied."""
         traced = self._traced_hyper._value
+        if "learning_rate" not in self._hyper:
+            raise AttributeError(
+                f"{type(self).__name__} has no learning rate: give it to the base class, as "
+                "super().__init__(name, learning_rate=rate), or make it with self._set_hyper('learning_rate', rate)"
+            )
         rate = self.current_learning_rate() if traced is None else traced["learning_rate"]
         return jnp.asarray(rate, var_dtype)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import core
 
 from ...core.ranges import Range, described, number
-from ...core.schedule import Schedule, as_schedule
+from ...core.schedule import Schedule, as_schedule, returned_number
 from ..engine.step import ScheduledValue
 from ..variables import recording
 from ..variables.recording import Cell
@@ -62,6 +62,8 @@ class Hyperparameters:
             if name in ("learning_rate", "decay"):
                 not_negative(name, x)
             (type(self).ranges.get(name) or RANGES.get(name, ANY)).check(name, x)
+        elif not isinstance(x, LearningRateSchedule | Schedule) and not _takes_nothing(x):
+            as_schedule(name, x)  # raises TypeError for a function of anything but the step
         known = self.__dict__.setdefault("_hyper", {})
         if callable(x) or isinstance(x, Variable):
             known[name] = x
@@ -169,7 +171,9 @@ def present(x: Any) -> Any:
         return ScheduledValue(jax.tree.map(lambda n: np.float32(n) if isinstance(n, float) else n, x.core()))
     if isinstance(x, Schedule):
         return ScheduledValue(x)
-    return jnp.asarray(x(), jnp.float32) if _takes_nothing(x) else ScheduledValue(as_schedule("", x))
+    if _takes_nothing(x):
+        return jnp.asarray(returned_number(f"the function {x!r}", x()), jnp.float32)
+    return ScheduledValue(as_schedule("a callable hyperparameter", x))
 
 
 _traceable: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()

@@ -59,6 +59,11 @@ class LossScaleOptimizer(Wrapper):
         if not isinstance(inner_optimizer, Optimizer):
             raise TypeError(f"inner_optimizer must be an Optimizer, got {inner_optimizer!r}")
         refuse_loss_scale("inner_optimizer", inner_optimizer)
+        if kwargs.pop("dynamic", True) is not True:
+            raise ValueError(
+                "LossScaleOptimizer finds the scale itself: dynamic must be True. For a fixed one use the inner "
+                "optimizer alone, with loss_scale_factor=..."
+            )
         for key in kwargs:
             if key in SHARED:
                 raise ValueError(f"LossScaleOptimizer does not support `{key}`. Set it on the `inner_optimizer`.")
@@ -114,6 +119,16 @@ class LossScaleOptimizer(Wrapper):
         return self.inner_optimizer.current_learning_rate()
 
     # The scale
+
+    @property
+    def loss_scale(self) -> jax.Array:
+        """The present scale, under tf.keras's name; `dynamic_scale` is the variable that holds it."""
+        return self.dynamic_scale.value
+
+    @property
+    def dynamic_counter(self) -> Variable:
+        """The steps in a row with finite gradients, under tf.keras's name; Keras 3 has `step_counter`."""
+        return self.step_counter
 
     def scale_loss(self, loss):
         """Multiplies the loss by the present scale."""

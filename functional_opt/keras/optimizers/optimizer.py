@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import os
 import re
 import sys
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from ...core.ranges import unread
+from ...core.names import did_you_mean, meant_by
+from ...core.ranges import described, number, unread
 from ..engine.engine import Engine, SingleEngine, zero_iterations
 from ..engine.replicas import AxisName
 from ..engine.step import OptimizerStep, StepInputs, decayed, resolve_schedules
@@ -25,7 +27,7 @@ from ..variables.recording import BUSY, Cell, depends_on
 from ..variables.variable import Variable
 from . import checkpoints, schedules
 from .clips import as_chain
-from .configs import as_arguments, within
+from .configs import as_arguments, check_flag, within
 from .graph_mode import users_level
 from .hyper import not_negative, present
 from .pairs import GradsAndVars
@@ -110,12 +112,18 @@ class Optimizer(Training):
         dialect = dialect or self.default_dialect
         for key in kwargs:
             if key not in {"lr", "decay"}:
-                raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}")
+                hint = did_you_mean(key, self._arguments())
+                raise TypeError(f"Unexpected keyword argument passed to optimizer: {key}{hint}")
         if dialect not in ("keras2", "keras3"):
             raise ValueError(f"dialect must be 'keras2' or 'keras3', got {dialect!r}")
         if "lr" in kwargs:
             warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=users_level())
             not_negative("lr", learning_rate := kwargs["lr"])
+        if not isinstance(name, str | None):
+            hint = (
+                "" if number(name) is NotImplemented else "; in Keras 3 weight_decay has this place: give it by name"
+            )
+            raise TypeError(f"name must be a string, got {described(name)}{hint}")
         self._name, self.dialect = name or _default_name(type(self).__name__, dialect), dialect
         self.gradient_aggregator, self.axis_name = gradient_aggregator, axis_name
         self.gradient_transformers = list(gradient_transformers or [])
@@ -150,6 +158,8 @@ class Optimizer(Training):
 
     def __setattr__(self, name: str, x: Any) -> None:
         x = checked(name, x)
+        check_flag(type(self), name, x)
+        self._refuse_misspelled(name)
         if name == "gradient_accumulation_steps" and x != self.__dict__.get(name, x) and self.built:
             raise RuntimeError(
                 f"gradient_accumulation_steps cannot change from {self.gradient_accumulation_steps} to {x} after the "
@@ -167,6 +177,28 @@ class Optimizer(Training):
                 given = " and ".join(f"{n}={bound}" for n, bound in norms.items())
                 raise ValueError(f"Cannot accept both `clipnorm` and `global_clipnorm`, received {given}")
         super().__setattr__(name, x)
+
+    def _refuse_misspelled(self, name: str) -> None:
+        """Raises AttributeError for an attribute that the class, one of the library's, would not read."""
+        ours = type(self).__module__.startswith("functional_opt.") and "_views" in self.__dict__
+        if not ours or name.startswith("_") or name in self.__dict__ or hasattr(type(self), name) or name == "lr":
+            return
+        known = [*self._hyper, *self.settings, *SHARED]
+        if name not in known and (meant := meant_by(name, known, cutoff=0.8)):
+            raise AttributeError(
+                f"{type(self).__name__} does not read {name}; did you mean {' and '.join(meant)}? "
+                f"It has {', '.join(known)}"
+            )
+
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        """Returns the names of the constructor's arguments, its class's own first."""
+        known: dict[str, None] = {}
+        for kind in cls.__mro__:
+            if issubclass(kind, Optimizer) and "__init__" in vars(kind):
+                parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+                known.update({p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD})
+        return [*known]
 
     def _new_engine(self) -> Engine:
         """Returns the engine, without state."""
@@ -194,9 +226,16 @@ class Optimizer(Training):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, type] | None = None):
         """Returns the optimizer that a config from `get_config` describes, in its state before the first step.
 
+        A config of Keras 3, or of the new optimizers of tf.keras 2.11 to 2.15, gives an optimizer of the "keras3"
+        dialect, with their results.
+
         Raises TypeError or ValueError, naming the entry, for an entry that the class does not accept.
         """
         config = as_arguments(cls, config)
+        config.pop("jit_compile", None)  # tf.keras 2.11 to 2.15 wrote these two
+        new = config.pop("is_legacy_optimizer", True) is False
+        if new or "decay" not in config and {"loss_scale_factor", "gradient_accumulation_steps"} <= config.keys():
+            config.setdefault("dialect", "keras3")  # not from OptimizerV2, which writes `decay` and no such entries
         if "lr" in config:
             config["learning_rate"] = config.pop("lr")
         if isinstance(rate := config.get("learning_rate"), dict):
@@ -424,6 +463,10 @@ class Optimizer(Training):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Sequence[str] | None = None) -> None:
         """Excludes variables from `weight_decay`: those in `var_list`, and those whose path a pattern is found in."""
+        if isinstance(var_names, str):
+            raise TypeError(
+                f"var_names must be a list of patterns, got the string {var_names!r}: write [{var_names!r}]"
+            )
         self._undecayed.add(all_ours(var_list or ()), list(var_names or ()))
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:

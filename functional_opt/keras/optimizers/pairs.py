@@ -31,10 +31,23 @@ def as_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Variable]]:
 
 def check_gradient(g: Any, v: Variable) -> None:
     """Raises an error for a gradient that does not have the shape of its variable, or cannot be a gradient of it."""
-    shape = (v.shape[:1] + g.values.shape[1:]) if isinstance(g, IndexedSlices) else np.shape(g)
+    if isinstance(g, IndexedSlices):
+        rows = v.shape[:1] if g.dense_shape is None else g.dense_shape[:1]
+        shape = rows + g.values.shape[1:]
+    else:
+        shape = np.shape(g)
+    dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "USO":
+        raise TypeError(f"the gradient of {v.name} must be an array, got {g!r} ({type(g).__name__})")
     if shape != v.shape:
         raise ValueError(f"the gradient of {v.name} has shape {shape}, the variable has {v.shape}")
-    dtype = g.dtype if hasattr(g, "dtype") else np.asarray(g).dtype
+    if not jnp.issubdtype(v.dtype, jnp.inexact):
+        raise TypeError(f"{v.name} has dtype {v.dtype} and cannot be trained; leave it out, or make it of floats")
+    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(v.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"the gradient of {v.name} is complex, but the variable has dtype {v.dtype}: a real variable has a real "
+            "gradient. Take the real part, or make the variable complex"
+        )
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"the gradient of {v.name} must be floating-point, got {dtype}")
     if isinstance(g, IndexedSlices) and v.constraint is not None:

@@ -275,7 +275,8 @@ class Training(SubclassHooks):
         variables = list(self._engine.known() if trainable_variables is None else trainable_variables)
         grads = list(grads)
         if len(grads) != len(variables):
-            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables")
+            hint = "" if self.built else ": call optimizer.build(variables) first, or pass trainable_variables"
+            raise ValueError(f"there are {len(grads)} gradients for {len(variables)} variables{hint}")
         if overrides(type(self), "apply_gradients") and not overrides(type(self), "apply"):
             self.apply_gradients(list(zip(grads, variables, strict=True)))
         elif grads:

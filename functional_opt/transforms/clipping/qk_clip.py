@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.checks import Static
-from ...core.leaves import is_nothing, map_leaves
+from ...core.leaves import check_leaves, is_nothing, map_leaves
 from ...core.model_trees import named_leaves, names
 from ...core.paths import PathRules
 from ...core.ranges import Convert, PositiveBound
@@ -65,6 +65,7 @@ class qk_clip(GradientTransformation):
         needs_params(params, self)
         if max_logits is None:
             raise ValueError("qk_clip needs the largest logits: call update(updates, state, params, max_logits=...)")
+        check_leaves(updates, params)
         powers = self.powers.resolve(updates, default=0.0)
         attentions = {name: jnp.asarray(x) for name, x in named_leaves(max_logits)}
 

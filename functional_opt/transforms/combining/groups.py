@@ -1,11 +1,11 @@
 """groups: different hyperparameters for some of the leaves, by path rules in one argument."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ...core.checks import checked
+from ...core.names import did_you_mean
 from ...core.paths import PathRules
 from ...core.ranges import Range
 from ...core.transformation import GradientTransformation, Transformation
@@ -108,11 +108,7 @@ def _arguments(link: Any) -> set[str]:
 def _check_name(tx: GradientTransformation, pattern: str, name: Any) -> None:
     there = sorted({FACTOR}.union(*(_arguments(link) for _, _, link, _ in walk(tx))))
     if name not in there:
-        near = difflib.get_close_matches(str(name), there, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        if name == "weight_decay":
-            hint = "; put add_decayed_weights(0.0) into the chain, before the learning rate"
-        raise ValueError(f"rules[{pattern!r}]: no link has an argument {name!r}; there are {', '.join(there)}{hint}")
+        raise ValueError(f"rules[{pattern!r}]: no link has an argument {name!r}{did_you_mean(str(name), there)}")
 
 
 def _replaced(link: Any, own: dict[str, Any], pattern: str) -> Any:

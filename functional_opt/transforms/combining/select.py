@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ...core.checks import Static
-from ...core.leaves import Tree, is_nothing, map_leaves, paths
+from ...core.leaves import Tree, check_leaves, is_nothing, map_leaves, paths
 from ...core.model_trees import visible
 from ...core.paths import (
     AllParams,
@@ -163,8 +163,13 @@ def _on_some(
     tx: GradientTransformation, chosen: Tree, updates: Tree, rest: Tree, state: MaskedState, params: Tree, extra: dict
 ) -> tuple[Tree, MaskedState]:
     """Applies `tx` to the chosen leaves of `updates`; the other leaves come from `rest`."""
-    inner_updates = _own(chosen, updates, updates)
-    inner_params = None if params is None else _own(chosen, params, updates)
+    try:
+        inner_updates = _own(chosen, updates, updates)
+        inner_params = None if params is None else _own(chosen, params, updates)
+    except (TypeError, ValueError):
+        if params is not None:  # raises an error that names the trees and the leaf, which JAX's does not
+            check_leaves(updates, params)
+        raise
     new, inner_state = tx.update(inner_updates, state.inner_state, inner_params, **extra)
     return merge(chosen, new, rest), MaskedState(inner_state)
 

@@ -159,13 +159,13 @@ class scale_by_shape(GradientTransformation):
         return found
 
 
-def needs_matrices(updates: Tree) -> None:
+def needs_matrices(tree: Tree, name: str = "updates") -> None:
     """Raises ValueError for a leaf with fewer than two axes."""
-    for path, g in zip(paths(updates), jax.tree.leaves(updates), strict=True):
-        if jnp.ndim(g) < 2 and not is_nothing(g):
+    for path, x in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        if jnp.ndim(x) < 2 and not is_nothing(x):
             raise ValueError(
-                f"updates{path} has shape {jnp.shape(g)}; only a matrix can be made orthogonal: "
-                "leave it out with `masked` or `partition`, as `muon` does"
+                f"{name}{path} has shape {jnp.shape(x)}, but this rule is for matrices, with at least two axes: "
+                "leave the leaf out with `masked`, or give it another rule with `partition`, as `muon` does"
             )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core.checks import Static
-from ...core.leaves import cast_like, copy_of, is_nothing, widen_tree
+from ...core.leaves import cast_like, check_leaves, copy_of, is_nothing, widen_tree
 from ...core.model_trees import visible
 from ...core.paths import MaskedNode
 from ...core.slots import Params, States
@@ -71,6 +71,7 @@ class master_weights(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         needs_params(params, self)
         params = visible(params, updates)
+        check_leaves(updates, params)
         whole = jax.tree.map(lambda p, m: self._whole(p, m), params, state.master)
         moves, inner_state = self.inner.update(widen_tree(updates, "updates"), state.inner_state, whole, **extra)
 

@@ -4,7 +4,7 @@ import jax
 
 from ...core import kernels
 from ...core.checks import Static
-from ...core.leaves import map_leaves
+from ...core.leaves import check_leaves, map_leaves
 from ...core.model_trees import visible
 from ...core.paths import Mask, merge, resolve_mask, select_leaves
 from ...core.schedule import Rate, Schedule
@@ -54,7 +54,9 @@ class add_decayed_weights(GradientTransformation):
 
         if self.mask is None:
             return decay(updates), state
-        chosen = resolve_mask(self.mask, visible(params, updates))
+        params = visible(params, updates)
+        check_leaves(updates, params)
+        chosen = resolve_mask(self.mask, params)
         return merge(chosen, decay(select_leaves(chosen, updates)), updates), state
 
     def as_kernel(self, state, params):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ...core.leaves import cast_like, map_leaves
 from ...core.ranges import Bound, Fraction, Integer, NonNegative, Range, Scalar
 from ...core.slots import Counter, Number
-from ...core.transformation import GradientTransformation, increment, transformation, zero_count
+from ...core.transformation import GradientTransformation, increment, needs_value, transformation, zero_count
 
 Whole = Annotated[Scalar, Integer("[0, inf)")]
 
@@ -75,8 +75,7 @@ class reduce_on_plateau(GradientTransformation):
         )
 
     def update(self, updates, state, params=None, *, value=None, **extra):
-        if value is None:
-            raise ValueError("reduce_on_plateau needs the loss: call update(updates, state, params, value=loss)")
+        value = needs_value(value, self)
         n, best = increment(state.count), state.best_value
         mean = state.avg_value + (jnp.asarray(value, float) - state.avg_value) / n
         full = n >= self.accumulation_size

@@ -12,9 +12,9 @@ from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, cast_tree_like, is_nothing, map_leaves, widen, zeros_like, zip_leaves
 from ...core.model_trees import differentiable
 from ...core.queries import get
-from ...core.ranges import Bound, Count, NonNegative, Range, Scalar
+from ...core.ranges import Bound, Count, NonNegative, Range, Scalar, described
 from ...core.slots import Counter, Exact, Number, States
-from ...core.transformation import GradientTransformation, needs_params, transformation
+from ...core.transformation import GradientTransformation, needs_params, needs_value, transformation
 
 Shrink = Annotated[Scalar, Range("(0, 1)")]
 Grow = Annotated[Scalar, Range("[1, inf]")]
@@ -170,7 +170,23 @@ def needs_loss(who: GradientTransformation, value: Any, grad: Tree, value_fn: An
             f"{type(who).__name__} needs {' and '.join(missing)}: "
             "call update(updates, state, params, value=loss, grad=grads, value_fn=loss_fn)"
         )
-    return partial(value_fn, **_taken(value_fn, extra))
+    if not callable(value_fn):
+        raise TypeError(f"value_fn must be the loss as a function of the params, got {described(value_fn)}")
+    needs_value(value, who)
+    loss: Callable[..., Any] = partial(value_fn, **_taken(value_fn, extra))
+
+    def scalar(params):
+        try:
+            value: Any = loss(params)
+        except TypeError as e:
+            e.add_note("value_fn is called with the params and those extra arguments of update that it names.")
+            raise
+        if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
+            got = f"shape {jnp.shape(value)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+            raise ValueError(f"value_fn must return the loss, a scalar, got {got}")
+        return value
+
+    return scalar
 
 
 def params_along(updates: Tree, params: Tree) -> Callable[[Any], Tree]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.leaves import Tree, cast_tree_like, is_nothing
+from ...core.leaves import Tree, cast_tree_like, check_leaves, is_nothing
 from ...core.model_trees import visible
 from ...core.slots import States
 from ...core.transformation import GradientTransformation, Transformation, transformation
@@ -48,6 +48,7 @@ class split_real_and_imaginary(GradientTransformation):
     def update(self, updates, state, params=None, **extra):
         params = None if params is None else visible(params, updates)
         like = updates if params is None else params
+        check_leaves(updates, like)
         new, inner = self.inner.update(
             _split(updates, like), state.inner_state, None if params is None else _split(params, params), **extra
         )

@@ -15,8 +15,10 @@ from ...core.transformation import (
     transformation,
     zero_count,
 )
+from ..combining.nesting import walk
 from ..matrices.dimension_numbers import MuonNumbers, Stacks
 from ..matrices.orthogonalize import needs_matrices
+from ..scaling.learning_rate import scale_by_learning_rate
 
 
 class HyperballState(NamedTuple):
@@ -43,7 +45,7 @@ class hyperball(GradientTransformation):
         weight_dimension_numbers: which axes make up the matrices, if not the last two; as in `scale_by_muon`. Each
             matrix of a stack keeps its own norm.
 
-    Raises ValueError without params, or for a leaf with fewer than two axes.
+    Raises ValueError without params, for a leaf with fewer than two axes, and for a rule with a learning rate.
 
     Wen et al. 2026, arXiv:2606.16899.
 
@@ -61,8 +63,16 @@ class hyperball(GradientTransformation):
     learning_rate: Rate
     weight_dimension_numbers: Static[MuonNumbers | None] = None
 
+    def __post_init__(self):
+        for _, _, link, _ in walk(self.inner):
+            if isinstance(link, scale_by_learning_rate) and link.flip_sign:
+                raise ValueError(
+                    f"inner must be a rule without a learning rate, such as scale_by_adam(); it has {link!r}, whose "
+                    "minus sign would turn the steps uphill"
+                )
+
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         return HyperballState(zero_count(), self.inner.init(params))
 
     def update(self, updates, state, params=None, **extra):

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.checks import STRUCTURE, Static, as_given, checked
+from ...core.checks import STRUCTURE, Static, as_given, bind, checked
 from ...core.leaves import cast_tree_like
 from ...core.model_trees import is_function
-from ...core.ranges import Convert, DType, unread
+from ...core.ranges import Convert, DType, described, unread
 from ...core.schedule import to_schedule
 from ...core.slots import Counter, Number, States
 from ...core.transformation import GradientTransformation, as_transformation, increment, transformation, zero_count
@@ -112,7 +112,7 @@ def inject_hyperparams(
 
     @functools.wraps(inner_factory)
     def construct(*args: Any, **kwargs: Any) -> _Injected:
-        bound = signature.bind(*args, **kwargs)
+        bound = bind(show(inner_factory), signature, args, kwargs)
         given = tuple(bound.arguments)
         bound.apply_defaults()
         numbers, others = {}, {}
@@ -184,13 +184,28 @@ class _Injected(GradientTransformation):
 
     def update(self, updates, state, params=None, **extra):
         numbers, states = dict(state.hyperparams), {}
+        if numbers.keys() != self.numbers.keys():
+            changed = sorted(map(str, numbers.keys() ^ self.numbers.keys()))
+            raise ValueError(
+                f"state.hyperparams must have the hyperparameters that init put there, {', '.join(self.numbers)}; "
+                f"{', '.join(changed)} was added or is missing"
+            )
         for name, s in state.hyperparams_states.items():
             numbers[name] = self.numbers[name](s, **extra)
             states[name] = self.numbers[name].update(s, **extra)
-        numbers = {name: jnp.asarray(x, self.dtype or float) for name, x in numbers.items()}
+        numbers = {name: self._as_number(name, x) for name, x in numbers.items()}
         updates, inner = self._made_of_state(numbers).update(updates, state.inner_state, params, **extra)
-        inner = cast_tree_like(inner, state.inner_state)
+        inner = cast_tree_like(inner, state.inner_state, ("the new state", "the state"))
         return updates, InjectStatefulHyperparamsState(increment(state.count), numbers, states, inner)
+
+    def _as_number(self, name: str, x: Any) -> jax.Array:
+        try:
+            return jnp.asarray(x, self.dtype or float)
+        except (TypeError, ValueError) as e:
+            raise TypeError(
+                f"state.hyperparams[{name!r}] must be a number, got {described(x)}; "
+                "give a schedule to the constructor"
+            ) from e
 
     def __repr__(self):
         arguments = {**self.numbers, **self.others.arguments}

@@ -61,7 +61,7 @@ class weight_normalized(GradientTransformation):
     weight_dimension_numbers: Static[MuonNumbers | None] = None
 
     def init(self, params):
-        needs_matrices(params)
+        needs_matrices(params, "params")
         sizes = jax.tree.map(_sizes_of, Stacks(self.weight_dimension_numbers, params).stack(params))
         size, magnitude = copy_of(sizes), copy_of(sizes)
         return WeightNormalizedState(self.direction.init(params), self.magnitude.init(magnitude), magnitude, size)

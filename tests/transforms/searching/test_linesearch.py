@@ -107,3 +107,29 @@ def test_refuses():
         tx.update(W, tx.init(W), W, value=1.0)
     with pytest.raises(ValueError, match="needs the state of a line search that keeps the gradient"):
         fo.value_and_grad_from_state(loss)(W, state=tx.init(W))
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ({"value_fn": 1.0}, TypeError, "value_fn must be the loss as a function of the params, got 1.0"),
+        ({"value_fn": lambda w: w}, ValueError, "value_fn must return the loss, a scalar, got a dict"),
+        (
+            {"value_fn": lambda w: jnp.ones(3)},
+            ValueError,
+            r"value_fn must return the loss, a scalar, got shape \(3,\)",
+        ),
+        ({"value": jnp.ones(3)}, ValueError, r"value must be the loss, a scalar, got shape \(3,\): take the mean"),
+    ],
+)
+def test_what_is_no_loss(given, error, message):
+    value, grad = jax.value_and_grad(loss)(W)
+    for tx in (fo.scale_by_backtracking_linesearch(3), fo.scale_by_zoom_linesearch(3)):
+        with pytest.raises(error, match=message):
+            tx.update(grad, tx.init(W), W, **(dict(value=value, grad=grad, value_fn=loss) | given))
+
+
+@pytest.mark.parametrize("tx", [fo.momo(), fo.momo_adam(), fo.polyak_sgd(), fo.reduce_on_plateau()], ids=str)
+def test_a_loss_by_example_is_refused(tx):
+    with pytest.raises(ValueError, match=r"value must be the loss, a scalar, got shape \(4,\): take the mean"):
+        tx.update(W, tx.init(W), W, value=jnp.ones(4))

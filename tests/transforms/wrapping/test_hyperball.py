@@ -63,8 +63,15 @@ def test_what_has_no_direction_stays(w, g):
 
 
 def test_only_matrices():
-    with pytest.raises(ValueError, match=r"updates\['b'\] has shape \(3,\); only a matrix"):
+    with pytest.raises(ValueError, match=r"params\['b'\] has shape \(3,\), but this rule is for matrices"):
         fo.hyperball(fo.identity(), 0.1).init({"b": jnp.ones(3)})
     tx = fo.hyperball(fo.identity(), 0.1)
     with pytest.raises(ValueError, match="params"):
         tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))
+
+
+@pytest.mark.parametrize("inner", [fo.adam(0.1), fo.chain(fo.clip(1.0), fo.sgd(0.1))], ids=str)
+def test_a_learning_rate_inside_is_refused(inner):
+    """Its minus sign turned the direction, and so every step, uphill."""
+    with pytest.raises(ValueError, match=r"inner must be a rule without a learning rate, such as scale_by_adam"):
+        fo.hyperball(inner, 0.1)

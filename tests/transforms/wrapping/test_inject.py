@@ -126,3 +126,26 @@ def test_dtype_and_errors():
         inject_hyperparams(adam)(0.1, b2=1.5)
     with pytest.raises(TypeError, match="missing a required argument: 'learning_rate'"):
         inject_hyperparams(adam)()
+
+
+@pytest.mark.parametrize(
+    "name, x, message",
+    [
+        ("lr", 0.1, r"must have the hyperparameters that init put there, .*; lr was added or is missing"),
+        ("b1", "high", r"state.hyperparams\['b1'\] must be a number, got 'high' \(str\)"),
+        ("learning_rate", lambda count: 0.1, r"state.hyperparams\['learning_rate'\] must be a number, got <function"),
+    ],
+)
+def test_what_is_assigned_must_be_a_hyperparameter(name, x, message):
+    tx = inject_hyperparams(adam)(0.1)
+    state = tx.init({"w": 0.0})
+    state.hyperparams[name] = x
+    with pytest.raises((TypeError, ValueError), match=message):
+        tx.update({"w": 1.0}, state)
+
+
+def test_a_transformation_in_place_of_its_constructor():
+    with pytest.raises(
+        TypeError, match="inner_factory must be a function, got chain.*; give the function that makes it"
+    ):
+        inject_hyperparams(adam(0.1))  # pyright: ignore[reportArgumentType]
