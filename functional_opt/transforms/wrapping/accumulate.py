@@ -10,7 +10,7 @@ from ...core import kernels
 from ...core.checks import Static
 from ...core.leaves import Tree, cast_like, cast_tree_like, map_leaves, zeros_like
 from ...core.norms import all_finite, sums_of_squares
-from ...core.ranges import DType, Integer, PositiveInt
+from ...core.ranges import DType, Integer, PositiveInt, Range
 from ...core.schedule import OrSchedule, Schedule
 from ...core.slots import Counter, Exact, Number, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
@@ -54,6 +54,8 @@ class MultiSteps(GradientTransformation):
             the mini-step is ignored. `info` is kept in the state.
         accumulator_dtype: the dtype of `acc_grads`.
 
+    `update` raises ValueError for a weight below 0, and TypeError for one that is not a number.
+
     >>> from functional_opt import sgd
     >>> tx = MultiSteps(sgd(1.0), every_k_schedule=2)
     >>> state = tx.init({"w": 0.0})
@@ -79,6 +81,7 @@ class MultiSteps(GradientTransformation):
         return MultiStepsState(zero_count(), zero_count(), self.opt.init(params), acc, skip_state, jnp.zeros([]))
 
     def update(self, updates, state, params=None, *, weight: Any = 1, **extra):
+        weight = Range("[0, inf)").check("weight", weight)
         skip, skip_state = jnp.array(False), ()
         if self.should_skip_update_fn is not None:
             skip, skip_state = self.should_skip_update_fn(updates, state.gradient_step, params)

@@ -39,7 +39,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
         params: the params being trained. The result has their structure: for `nnx.state(model, nnx.Param)` it holds
             variables, which `nnx.update(model, ...)` takes. For a `LookaheadParams` the result is its slow params.
 
-    Raises ValueError for params of another structure than those that the state was made for.
+    Raises ValueError for params of another structure than those that the state was made for, and if the two arguments
+    are swapped.
 
     >>> from functional_opt import adam, chain
     >>> tx, params = chain(adam(0.1), params_ema(0.9)), {"w": jnp.array(1.0)}
@@ -50,7 +51,12 @@ def eval_params(state: Any, params: Tree) -> Tree:
     if isinstance(params, HasEvalParams):
         return params.eval_params(params)
     state, result = unboxed(state), (plain := unboxed(params))
-    for one in _speakers(state):
+    speakers = list(_speakers(state))
+    if not speakers and any(True for _ in _speakers(plain)):
+        raise ValueError(
+            "the second argument has an average in it, the first has none: call eval_params(state, params)"
+        )
+    for one in speakers:
         try:
             said = one.eval_params(plain)
             result = jax.tree.map(lambda new, old: old if new is None else new, said, result, is_leaf=is_nothing)

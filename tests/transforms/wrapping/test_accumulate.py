@@ -179,6 +179,13 @@ def test_weights_of_a_sum_and_of_nothing():
     assert tx.update({"w": 3.0}, tx.init({"w": 0.0}), weight=0.0)[0]["w"] == 0.0
 
 
+@pytest.mark.parametrize("weight, error", [(-1, ValueError), (jnp.ones(2), TypeError), (None, TypeError)])
+def test_what_is_no_weight(weight, error):
+    tx = MultiSteps(sgd(1.0), 2)
+    with pytest.raises(error, match="weight must be"):
+        tx.update({"w": 1.0}, tx.init({"w": 0.0}), weight=weight)
+
+
 def test_skipped_mini_steps_have_no_weight():
     tx = MultiSteps(sgd(1.0), 2, should_skip_update_fn=skip_not_finite)
     state = tx.init({"w": 0.0})

@@ -167,3 +167,9 @@ def test_synced_params_have_buffers_of_their_own():
     assert_close(tuple(synced), (params, params))
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, synced))]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_swapped_arguments():
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"call eval_params\(state, params\)"):
+        eval_params(params, chain(adam(0.1), params_ema(0.9)).init(params))
