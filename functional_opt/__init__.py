@@ -1,5 +1,6 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are also data, and a Keras facade for them."""
 
+import importlib as _importlib
 import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
@@ -285,10 +286,6 @@ from .transforms.clipping.zclip import zclip as zclip
 from .transforms.combining.chain import chain as chain
 from .transforms.combining.chain import identity as identity
 from .transforms.combining.chain import named_chain as named_chain
-from .transforms.combining.conditional import ConditionallyMaskState as ConditionallyMaskState
-from .transforms.combining.conditional import ConditionallyTransformState as ConditionallyTransformState
-from .transforms.combining.conditional import conditionally_mask as conditionally_mask
-from .transforms.combining.conditional import conditionally_transform as conditionally_transform
 from .transforms.combining.groups import groups as groups
 from .transforms.combining.select import MaskedState as MaskedState
 from .transforms.combining.select import MultiTransformState as MultiTransformState
@@ -375,6 +372,10 @@ from .transforms.wrapping.accumulate import skip_not_finite as skip_not_finite
 from .transforms.wrapping.complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from .transforms.wrapping.complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from .transforms.wrapping.complex import split_real_and_imaginary as split_real_and_imaginary
+from .transforms.wrapping.conditional import ConditionallyMaskState as ConditionallyMaskState
+from .transforms.wrapping.conditional import ConditionallyTransformState as ConditionallyTransformState
+from .transforms.wrapping.conditional import conditionally_mask as conditionally_mask
+from .transforms.wrapping.conditional import conditionally_transform as conditionally_transform
 from .transforms.wrapping.ema_nesterov import EmaNesterovState as EmaNesterovState
 from .transforms.wrapping.ema_nesterov import ema_nesterov as ema_nesterov
 from .transforms.wrapping.evaluate import ParamsEmaState as ParamsEmaState
@@ -424,6 +425,8 @@ if not _TYPE_CHECKING:  # to type checkers, it would make any name an attribute
     )
 
     def __getattr__(name: str):
+        if name in ("interop", "keras"):  # imported when they are used, as they take long
+            return _importlib.import_module(f"{__name__}.{name}")
         hint = "; it is not an optimizer: keep importing it from optax" if name in _ONLY_IN_OPTAX else ""
         raise AttributeError(
             f"module 'functional_opt' has no attribute {name!r}{hint}", name=name, obj=_sys.modules[__name__]

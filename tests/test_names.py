@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import subprocess
+import sys
 
 import optax
 import pytest
@@ -33,6 +35,11 @@ def test_names_that_only_optax_has():
     with pytest.raises(AttributeError, match="has no attribute 'adan_w'$") as e:
         getattr(fo, "adan_w")  # noqa: B009
     assert (e.value.name, e.value.obj) == ("adan_w", fo)  # by which Python suggests a name
+
+
+def test_packages_that_are_imported_when_used():
+    code = "import functional_opt as fo, sys; assert 'functional_opt.keras' not in sys.modules; fo.keras.optimizers"
+    subprocess.run([sys.executable, "-c", code + "; fo.interop"], check=True)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,6 @@ from .clipping.clip import unitwise_clip as unitwise_clip
 from .clipping.clip import unitwise_norm as unitwise_norm
 from .combining.chain import chain as chain
 from .combining.chain import named_chain as named_chain
-from .combining.conditional import ConditionallyMaskState as ConditionallyMaskState
-from .combining.conditional import ConditionallyTransformState as ConditionallyTransformState
-from .combining.conditional import ConditionFn as ConditionFn
-from .combining.conditional import conditionally_mask as conditionally_mask
-from .combining.conditional import conditionally_transform as conditionally_transform
 from .combining.select import MaskedState as MaskedState
 from .combining.select import PartitionState as PartitionState
 from .combining.select import freeze as freeze
@@ -41,6 +36,11 @@ from .wrapping.accumulate import MultiStepsState as MultiStepsState
 from .wrapping.accumulate import ShouldSkipUpdateFunction as ShouldSkipUpdateFunction
 from .wrapping.accumulate import skip_large_updates as skip_large_updates
 from .wrapping.accumulate import skip_not_finite as skip_not_finite
+from .wrapping.conditional import ConditionallyMaskState as ConditionallyMaskState
+from .wrapping.conditional import ConditionallyTransformState as ConditionallyTransformState
+from .wrapping.conditional import ConditionFn as ConditionFn
+from .wrapping.conditional import conditionally_mask as conditionally_mask
+from .wrapping.conditional import conditionally_transform as conditionally_transform
 from .wrapping.flatten import flatten as flatten
 from .wrapping.guard import ApplyIfFiniteState as ApplyIfFiniteState
 from .wrapping.guard import ZeroNansState as ZeroNansState

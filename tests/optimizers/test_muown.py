@@ -67,5 +67,5 @@ def test_norms_grow_less_than_with_muon(dtype):
 
 
 def test_vectors_are_refused():
-    with pytest.raises(ValueError, match=r"updates\['b'\] has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"params\['b'\] has shape \(3,\)"):
         fo.weight_normalized(fo.sgd(0.1), fo.sgd(0.1)).init({"b": jnp.ones(3)})

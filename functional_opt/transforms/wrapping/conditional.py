@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ...core.checks import Static
 from ...core.slots import Counter, States
 from ...core.transformation import GradientTransformation, Transformation, increment, transformation, zero_count
-from ..wrapping.guard import update_if
+from .guard import update_if
 
 ConditionFn = Callable[..., Any]
 """`f(step, **extra)`, which returns a bool scalar; see `conditionally_transform`."""
