@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,8 @@ def interleave(
     with Progress() as progress:
         row = progress.add_task(what, total=rounds + 1)
         for i in range(rounds + 1):
-            for name, run in contenders.items():
+            # in another order each time, because what ran before leaves spinning threads and full caches behind
+            for name, run in random.Random(i).sample(list(contenders.items()), len(contenders)):
                 start = time.perf_counter()
                 for _ in range(calls):
                     run()
