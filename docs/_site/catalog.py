@@ -124,7 +124,7 @@ def entries() -> dict[str, Entry]:
             raise ValueError(f"functional_opt.{name} has no page: give it a line in docs/inventory.md")
         page, anchor = (f"{kind}s", slug(name)) if kind in ("state", "type") else (name, "")
         found[name] = Entry(name, x, kind, page, anchor, section, row)
-    modules = {name for name, x in vars(fo).items() if inspect.ismodule(x)} - INNER
+    modules = {name for name, x in vars(fo).items() if inspect.ismodule(x) and name[0] != "_"} - INNER
     if missing := modules - set(MODULES):
         raise ValueError(f"functional_opt.{missing.pop()} has no page: give it a title in docs/_site/catalog.py")
     known = {id(entry.value) for entry in found.values() if entry.kind != "type"}
