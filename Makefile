@@ -2,7 +2,7 @@
 # optimizers on a character transformer.  make distributed: trains it on two processes of four
 # devices each.  make test: sets everything up and tests.
 # make test-versions: a selection of the tests on the newest Python and JAX, and on the lowest.
-# make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan.
+# make check: ruff, pyright and the doctests.  make sanitize: the kernels under ASan, UBSan and TSan, and on ARM.
 # make docs: builds the documentation into out/docs and runs all of its code.
 # make mutants: puts mistakes into a copy of the library, one at a time, and runs the tests that must notice.
 # make bench: speed, side by side with peers.
