@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import functional_opt as fo
 from functional_opt.analysis.placed import Placed, as_bytes
 from functional_opt.analysis.summary import size
+from functional_opt.core import kernels
 from functional_opt.core.slots import slots_of
 from functional_opt.transforms.combining.nesting import walk
 
@@ -168,7 +169,7 @@ def _taken(tx: Any) -> tuple[str, Any]:
             jax.eval_shape(tx.init, params)
             return words, params
         except ValueError as e:
-            if "matrix" not in str(e) and "in no pair" not in str(e):
+            if "matri" not in str(e) and "in no pair" not in str(e):
                 raise
     raise ValueError(f"TAKEN has no params for {tx}")
 
@@ -184,8 +185,37 @@ def _kernel(tx: Any, state: Any, params: Any) -> tuple[str, ...]:
     def record(state: Any, params: Any) -> None:
         found.extend(op.name for op in tx.as_kernel(state, params) or ())
 
+    def record_steps(state: Any, params: Any) -> None:
+        updates, _ = tx.update(params, state, params)
+        for operations, results in recorder.steps:  # the outermost is the last
+            if list(map(id, jax.tree.leaves(updates))) == list(map(id, results)):
+                found[:] = [op.name for op in operations]
+
     jax.eval_shape(record, state, params)
+    if not found:  # an update may describe itself only when it is called, as that of MultiSteps
+        recorder = _Recorder()
+        kernels.install(recorder)
+        try:
+            jax.eval_shape(record_steps, state, params)
+        except (TypeError, ValueError):
+            pass  # it needs other arguments
+        finally:
+            kernels.install(fo.native.CPUKernels())
     return tuple(found)
+
+
+class _Recorder(kernels.XLA):
+    """Records the operations of each step for which there is a kernel, and the updates that the step gives."""
+
+    def __init__(self):
+        self.steps: list[tuple[tuple, list]] = []
+
+    def step(self, operations, pure, updates, state, params):
+        known = operations()
+        updates, state = pure(updates, state, params)
+        if known:
+            self.steps.append((known, jax.tree.leaves(updates)))
+        return updates, state
 
 
 @functools.cache
