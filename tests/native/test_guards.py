@@ -293,13 +293,3 @@ def test_random_programs_under_sanitizers(name, tmp_path):
         pytest.skip(why)
     done = sanitize.run(sanitize.SANITIZERS[name], Path(tmp_path), seed=0, count=100, quick=True)
     assert done.returncode == 0, done.stderr[:3000]
-
-
-def test_random_programs_on_arm(tmp_path):
-    """The same bits as here, infinite numbers and NaN included."""
-    why = sanitize.why_not_on_arm()
-    if why is not None:
-        pytest.skip(why)
-    here, there = sanitize.run_on_arm(Path(tmp_path), seed=0, count=200)
-    assert here.returncode == there.returncode == 0, there.stderr[:3000]
-    assert here.stdout == there.stdout

@@ -281,7 +281,7 @@ def test_every_code_and_scale(rule, field, code):
     args = params, state, {"w": jnp.full((64, 256), 1e-30)}
     assert uses_kernel(stepper(tx), *args)
     ours, pure = jax.jit(stepper(tx))(*args), purely(stepper(tx), *args)
-    np.testing.assert_allclose(ours[0]["w"], pure[0]["w"], rtol=2**-22)
+    np.testing.assert_allclose(ours[0]["w"], pure[0]["w"], rtol=2**-21, atol=2**-124)  # products near the smallest
     np.testing.assert_allclose(ours[1].scale[0]["w"], pure[1].scale[0]["w"], rtol=2**-15)
     x, y = (np.asarray(fo.tree.get(state, field)["w"], "float32") for _, state in (ours, pure))
     assert np.abs(x - y).max() <= 1 and (x != y).mean() <= 0.001

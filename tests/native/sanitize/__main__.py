@@ -60,7 +60,7 @@ def run_on_arm(folder: Path, seed: int, count: int) -> list[subprocess.Completed
     A product and a sum stay two operations, because compilers choose other pairs of them for other processors.
     """
     cross, emulator = ARM
-    flags = ["-O3", "-ffp-contract=off", "-w"]
+    flags = ["-O3", "-ffp-contract=off", "-w", "-DFUNCTIONAL_OPT_PORTABLE"]
     here = _built(compiler(), flags, folder / "here")
     there = _built(cross, [*flags, "-static"], folder / "there")
     return [_run(command, seed, count) for command in ([here], [emulator, there])]
