@@ -1,7 +1,6 @@
 """Gradient-based optimizers for JAX: pure `(init, update)` pairs that are also data, and a Keras facade for them."""
 
 import importlib as _importlib
-import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import contrib as contrib
@@ -28,6 +27,7 @@ from .core.apply import periodic_update as periodic_update
 from .core.kernels import install as _install_kernels
 from .core.linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from .core.linear_algebra import power_iteration as power_iteration
+from .core.names import no_attribute as _no_attribute
 from .core.norms import global_norm as global_norm
 from .core.numerics import safe_increment as safe_increment
 from .core.numerics import safe_int32_increment as safe_int32_increment
@@ -427,10 +427,8 @@ if not _TYPE_CHECKING:  # to type checkers, it would make any name an attribute
     def __getattr__(name: str):
         if name in ("interop", "keras"):  # imported when they are used, as they take long
             return _importlib.import_module(f"{__name__}.{name}")
-        hint = "; it is not an optimizer: keep importing it from optax" if name in _ONLY_IN_OPTAX else ""
-        raise AttributeError(
-            f"module 'functional_opt' has no attribute {name!r}{hint}", name=name, obj=_sys.modules[__name__]
-        )
+        hint = "it is not an optimizer: keep importing it from optax" if name in _ONLY_IN_OPTAX else None
+        raise _no_attribute(__name__, name, hint)
 
 
 # Lower modules need these, but cannot import the modules that define them.

@@ -233,6 +233,18 @@ def operations_in_turn(transforms: tuple, states: Any, params: Any) -> tuple[Ker
 Operations = Callable[[], "tuple[KernelOp, ...] | None"]
 
 
+def accumulated(
+    scalars: AccumulateScalars, sums: Tree, links: tuple[KernelOp, ...] | None
+) -> tuple[KernelOp, ...] | None:
+    """Returns the operations that accumulate gradients in `sums` and, where a window closes, go on with `links`.
+
+    None if there are no links for a kernel, or if sums are not float32: the state would be rounded, the update not.
+    """
+    if links is None or any(x.dtype != np.float32 for x in jax.tree.leaves(sums)):
+        return None
+    return KernelOp("accumulate", scalars, (sums,)), KernelOp("gate", (scalars.close,)), *links
+
+
 class Kernels(Protocol):
     """The calls that kernels may serve."""
 

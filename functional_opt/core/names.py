@@ -1,6 +1,7 @@
-"""did_you_mean, meant_by: which argument a name that is not one may stand for."""
+"""did_you_mean, meant_by: which argument a name that is not one may stand for; no_attribute: an error for modules."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 ELSEWHERE = {
@@ -49,3 +50,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     else:
         hint = "."
     return f"{hint} The arguments are {', '.join(known)}"
+
+
+def no_attribute(module: str, name: str, hint: str | None = None) -> AttributeError:
+    """Returns the error for a name that a module lacks, with what Python needs to suggest another."""
+    why = "" if hint is None else f"; {hint}"
+    return AttributeError(f"module {module!r} has no attribute {name!r}{why}", name=name, obj=sys.modules[module])

@@ -1,8 +1,8 @@
 """The stateful facade: Keras's optimizers on JAX. To port a script, change its import."""
 
-import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+from ..core.names import no_attribute as _no_attribute
 from . import optimizers as optimizers
 from . import random as random
 from .engine.function import function as function
@@ -27,7 +27,4 @@ if not _TYPE_CHECKING:  # to type checkers, it would make any name an attribute
     }
 
     def __getattr__(name: str):
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=_sys.modules[__name__]
-        )
+        raise _no_attribute(__name__, name, _ELSEWHERE.get(name))

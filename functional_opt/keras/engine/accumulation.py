@@ -40,10 +40,7 @@ def update_with_mean(
         return updates, (sums, inner)
 
     def operations():
-        links = kernels.operations_of(tx, state[1], values)
-        if links is None or any(x.dtype != jnp.float32 for x in state[0].values()):
-            return None
-        scalars = kernels.AccumulateScalars(take=1, mean=0, weight=1, total=1, close=now, share=1 / n)
-        return kernels.KernelOp("accumulate", scalars, (state[0],)), kernels.KernelOp("gate", (now,)), *links
+        scalars = kernels.AccumulateScalars(take=1, mean=0, weight=1, total=1, share=1 / n, close=now)
+        return kernels.accumulated(scalars, state[0], kernels.operations_of(tx, state[1], values))
 
     return kernels.step_of(operations, pure, grads, state, values)

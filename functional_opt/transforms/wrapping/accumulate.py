@@ -106,15 +106,9 @@ class MultiSteps(GradientTransformation):
             return cast_tree_like(new, updates if params is None else params), new_state
 
         def operations():
-            links = kernels.operations_of(self.opt, state.inner_opt_state, params)
-            if links is None or self.accumulator_dtype != jnp.float32:
-                return None
             scalars = kernels.AccumulateScalars(~skip, self.use_grad_mean, weight, divisor, 1, close)
-            return (
-                kernels.KernelOp("accumulate", scalars, (state.acc_grads,)),
-                kernels.KernelOp("gate", (close,)),
-                *links,
-            )
+            links = kernels.operations_of(self.opt, state.inner_opt_state, params)
+            return kernels.accumulated(scalars, state.acc_grads, links)
 
         return kernels.step_of(operations, pure, updates, state, params)
 
